@@ -1,0 +1,360 @@
+"""From a Document to tensors: everything Flamingo reads is an ordered list of texts and pictures.
+
+A web page, a captioned picture, a captioned clip, a few-shot prompt and a chat are all a `Document`.
+This file tells how a Document becomes what the model eats (Flamingo §2.1, §3.1.4 and appendix A.1):
+
+    Document([Media, "Output: a red ring.", Media, ...])
+       │  encode: insert <BOS>, <image>, <EOC>; find for each token the one picture it may look at
+       ▼
+    tokens (T,)   image_index (T,)   loss_mask (T,)   media [Media, ...]
+       │  collate: pad
+       ▼
+    Batch of tokens (B,T), image_index (B,T), targets (B,T), media [[Media, ...], ...]
+
+Shapes: B batch, T tokens, N images in the sequence, F frames, H and W pixels.
+"""
+import base64
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Callable
+
+import numpy as np
+import tiktoken
+import torch
+from PIL import Image
+
+from kit.configurator import BadInput, BadItem
+
+# ---------------------------------------------------------------------------------------------
+# Documents
+
+
+@dataclass
+class Media:
+    """One picture, or one clip. `load()` gives its frames as RGB pictures; one frame = a picture.
+
+    `key` names the exact pixels: two Media with the same key look the same, so whatever was computed
+    from one (frozen features) may be reused for the other. An empty key promises nothing.
+    `load` must survive pickling (a functools.partial of a top-level function does), so that worker
+    processes can decode. It raises `kit.configurator.BadItem` where the file is damaged.
+    """
+    key: str
+    load: Callable[[], list]
+
+
+class Given(str):
+    """Text that a reader supplies and the model need not learn to predict ("Output:", a question)."""
+
+
+@dataclass
+class Document:
+    """Ordered pieces: `str` (learned), `Given` (read, not learned) and `Media`.
+
+    kind: 'page'      a web page: a picture may belong to the text before it or after it, nobody knows
+          'examples'  picture, then its text, several times: a few-shot prompt with all its answers
+          'pair'      one picture or clip and its caption
+          'prompt'    like examples, but the last text is unfinished
+    """
+    pieces: list
+    kind: str = 'page'
+    where: str = ''  # file and line, for messages
+
+
+@dataclass
+class Example:
+    """A picture, what is asked about it ("Output:", "Question: … Answer:"), and the answer. media may be None: text only."""
+    media: Media | None
+    prompt: str
+    answer: str
+
+    def pieces(self, learned=True, answered=True):
+        """-> Document pieces. The answer follows the prompt after a space, in training and in prompts alike."""
+        answer = [' ' + self.answer if learned else Given(' ' + self.answer)] if answered else []
+        return [*([] if self.media is None else [self.media]), Given(self.prompt), *answer]
+
+
+@dataclass
+class Episode:
+    """A few-shot task: examples to learn from, and a query whose answer is the truth (§4, appendix A.2).
+
+    choices: the answers to choose from, by log-likelihood; None: the answer is generated.
+    check(text) -> bool says whether a generated answer is right; by default when it is the same text.
+    """
+    support: list
+    query: Example
+    choices: list | None = None
+    check: Callable[[str], bool] | None = None
+
+    def document(self):
+        pieces = [piece for example in self.support for piece in example.pieces()]
+        return Document(pieces + self.query.pieces(answered=False), 'prompt')
+
+    def is_right(self, text):
+        if self.check is not None:
+            return self.check(text)
+        return text.strip().rstrip('.').lower() == self.query.answer.strip().rstrip('.').lower()
+
+
+# ---------------------------------------------------------------------------------------------
+# Tokenizer
+
+# GPT-2's own pattern: contractions, words with their leading space, numbers, punctuation, spaces.
+SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+class Tokenizer:
+    """Byte-level BPE (tiktoken) and four ids that no text can ever produce.
+
+    Ids 0 … V-1 belong to the language model and are frozen with it: the BPE ranks, then <BOS> and <PAD>.
+    Ids V and V+1 are <image> and <EOC>, which the language model never met: Flamingo trains their two
+    rows itself (§3.1.3, and appendix A.1.1: <EOC> is the only thing it adds to the vocabulary).
+    """
+
+    def __init__(self, ranks, pattern=SPLIT, bos=None, pad=None):
+        n = len(ranks)
+        if sorted(ranks.values()) != list(range(n)):
+            raise BadInput(f'tokenizer: the ranks must be 0 … {n - 1}, each once')
+        self.ranks, self.pattern = ranks, pattern
+        self.bos = n if bos is None else bos
+        self.pad = n + 1 if pad is None else pad
+        self.n_vocab = max(n, self.bos + 1, self.pad + 1)  # V: what the language model knows
+        self.image, self.eoc = self.n_vocab, self.n_vocab + 1
+
+    @cached_property
+    def _bpe(self):
+        # No special tokens are handed to tiktoken at all: "<image>" typed by a person stays seven letters.
+        return tiktoken.Encoding('nanoflamingo', pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens={})
+
+    def encode(self, text):
+        """str -> list of ids below V; never <BOS>, <PAD>, <image> or <EOC>, whatever the text says."""
+        return self._bpe.encode_ordinary(text)
+
+    def decode(self, ids):
+        """list of ids -> str; the four special ids are left out."""
+        return self._bpe.decode([i for i in ids if i < len(self.ranks)], errors='replace')
+
+    @classmethod
+    def load(cls, path):
+        """Read a tiktoken file: a base64 token and its rank on each line."""
+        ranks = {}
+        try:
+            with open(path, 'rb') as f:
+                for number, line in enumerate(f, 1):
+                    token, rank = line.split()
+                    ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except OSError as e:
+            raise BadInput(f'{path}: {e.strerror}') from e
+        except ValueError as e:
+            raise BadInput(f'{path}:{number}: not a "base64-token rank" line') from e
+        return cls(ranks)
+
+    def save(self, path):
+        with open(path, 'wb') as f:
+            for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
+                f.write(base64.b64encode(token) + b' %d\n' % rank)
+
+    def state(self):
+        """Plain values for a checkpoint; `from_state` is the way back."""
+        tokens = sorted(self.ranks, key=self.ranks.get)
+        return {'tokens': [base64.b64encode(t).decode() for t in tokens], 'pattern': self.pattern, 'bos': self.bos, 'pad': self.pad}
+
+    @classmethod
+    def from_state(cls, state):
+        ranks = {base64.b64decode(t): i for i, t in enumerate(state['tokens'])}
+        return cls(ranks, state['pattern'], state['bos'], state['pad'])
+
+
+# ---------------------------------------------------------------------------------------------
+# Document -> tokens
+
+
+@dataclass
+class Encoded:
+    """One sequence: tokens, image_index and loss_mask are numpy arrays of one length T; media are the pictures its
+    <image> tags stand for, in order."""
+    tokens: np.ndarray       # int64
+    image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
+    loss_mask: np.ndarray    # bool: is there something to learn in predicting this token?
+    media: list
+
+
+def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5, blind_loss=True):
+    """Document -> Encoded (appendix A.1.1).
+
+    <BOS> text <EOC> <image> text <EOC> <image> text <EOC>        (<EOC> before each image and at the end)
+
+    n_token, n_image: L and N, at most this long; None for no limit. A longer page gives a window of L tokens that
+        starts at a random place (at its beginning without an rng), ending before the N+1st picture. A tag is one
+        token, so no window can cut a picture from its tag; text whose picture is outside sees none.
+    rng: a numpy Generator; without one, nothing is left to chance: previous picture, no added space.
+    p_next: for a page, the chance that its text sees the picture after it instead of the one before it. *Why:* on
+        the web both happen. Fixing either would teach the model to ignore half of the pages (Table 10: p_next 0 or 1
+        cost 1.1 and 0.3 points). The last text, with no picture after it, keeps the one before it.
+    p_space: for a pair, the chance of a space in front of its caption: "dog" and " dog" are different tokens, and a
+        prompt may end in either way.
+    blind_loss: whether text that sees no picture is learned too (OpenFlamingo leaves it out).
+
+    Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
+    Raises BadInput if the Document is a prompt and longer than n_token, or has more than n_image pictures.
+    """
+    tokens, index, learn, media = [tokenizer.bos], [0], [False], []
+    follow = document.kind == 'page' and rng is not None and rng.random() < p_next
+    total = sum(isinstance(piece, Media) for piece in document.pieces)
+    sees = min(1, total) if follow else 0   # what text sees now
+    open_chunk = False                      # is there anything since the last <EOC>?
+
+    def put(ids, image, learned):
+        tokens.extend(ids)
+        index.extend([image] * len(ids))
+        learn.extend([learned] * len(ids))
+
+    for piece in document.pieces:
+        if isinstance(piece, Media):
+            if open_chunk:
+                put([tokenizer.eoc], sees, True)
+            media.append(piece)
+            put([tokenizer.image], len(media), False)  # φ moves on at the tag itself (Figure 6)
+            sees = min(len(media) + 1, total) if follow else len(media)
+        else:
+            space = document.kind == 'pair' and rng is not None and rng.random() < p_space
+            put(tokenizer.encode(' ' + piece if space else piece), sees, not isinstance(piece, Given))
+        open_chunk = True
+    if open_chunk and document.kind != 'prompt':
+        put([tokenizer.eoc], sees, True)
+
+    tokens, index, learn = np.array(tokens), np.array(index), np.array(learn)
+    if document.kind == 'prompt':
+        if n_token is not None and len(tokens) > n_token:
+            raise BadInput(f'{document.where or "prompt"}: {len(tokens)} tokens are longer than the context of {n_token}')
+        if n_image is not None and len(media) > n_image:
+            raise BadInput(f'{document.where or "prompt"}: {len(media)} pictures are more than {n_image}')
+    else:
+        tokens, index, learn, media = window(tokens, index, learn, media, tokenizer.image, n_token, n_image, rng)
+    if not blind_loss:
+        learn &= index > 0
+    return Encoded(tokens, index, learn, media)
+
+
+def window(tokens, index, learn, media, image_token, n_token, n_image, rng):
+    """Cut at most n_token tokens and n_image pictures out of a sequence, at random; pictures are counted anew."""
+    start, stop = 0, len(tokens)
+    if n_token is not None and stop > n_token:
+        start = int(rng.integers(stop - n_token + 1)) if rng is not None else 0
+        stop = start + n_token
+    tags = np.flatnonzero(tokens == image_token)                    # where each picture's tag stands
+    first = int(np.searchsorted(tags, start))                       # pictures before the window
+    kept = tags[(tags >= start) & (tags < stop)]
+    if n_image is not None and len(kept) > n_image:
+        stop, kept = int(kept[n_image]), kept[:n_image]
+    tokens, index, learn = tokens[start:stop], index[start:stop] - first, learn[start:stop].copy()
+    index = np.where((index >= 1) & (index <= len(kept)), index, 0)  # pictures outside are not seen
+    if len(learn):
+        learn[0] = False                                            # nothing stands before it to predict it from
+    return tokens, index, learn, media[first:first + len(kept)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Sequences -> one batch
+
+
+@dataclass
+class Batch:
+    """Padded sequences. tokens, image_index, targets (B,T) int64; length (B,); media: B lists of Media.
+
+    targets are the tokens moved by one, and -100 where there is nothing to learn.
+    """
+    tokens: torch.Tensor
+    image_index: torch.Tensor
+    targets: torch.Tensor
+    length: torch.Tensor
+    media: list
+
+
+def collate(sequences, tokenizer):
+    """list of Encoded -> Batch, padded on the right with <PAD>. Padding sees no picture and is never learned."""
+    b, t = len(sequences), max(len(s.tokens) for s in sequences)
+    tokens = np.full((b, t), tokenizer.pad)
+    image_index = np.zeros((b, t), dtype=np.int64)
+    targets = np.full((b, t), -100)
+    for row, s in enumerate(sequences):
+        n = len(s.tokens)
+        tokens[row, :n] = s.tokens
+        image_index[row, :n] = s.image_index
+        targets[row, :n - 1] = np.where(s.loss_mask[1:], s.tokens[1:], -100)  # position ℓ predicts token ℓ+1
+    length = torch.tensor([len(s.tokens) for s in sequences])
+    return Batch(*map(torch.from_numpy, (tokens, image_index, targets)), length, [s.media for s in sequences])
+
+
+# ---------------------------------------------------------------------------------------------
+# Pictures -> pixels
+
+
+def to_pixels(image, size):
+    """PIL RGB picture -> (3,size,size) uint8: aspect kept, longer side resized, the rest filled with the picture's
+    mean colour (appendix A.1.2)."""
+    if image.size != (size, size):
+        scale = size / max(image.size)
+        w, h = (max(1, round(side * scale)) for side in image.size)
+        # BOX would do for shrinking; BICUBIC with its widened window is right in both directions.
+        small = image.resize((w, h), Image.Resampling.BICUBIC)
+        if (w, h) != (size, size):
+            mean = tuple(int(round(c)) for c in np.asarray(small).reshape(-1, 3).mean(0))
+            image = Image.new('RGB', (size, size), mean)
+            image.paste(small, ((size - w) // 2, (size - h) // 2))
+        else:
+            image = small
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def load_pixels(media, size, n_frame):
+    """Media -> (F,3,size,size) uint8, F ≤ n_frame frames spread evenly. Raises BadItem where it cannot be read."""
+    frames = media.load()
+    if not frames:
+        raise BadItem('empty', media.key, 'no frames')
+    if len(frames) > n_frame:
+        frames = [frames[round(i * (len(frames) - 1) / max(n_frame - 1, 1))] for i in range(n_frame)]
+    return np.stack([to_pixels(frame, size) for frame in frames])
+
+
+def stack_frames(media, frames):
+    """B lists of Media -> (B,N,F,…) tensor, zero where there is no frame, and frame_mask (B,N,F) bool.
+
+    `frames(media)` gives one of them as a tensor (F,…): its pixels, or its features. Without any: (None, None).
+    """
+    arrays = [[frames(m) for m in row] for row in media]
+    n = max(len(row) for row in arrays)
+    if n == 0:
+        return None, None
+    f = max(len(a) for row in arrays for a in row)
+    one = next(a for row in arrays for a in row)
+    stacked = torch.zeros(len(arrays), n, f, *one.shape[1:], dtype=one.dtype)
+    mask = torch.zeros(len(arrays), n, f, dtype=torch.bool)
+    for b, row in enumerate(arrays):
+        for i, a in enumerate(row):
+            stacked[b, i, :len(a)] = a
+            mask[b, i, :len(a)] = True
+    return stacked, mask
+
+
+def augment(pixels, rng, flip=False, strength=1.0):
+    """A batch of pictures (N,3,H,W) uint8, each turned, scaled, moved and recoloured a little -> the same, uint8.
+
+    Random colour and flips are the paper's augmentation of the contrastive stage; flips are off where left and
+    right, or letters, mean something. Pixels that come into view take the colour of the nearest edge.
+    """
+    n = len(pixels)
+    draw = lambda low, high, *shape: torch.from_numpy(rng.uniform(low, high, (n, *shape)).astype(np.float32))
+    x = pixels.float() / 255
+    angle = draw(-0.25, 0.25) * strength                                        # radians
+    scale = torch.exp(draw(-0.2, 0.2) * strength)
+    shift = draw(-0.15, 0.15, 2) * strength
+    mirror = torch.where(draw(0, 1) < 0.5, -1.0, 1.0) if flip else torch.ones(n)
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    theta = torch.stack([torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1)
+    where = torch.nn.functional.affine_grid(theta, x.shape, align_corners=False)
+    x = torch.nn.functional.grid_sample(x, where, padding_mode='border', align_corners=False)
+    grey = x.mean(1, keepdim=True)
+    x = grey + (x - grey) * (1 + strength * draw(-0.5, 0.5, 1, 1, 1))           # saturation
+    x = x * (1 + strength * draw(-0.25, 0.25, 3, 1, 1))                         # colour cast
+    x = (x - 0.5) * (1 + strength * draw(-0.3, 0.3, 1, 1, 1)) + 0.5 + strength * draw(-0.15, 0.15, 1, 1, 1)
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)

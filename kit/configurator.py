@@ -1,0 +1,233 @@
+"""Command-line overrides, the choice of device and precision, and one-line errors.
+
+A script lists its keys, each with a default and one line of meaning:
+
+    keys = {'out_dir': ('out', 'folder for everything the run leaves behind'), 'lr': (3e-4, 'peak learning rate')}
+    config = configure(keys)    # python train.py config/tiny.py --lr=1e-3
+
+As in nanoGPT, config files and `--key=value` are read from left to right and the later one wins. Unlike
+in nanoGPT, a config file is never executed, so reading a stranger's is safe: it may hold comments,
+docstrings and `name = literal` lines only.
+"""
+import ast
+import contextlib
+import difflib
+import errno
+import math
+import os
+import sys
+from types import SimpleNamespace
+
+import torch
+
+# ---------------------------------------------------------------------------------------------
+# Two kinds of error
+
+
+class BadInput(ValueError):
+    """A mistake of the user's: the message is one clear line that says what is wrong, and where."""
+
+
+class BadItem(Exception):
+    """One damaged item of a data set; readers count these by `kind` and go on.
+
+    kind: a word or two ('truncated', 'missing', 'empty caption'); where: file and line; message: details.
+    """
+
+    def __init__(self, kind, where, message=''):
+        super().__init__(kind, where, message)  # all three, or it would not survive the way back from a worker process
+        self.kind, self.where, self.message = kind, where, message
+
+    def __str__(self):
+        return f'{self.where}: {self.kind}' + (f' ({self.message})' if self.message else '')
+
+
+# ---------------------------------------------------------------------------------------------
+# Configuration
+
+
+def configure(keys, argv=None, usage=''):
+    """Read the command line. `--help` or `-h` prints `usage` and every key, and exits.
+
+    keys: {name: (default, one line of meaning)}, defaults being bool, int, float or str;
+    argv: list of str, sys.argv[1:] unless given. Returns a namespace with every key, and with `given`: the
+    set of the keys that a config file or the command line set. Raises BadInput.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    on_command_line = keys | {'debug': (False, 'show the full traceback of an error')}
+    if '--help' in argv or '-h' in argv:
+        print_help(on_command_line, usage)
+        sys.exit(0)
+    overrides = {}
+    for argument in argv:
+        if argument.startswith('-'):
+            name, equals, text = argument.lstrip('-').partition('=')
+            check_known(name, on_command_line, argument)
+            if not equals or not argument.startswith('--'):
+                raise BadInput(f'{argument}: write --key=value, here --{name}={text or "..."}')
+            overrides[name] = parse(text, on_command_line[name][0], argument)
+        else:
+            overrides.update(read_config_file(argument, keys))
+    if 'debug' not in keys:
+        overrides.pop('debug', None)  # it is for `command`, and no part of a run's configuration
+    values = {name: default for name, (default, _) in keys.items()} | overrides
+    return SimpleNamespace(**values, given=set(overrides))
+
+
+def read_config_file(path, keys):
+    """A Python file of `name = literal` lines -> {name: value}. Nothing in it is executed. Raises BadInput."""
+    if not os.path.exists(path):
+        hint = f' (write --{path} to set a key)' if '=' in path else ''
+        raise BadInput(f'no such config file: {path}{hint}')
+    if not os.path.isfile(path):
+        raise BadInput(f'{path}: not a file; a config file was expected')
+    try:
+        with open(path, 'rb') as f:
+            source = f.read().decode('utf-8-sig')
+        statements = ast.parse(source).body
+    except OSError as e:
+        raise BadInput(f'{path}: {e.strerror}') from e
+    except UnicodeDecodeError as e:
+        line = e.object[:e.start].count(b'\n') + 1
+        raise BadInput(f'{path}:{line}: not UTF-8 text') from e
+    except SyntaxError as e:
+        raise BadInput(f'{path}:{e.lineno or 1}: {e.msg}') from e
+    except (ValueError, RecursionError, MemoryError) as e:  # null bytes, or brackets nested without end
+        raise BadInput(f'{path}:1: not a config file ({e or "nested too deeply"})') from e
+
+    values = {}
+    for statement in statements:
+        where = f'{path}:{statement.lineno}'
+        match statement:
+            case ast.Expr(value=ast.Constant(value=str())):
+                continue  # a docstring
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                check_known(name, keys, where)
+            case _:
+                raise BadInput(f'{where}: config files hold only "name = literal" lines and comments')
+        try:
+            value = ast.literal_eval(statement.value)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as e:
+            raise BadInput(f'{where}: {name} must be a literal such as 3, 0.1, True or "text"; nothing is computed here') from e
+        default = keys[name][0]
+        if isinstance(value, str) != isinstance(default, str):
+            raise BadInput(f'{where}: {name} must be {wanted(default)}, not {value!r}')
+        text = value if isinstance(value, str) else repr(value)
+        values[name] = parse(text, default, f'{where}: {name} = {text}')
+    return values
+
+
+def check_known(name, keys, where):
+    """Raises BadInput with the nearest valid key, if `name` is not one."""
+    if name not in keys:
+        nearest = difflib.get_close_matches(name.replace('-', '_').lower(), keys, n=1, cutoff=0)
+        raise BadInput(f'{where}: unknown key {name!r}' + (f'; did you mean {nearest[0]!r}?' if nearest else ''))
+
+
+def wanted(default):
+    """The values that may replace `default`, in words."""
+    return {bool: 'True or False', int: 'a whole number', float: 'a finite number', str: 'a text'}[type(default)]
+
+
+def parse(text, default, where):
+    """str -> a value of default's type. Raises BadInput."""
+    kind = type(default)
+    if kind is str:
+        return text  # verbatim: quotes, spaces and `=` are the user's own
+    try:
+        if kind is bool:
+            return {'True': True, 'true': True, '1': True, 'False': False, 'false': False, '0': False}[text]
+        if kind is int and '.' not in text and 'e' not in text.lower():
+            return int(text)
+        number = float(text)
+        if math.isfinite(number) and (kind is float or number.is_integer()):  # 1e3 is a whole number, 1.5 is none
+            return kind(number)
+    except (KeyError, ValueError):
+        pass
+    raise BadInput(f'{where}: expected {wanted(default)}')
+
+
+def print_help(keys, usage):
+    if usage:
+        print(usage.strip() + '\n')
+    rows = [(f'--{name}={default}', meaning) for name, (default, meaning) in keys.items()]
+    width = max(len(key) for key, _ in rows)
+    for key, meaning in rows:
+        print(f'  {key:<{width}}  {meaning}')
+
+
+# ---------------------------------------------------------------------------------------------
+# Device and precision
+
+
+def pick_device(device):
+    """'' or 'auto' -> the best device there is; any other name is checked. Returns str. Raises BadInput."""
+    if device in ('', 'auto'):
+        if torch.cuda.is_available():
+            return 'cuda'
+        return 'mps' if torch.backends.mps.is_available() else 'cpu'
+    try:
+        torch.device(device)
+    except RuntimeError as e:
+        raise BadInput(f'--device={device}: no such device; try auto, cpu, cuda, cuda:1 or mps') from e
+    try:
+        torch.empty(1, device=device)  # the one test that holds for every kind of device and every index
+    except Exception as e:  # which error it is depends on the device and on how torch was built
+        raise BadInput(f'--device={device}: not available on this machine; --device=auto takes what there is') from e
+    return device
+
+
+def pick_dtype(dtype, device):
+    """'auto', 'float32' or 'bfloat16' -> torch.dtype. Raises BadInput."""
+    if dtype == 'auto':
+        # Emulated bfloat16 (older cards) is slower than float32, so it does not count as support.
+        fast = torch.device(device).type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    if dtype == 'float16':
+        raise BadInput('--dtype=float16: its gradients underflow without loss scaling, which this code does not do; use bfloat16')
+    choices = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+    if dtype not in choices:
+        raise BadInput(f'--dtype={dtype}: expected auto, float32 or bfloat16')
+    return choices[dtype]
+
+
+def autocast(device, dtype):
+    """The context to run a forward in: mixed precision for bfloat16, nothing at all for float32."""
+    device_type = torch.device(device).type
+    if dtype == torch.float32 or device_type == 'meta':  # nothing is computed on meta
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, dtype)
+
+
+# ---------------------------------------------------------------------------------------------
+# Running a script
+
+
+def one_line(text):
+    """Newlines and other control characters written out (\\n), so that a message stays one line."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def command(main):
+    """Run a script's main(): a user's mistake ends it with one line on stderr and exit status 2.
+
+    `--debug=True` on the command line shows the traceback instead.
+    """
+    debug = {'--debug=True', '--debug=true', '--debug=1'} & set(sys.argv[1:])
+    try:
+        main()
+        sys.stdout.flush()  # a reader that has gone away is noticed here, not when Python shuts down
+    except (BadInput, BadItem, OSError, KeyboardInterrupt) as e:
+        if debug:
+            raise
+        if isinstance(e, KeyboardInterrupt):
+            sys.exit(130)  # as a shell counts: 128 + SIGINT
+        if isinstance(e, BrokenPipeError):  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush once more
+            sys.exit(141)  # 128 + SIGPIPE
+        if isinstance(e, OSError):
+            if e.filename is None and e.errno != errno.ENOSPC:
+                raise  # no file to name: more likely our mistake than the user's
+            e = e.strerror if e.filename is None else f'{e.filename}: {e.strerror}'
+        print(f'error: {one_line(e)}', file=sys.stderr)
+        sys.exit(2)

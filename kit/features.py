@@ -1,0 +1,80 @@
+"""What is worth keeping: the pixels of pictures, and what the frozen encoder said about them.
+
+Pages show the same pictures again and again, and the encoder never changes after its own stage. So a picture is
+decoded once and encoded once, and both are kept under the `key` that names its exact pixels.
+"""
+import torch
+
+from data import load_pixels, stack_frames
+
+
+class Kept(dict):
+    """A dict of tensors that drops its oldest when it holds more than `limit` bytes."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit, self.size = limit, 0
+
+    def keep(self, key, tensor):
+        self[key] = tensor
+        self.size += tensor.nbytes
+        while self.size > self.limit and len(self) > 1:
+            self.size -= self.pop(next(iter(self))).nbytes
+
+
+class Pixels:
+    """pixels(media) -> (F,3,H,W) uint8 of one Media, decoded once. Raises BadItem where it cannot be read."""
+
+    def __init__(self, image_size, n_frame, limit=512 << 20):
+        self.image_size, self.n_frame, self.kept = image_size, n_frame, Kept(limit)
+
+    def __call__(self, media):
+        if media.key in self.kept:
+            return self.kept[media.key]
+        pixels = torch.from_numpy(load_pixels(media, self.image_size, self.n_frame))
+        if media.key:
+            self.kept.keep(media.key, pixels)
+        return pixels
+
+
+class FrozenFeatures:
+    """features, frame_mask = FrozenFeatures(vision, pixels, device)(media)
+
+    media: B lists of data.Media -> features (B,N,F,S,D_v) float32 and frame_mask (B,N,F) bool on `device`, or
+    (None, None) if there is no picture at all. Padded images and frames are zero and never computed.
+
+    The encoder always runs on batches of exactly `CHUNK` frames, filled up where there are fewer: how its sums are
+    ordered may depend on the batch size, and a run that was interrupted and resumed must find the same features,
+    to the bit, as one that was not, whatever it finds them together with.
+    """
+    CHUNK = 32
+
+    def __init__(self, vision, pixels, device='cpu', limit=1 << 30):
+        self.vision, self.pixels, self.device, self.kept = vision, pixels, device, Kept(limit)
+
+    @torch.no_grad()
+    def encode(self, pixels):
+        """(M,3,H,W) uint8 -> (M,S,D_v) float32"""
+        out = []
+        for part in pixels.split(self.CHUNK):
+            full = torch.zeros(self.CHUNK, *part.shape[1:], dtype=torch.uint8)
+            full[:len(part)] = part
+            out.append(self.vision(self.vision.normalise(full.to(self.device)))[:len(part)].float().cpu())
+        return torch.cat(out)
+
+    def __call__(self, media):
+        found, new = {}, {}
+        for m in (m for row in media for m in row):
+            name = m.key or id(m)  # a picture without a key is encoded, and not kept
+            if name in self.kept:
+                found[name] = self.kept[name]
+            else:
+                new[name] = m
+        if new:
+            frames = [self.pixels(m) for m in new.values()]
+            for (name, m), f in zip(new.items(), self.encode(torch.cat(frames)).split([len(f) for f in frames])):
+                found[name] = f.clone()  # a copy of its own, or the whole batch would stay in memory
+                if m.key:
+                    self.kept.keep(name, found[name])
+        features, mask = stack_frames(media, lambda m: found[m.key or id(m)])
+        return (None, None) if features is None else (features.to(self.device), mask.to(self.device))

@@ -1,0 +1,597 @@
+"""Reading what people have on disk, whatever state it is in.
+
+    open_folder(path)  ──►  Pairs: a list of (picture, caption)  ──►  Pages: few-shot pages made of them
+          │                     │ document(i, rng)                       │ document(i, rng), text(i, rng)
+          ▼                     ▼                                        ▼
+      Report: what          Document([Media, 'a red ring'])       Document([Media, 'Output:', ' dax', Media, ...])
+      was left out
+
+Opening a source reads names and captions only; pictures are decoded when their Media is loaded. A stranger's
+data holds anything, so there are two kinds of trouble: the user pointed at the wrong thing (BadInput, one line),
+or a single item is damaged (BadItem, which is counted and skipped).
+"""
+import contextlib
+import functools
+import itertools
+import json
+import os
+import re
+import stat
+import warnings
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data import Document, Given, Media
+from kit.configurator import BadInput, BadItem
+
+RECOGNISED = ('a folder with metadata.jsonl (lines of {"file_name": ..., "text": ...}), '
+              'or a folder of class folders that hold pictures')
+
+SPLITS = ('train', 'val', 'valid', 'validation', 'test')  # what a top-level folder is called when it is a split
+
+PICTURES = ('.png .apng .jpg .jpeg .jfif .gif .webp .avif .bmp .tif .tiff .ppm .pgm .pbm .pnm .pfm .jp2 .ico').split()
+
+# Pillow's decoders that we use. Not all of them: EPS, for one, would run Ghostscript on a stranger's program.
+Image.init()
+FORMATS = [f for f in ('PNG', 'JPEG', 'MPO', 'GIF', 'WEBP', 'AVIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'ICO') if f in Image.OPEN]
+ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # not TIFF and MPO: those hold pages, or a second view of the same scene
+
+# Bounds, so that no file can fill the memory or take for ever.
+LIMIT_BYTES = 1 << 30   # of one picture file (some decoders read it whole)
+LIMIT_FRAMES = 10_000   # looked at in one animation
+LIMIT_LINE = 8 << 20    # bytes of one line of metadata.jsonl
+LIMIT_TEXT = 1 << 20    # bytes of one caption
+
+
+# ---------------------------------------------------------------------------------------------
+# One picture or clip
+
+@contextlib.contextmanager
+def only_bad_items(where):
+    """Whatever goes wrong inside leaves as a BadItem; warnings do not leave at all.
+
+    Python keeps one list of warnings to ignore for the whole process: decode in worker processes, not in threads.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    except BadItem:
+        raise
+    except FileNotFoundError as e:
+        raise BadItem('missing', where) from e
+    except PermissionError as e:
+        raise BadItem('unreadable', where) from e
+    except UnidentifiedImageError as e:
+        raise BadItem('not a picture', where) from e
+    except Image.DecompressionBombError as e:
+        raise BadItem('too large', where, str(e)) from e
+    except Exception as e:  # damaged files make decoders raise nearly anything: SyntaxError, struct.error, KeyError, ...
+        cut_short = isinstance(e, EOFError) or 'truncated' in str(e).lower()
+        raise BadItem('truncated' if cut_short else 'damaged', where, f'{type(e).__name__}: {e}') from e
+
+
+def read_frames(path, n_frame=8, limit_pixels=64_000_000):
+    """The frames of a picture (one), an animation, or a folder of frames (up to n_frame).
+
+    Animations are sampled at 1 frame a second (Flamingo §3.2). A folder of frames, in natural order (2 before
+    10), is taken to be at 1 frame a second already. What is longer than n_frame seconds is spread evenly.
+    Returns a list of PIL RGB pictures, at least one. Raises BadItem and nothing else.
+    """
+    path = os.fspath(path)
+    with only_bad_items(path):
+        if not os.path.isdir(path):
+            return read_file(path, n_frame, limit_pixels)
+        names = frame_names(path)
+        if not names:
+            raise BadItem('empty', path, 'a folder without pictures')
+        return [read_file(os.path.join(path, names[k]), 1, limit_pixels)[0] for k in spread(len(names), n_frame)]
+
+
+def read_file(path, n_frame, limit_pixels):
+    """`read_frames` of a single file."""
+    info = os.stat(path)
+    if not stat.S_ISREG(info.st_mode):
+        raise BadItem('not a file', path)  # opening a pipe would wait for ever
+    if info.st_size == 0:
+        raise BadItem('empty', path)
+    if info.st_size > LIMIT_BYTES:
+        raise BadItem('too large', path, f'{info.st_size} bytes')
+    with Image.open(path, formats=FORMATS) as image:
+        check_size(image, path, limit_pixels)  # as the header declares it: nothing is decoded yet
+        if n_frame == 1 or image.format not in ANIMATED:
+            return [to_rgb(image)]
+        first, milliseconds = timeline(image, path, limit_pixels)
+        frames = []
+        for k in sample_times(milliseconds, n_frame):
+            image.seek(first + k)
+            frames.append(to_rgb(image))
+        return frames
+
+
+def check_size(image, path, limit_pixels):
+    if image.width * image.height > limit_pixels:
+        raise BadItem('too large', path, f'{image.width} x {image.height} pixels')
+
+
+def timeline(image, path, limit_pixels):
+    """Play an animation once. Returns the number of its first frame and a list: how long each is shown, in ms."""
+    # Besides the number of frames, bound their pixels: ten thousand large frames would take hours.
+    most = max(1, min(LIMIT_FRAMES, 10 * limit_pixels // (image.width * image.height)))
+    first = 1 if getattr(image, 'default_image', False) else 0  # APNG: a still for viewers that cannot animate
+    milliseconds = []
+    for k in range(first, first + most):
+        try:
+            image.seek(k)
+        except EOFError:  # the end; asking for n_frames instead would walk through an endless file
+            break
+        check_size(image, path, limit_pixels)  # a GIF frame can be larger than the file said
+        image.load()  # WebP tells how long a frame lasts only after decoding it
+        duration = image.info.get('duration', 0)
+        milliseconds.append(duration if duration > 10 else 100)  # as browsers do: 0 means "whatever is usual"
+    if not milliseconds:
+        raise BadItem('truncated', path, 'no frames')
+    return first, milliseconds
+
+
+def sample_times(milliseconds, n_frame):
+    """Which frames to show, given how long each lasts: a list of 1 to n_frame indices, rising."""
+    ends = np.cumsum(milliseconds) / 1000
+    seconds = ends[-1]
+    # One frame a second would reduce a one-second GIF to a still, and motion is all there is to such a clip.
+    if seconds < 2:
+        return spread(len(ends), n_frame)
+    n = min(n_frame, int(np.ceil(seconds)))
+    times = np.arange(n) * max(1, seconds / n_frame)
+    return np.searchsorted(ends, times, side='right').tolist()  # the frame on screen at each time
+
+
+def spread(n, most):
+    """Up to `most` indices of a list of n, evenly spread, beginning with the first."""
+    return [k * n // most for k in range(most)] if n > most else list(range(n))
+
+
+def frame_names(folder):
+    """The pictures directly in a folder, frame2 before frame10."""
+    return sorted((name for name in os.listdir(folder) if is_picture(name)), key=natural)
+
+
+def is_picture(name):
+    return os.path.splitext(name)[1].lower() in PICTURES and not name.startswith('.')
+
+
+def natural(name):
+    """Sort key that reads digits as numbers."""
+    return [int(part) if k % 2 else part for k, part in enumerate(re.split(r'(\d+)', name))], name
+
+
+def to_rgb(image):
+    """Any open PIL image as 8-bit RGB: upright, transparency laid on white. Raises BadItem and nothing else."""
+    with only_bad_items(getattr(image, 'filename', '') or 'picture'):
+        image.load()  # damaged pixels are found here, ...
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception:  # ... so what fails here is the EXIF, and a picture is worth keeping without it
+            pass
+        if image.mode.startswith(('I', 'F')):  # more than 8 bits; Pillow would clip, and show white
+            return Image.fromarray(to_8_bits(np.asarray(image))).convert('RGB')
+        if image.mode == 'La':  # grey times alpha: Pillow takes it back to RGB only by way of LA
+            image = image.convert('LA')
+        if image.mode in ('RGBA', 'RGBa', 'LA', 'P', 'PA') or 'transparency' in image.info:
+            image = image.convert('RGBA')
+            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+        return image.convert('RGB')
+
+
+def to_8_bits(x):
+    """Grey levels (H, W) of any range -> uint8."""
+    if x.dtype.kind != 'f' and x.min() >= 0 and x.max() < 1 << 16:
+        return ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 16 bits: 65535 = 257 * 255
+    # Nothing says which range floats (and 32 bits) have: take the first usual one that holds them, else stretch.
+    x = np.nan_to_num(x.astype(np.float32), posinf=0, neginf=0)
+    low, high = x.min(), x.max()
+    if low >= 0 and high <= 255:
+        low, high = 0, 1 if high <= 1 else 255
+    return ((x - low) * (255 / max(high - low, 1e-9)) + 0.5).astype(np.uint8)
+
+
+def load_variant(path, n_frame=8, variant=0, flip=False):
+    """`read_frames`; a variant above 0 sees them from elsewhere: turned, scaled, shifted, in other light.
+
+    The same path and variant always give the same pixels. All frames of a clip move together. flip: whether a
+    variant may be a mirror image, which is wrong for letters and for "left of".
+    """
+    frames = read_frames(path, n_frame)
+    if variant == 0:
+        return frames
+    rng = np.random.default_rng([zlib.crc32(os.fsencode(path)), variant])
+    angle, scale = np.radians(rng.uniform(-10, 10)), rng.uniform(0.85, 1.1)
+    dx, dy = rng.uniform(-0.08, 0.08, size=2)
+    gamma = rng.uniform(0.85, 1.15, size=3)  # a power keeps white white: no seam where the white filling begins
+    light = [round(255 * (v / 255) ** g) for g in gamma for v in range(256)]
+    mirror = -1 if flip and rng.random() < 0.5 else 1
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+    out = []
+    for frame in frames:
+        w, h = frame.size
+        u, v = w * (0.5 + dx), h * (0.5 + dy)  # where the centre goes; Pillow wants the way back, from there
+        back = (mirror * cos, mirror * sin, w / 2 - mirror * (cos * u + sin * v), -sin, cos, h / 2 + sin * u - cos * v)
+        moved = frame.transform(frame.size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR, fillcolor='white')
+        out.append(moved.point(light))
+    return out
+
+
+# ---------------------------------------------------------------------------------------------
+# Pictures with captions
+
+class Report:
+    """What was left out of a source: how many items of each kind, and where the first few are."""
+
+    def __init__(self):
+        self.count, self.where = Counter(), {}
+
+    def add(self, bad_item):
+        self.count[bad_item.kind] += 1
+        self.where[bad_item.kind] = (self.where.get(bad_item.kind, []) + [bad_item.where])[:3]
+
+    def add_report(self, other):
+        self.count += other.count
+        for kind, places in other.where.items():
+            self.where[kind] = (self.where.get(kind, []) + places)[:3]
+
+    @property
+    def total(self):
+        return sum(self.count.values())
+
+    def as_dict(self):
+        """{kind: count}"""
+        return dict(self.count)
+
+    def lines(self):
+        """['missing: 5 (a.jsonl:3, a.jsonl:8, a.jsonl:9, ...)'], the most frequent kind first."""
+        return [f'{kind}: {n} ({", ".join(self.where[kind])}{", ..." if n > len(self.where[kind]) else ""})'
+                for kind, n in self.count.most_common()]
+
+
+@dataclass
+class Item:
+    """A picture or clip on disk (absolute path) and its caption. label: what makes two items the same thing."""
+    path: str
+    text: str
+    split: str = 'train'
+    label: str = ''
+    where: str = ''
+
+
+class Pairs:
+    """A finite list of (picture, caption), served in a new order every epoch.
+
+    n_variant: in how many variants `document` shows each picture, 1 being the plain one only; flip: whether a
+    variant may be a mirror image; report: what was left out on the way here. Raises BadInput if there are no items.
+    """
+
+    def __init__(self, items, name, n_frame=8, n_variant=1, seed=0, flip=False, report=None):
+        if not items:
+            raise BadInput(f'{name}: no items')
+        self.items, self.name, self.n_frame, self.n_variant = list(items), name, n_frame, n_variant
+        self.seed, self.flip, self.report = seed, flip, report or Report()
+        self._epoch = (-1, None)  # the last permutation, only to save time
+
+    def __len__(self):
+        return len(self.items)
+
+    @property
+    def splits(self):
+        """{split: number of items}"""
+        return dict(Counter(item.split or 'train' for item in self.items))
+
+    def split(self, name):
+        """Pairs of the items of one split. Raises BadInput, naming the splits there are."""
+        items = [item for item in self.items if (item.split or 'train') == name]
+        if not items:
+            there = ', '.join(f'{split} ({n})' for split, n in self.splits.items())
+            raise BadInput(f"{self.name}: no split '{name}'; there is {there}")
+        return Pairs(items, self.name, self.n_frame, self.n_variant, self.seed, self.flip, self.report)
+
+    def media(self, i, variant=0):
+        """Item i as Media. Raises BadItem when the file has gone since the source was opened."""
+        path = self.items[i].path
+        with only_bad_items(path):
+            info = [os.stat(path)]
+            frames = f':{self.n_frame} frames'  # an animation's pixels depend on how many frames are taken
+            if stat.S_ISDIR(info[0].st_mode):  # a folder keeps its own date when a frame in it changes
+                info = [os.stat(os.path.join(path, name)) for name in frame_names(path)] or info
+        key = f'{path}:{max(s.st_mtime_ns for s in info)}:{sum(s.st_size for s in info)}{frames}'
+        if variant:
+            key += f':v{variant}' + ('f' if self.flip else '')
+        return Media(key, functools.partial(load_variant, path, self.n_frame, variant, self.flip))
+
+    def order(self, i):
+        """Which item is document i: each epoch runs through all of them once, in an order of its own."""
+        epoch, k = divmod(i, len(self.items))
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.items)))
+        return int(self._epoch[1][k])
+
+    def document(self, i, rng):
+        """Document number i, counted over epochs; it depends on `seed` and i, its variant on rng (numpy Generator)."""
+        k = self.order(i)
+        media = self.media(k, int(rng.integers(self.n_variant)))
+        return Document([media, self.items[k].text], kind='pair', where=self.items[k].where)
+
+
+# ---------------------------------------------------------------------------------------------
+# Few-shot pages
+
+class Pages:
+    """Pages on which things recur, made of a Pairs: the diet on which in-context learning grows.
+
+    A naming page gives each of a few labels a made-up name, for this page only, and shows each label again and
+    again. Knowing the world does not help; only looking at the earlier examples does. What learns from such bursts
+    of things with fleeting names learns to learn in context (Chan et al. 2022, arXiv:2205.05055). The other
+    pages show distinct pictures with their own captions.
+
+    names: list of made-up names; n_image, n_way: (least, most) examples and labels on a page; naming: how often a
+    page is a naming page. Raises BadInput when there are too few labels or names.
+    """
+
+    def __init__(self, pairs, names, n_image=(6, 12), naming=0.6, n_way=(2, 4)):
+        self.pairs, self.names = pairs, sorted(set(names))
+        self.n_image, self.naming, self.n_way = n_image, naming, n_way
+        self.items = {}  # label -> indices of its items
+        for k, item in enumerate(pairs.items):
+            self.items.setdefault(item.label, []).append(k)
+        self.labels = list(self.items)
+        if naming > 0 and len(self.labels) < n_way[0]:
+            raise BadInput(f'{pairs.name}: naming pages need {n_way[0]} different labels, and there is {len(self.labels)}')
+        if naming > 0 and len(self.names) < n_way[1]:
+            raise BadInput(f'{pairs.name}: naming pages need {n_way[1]} different names, and there are {len(self.names)}')
+
+    def document(self, i, rng):
+        """Page number i -> Document. rng: numpy Generator."""
+        if rng.random() < self.naming:
+            examples = [(k, variant, name) for k, variant, _, name in self.deal(rng)]
+        else:
+            examples = [(k, int(rng.integers(self.pairs.n_variant)), self.pairs.items[k].text) for k in self.distinct(i, rng)]
+        pieces = []
+        for k, variant, answer in examples:
+            pieces += [self.pairs.media(k, variant), Given('Output:'), ' ' + answer]
+        return Document(pieces, kind='page', where=self.pairs.items[examples[0][0]].where)
+
+    def text(self, i, rng):
+        """The same diet without pictures, for the language model: a caption, some captions, or a naming page
+        in words ("red heart: dax. tram: wug. red heart: dax."), from which even a small one learns to copy."""
+        if rng.random() < self.naming:
+            return ' '.join(f'{label.rstrip(".")}: {name}.' for _, _, label, name in self.deal(rng))
+        if rng.random() < 0.5:
+            return self.pairs.items[self.pairs.order(i)].text
+        return '\n'.join(f'Output: {self.pairs.items[k].text}' for k in self.distinct(i, rng))
+
+    def distinct(self, i, rng):
+        """Different items for a page of captions; the first is item i of the epoch, so that each gets its turn."""
+        lead = self.pairs.order(i)
+        n = min(int(rng.integers(self.n_image[0], self.n_image[1] + 1)), len(self.pairs))
+        others = rng.choice(len(self.pairs), size=n, replace=False).tolist()
+        return [lead] + [k for k in others if k != lead][:n - 1]
+
+    def deal(self, rng):
+        """The plan of a naming page: [(item, variant, label, name), ...] in the order they are shown."""
+        n = int(rng.integers(self.n_image[0], self.n_image[1] + 1))
+        way = int(rng.integers(self.n_way[0], self.n_way[1] + 1))
+        way = min(way, max(self.n_way[0], n // 2), len(self.labels))  # so that each can come twice
+        labels = [self.labels[j] for j in rng.choice(len(self.labels), size=way, replace=False)]
+        names = [self.names[j] for j in rng.choice(len(self.names), size=way, replace=False)]
+        # Twice each, and whatever room is left goes to anyone.
+        turns = (list(range(way)) * 2)[:n] + rng.integers(way, size=max(0, n - 2 * way)).tolist()
+        views = [iter(self.views(label, turns.count(w), rng)) for w, label in enumerate(labels)]
+        return [(*next(views[w]), labels[w], names[w]) for w in rng.permutation(turns)]
+
+    def views(self, label, n, rng):
+        """n ways to see a label, [(item, variant), ...], no two of them the same pixels.
+
+        They are different items as long as there are any; then the same ones come again in further variants, even
+        if `n_variant` is 1: a picture repeated exactly could be recognised without seeing what is in it.
+        """
+        items = rng.choice(self.items[label], size=min(n, len(self.items[label])), replace=False).tolist()
+        rounds = -(-n // len(items))
+        variants = rng.permutation(max(rounds, self.pairs.n_variant)).tolist()
+        return [(items[j % len(items)], variants[j // len(items)]) for j in range(n)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Opening a folder
+
+def open_folder(path, n_frame=8, seed=0, split='train', report=None, n_variant=1, flip=False):
+    """A folder -> Pairs of one split (every split if None). Its format is told by what is on disk.
+
+    path: a folder, or a list of folders that make one source. What was left out is in the `report` of the result,
+    and added to the Report given here, if any. Raises BadInput when a folder is missing, empty or none of
+    RECOGNISED, when more than half of the items are bad, and when there is no such split.
+    """
+    roots = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    name = ' + '.join(os.fspath(root) for root in roots)
+    here, items, pictures = Report(), [], []
+    for root in roots:
+        check_folder(root)
+        before = here.total
+        found = find_metadata(root)
+        if found:
+            for file, folder_split in found:
+                items += read_metadata(file, folder_split, here)
+            continue
+        found = find_classes(root, here)
+        if not found and here.total == before:
+            raise BadInput(f'{root}: nothing here that can be read; recognised are {RECOGNISED}')
+        pictures += found
+    # Only now: the same class may be under several roots, and two classes under different roots must not share a name.
+    captions = name_classes({parts for _, parts, _ in pictures})
+    items += [Item(file, captions[parts], in_split, captions[parts], file) for in_split, parts, file in pictures]
+
+    bad = here.total
+    if bad > len(items):  # one damaged file is bad luck; most of them are a mistake, and training would hide it
+        raise BadInput(f'{name}: {bad} of {bad + len(items)} items cannot be used: ' + '; '.join(here.lines()))
+    if report is not None:
+        report.add_report(here)
+    pairs = Pairs(items, name, n_frame, n_variant, seed, flip, here)
+    return pairs if split is None else pairs.split(split)
+
+
+def check_folder(path):
+    """Raises BadInput unless path is a folder with something in it."""
+    if not os.path.exists(path):
+        raise BadInput(f'{path}: no such folder')
+    if not os.path.isdir(path):
+        raise BadInput(f'{path}: not a folder; recognised are {RECOGNISED}')
+    try:
+        if not os.listdir(path):
+            raise BadInput(f'{path}: the folder is empty; recognised are {RECOGNISED}')
+    except OSError as e:
+        raise BadInput(f'{path}: {e.strerror}') from e
+
+
+def locate(root, name):
+    """The real path of `name` in the folder `root` (itself a real path). Raises BadItem when it is not there, or
+    leads out of it: a downloaded list must not be able to show us other files of this machine."""
+    path = os.path.join(root, name)
+    try:
+        real = os.path.realpath(path)  # links and '..' resolved
+        if os.path.isabs(name) or not real.startswith(os.path.join(root, '')):
+            raise BadItem('outside the folder', path)
+        mode = os.stat(real).st_mode
+    except (OSError, ValueError) as e:  # ValueError: names that no file can have
+        raise BadItem('missing', path) from e
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise BadItem('not a file', path)
+    return real
+
+
+# Format 1: metadata.jsonl (Hugging Face ImageFolder)
+
+def find_metadata(root):
+    """[(metadata.jsonl, split or None)]: the folder's own, or else one in each of its split folders."""
+    places = [(os.path.join(root, 'metadata.jsonl'), None)]
+    places += [(os.path.join(root, split, 'metadata.jsonl'), split) for split in SPLITS]
+    found = [place for place in places if os.path.isfile(place[0])]
+    return found[:1] if found and found[0][1] is None else found
+
+
+def read_metadata(file, split, report):
+    """metadata.jsonl -> list of Items; bad lines go into the report. Raises BadInput if it cannot be opened."""
+    items, root = [], os.path.realpath(os.path.dirname(file))
+    try:
+        with open(file, 'rb') as f:
+            for number in itertools.count(1):
+                line = f.readline(LIMIT_LINE)
+                if not line:
+                    return items
+                too_long = len(line) == LIMIT_LINE and not line.endswith(b'\n')
+                while too_long and (rest := f.readline(LIMIT_LINE)) and not rest.endswith(b'\n'):
+                    pass
+                if not line.strip():
+                    continue
+                where = f'{file}:{number}'
+                try:
+                    if too_long:
+                        raise BadItem('line too long', where)
+                    items.append(read_line(line, root, split, where))
+                except BadItem as e:
+                    report.add(BadItem(e.kind, where, e.message))
+    except OSError as e:
+        raise BadInput(f'{file}: {e.strerror}') from e
+
+
+def read_line(line, root, split, where):
+    """One line of metadata.jsonl (bytes) -> Item. Raises BadItem."""
+    try:
+        fields = json.loads(line.decode('utf-8-sig'))
+    except UnicodeDecodeError as e:
+        raise BadItem('not UTF-8', where, str(e)) from e
+    except (ValueError, RecursionError) as e:
+        raise BadItem('not JSON', where, str(e)) from e
+    if not isinstance(fields, dict):
+        raise BadItem('not JSON', where, 'not an object')
+    name, text = fields.get('file_name'), fields.get('text')
+    if not isinstance(name, str) or not name:
+        raise BadItem('no file_name', where)
+    if not isinstance(text, str) or not text.strip():
+        raise BadItem('no text', where)
+    try:
+        if len(text.encode()) > LIMIT_TEXT:
+            raise BadItem('text too long', where)
+    except UnicodeEncodeError as e:  # JSON can spell half a character, "\ud800"
+        raise BadItem('not UTF-8', where, str(e)) from e
+    in_split = fields.get('split') or split or 'train'
+    if not isinstance(in_split, str):
+        raise BadItem('bad split', where, repr(in_split))
+    text = text.strip()
+    return Item(locate(root, name), text, in_split, text, where)
+
+
+# Format 2: class folders (torchvision ImageFolder)
+
+def find_classes(root, report):
+    """[(split, class folder as a tuple of names, picture), ...] of all pictures that lie in some folder below root.
+    Raises BadInput where a metadata.jsonl lies among them."""
+    root = os.path.realpath(root)
+    found, folders = [], [()]
+    while folders:
+        parts = folders.pop()
+        try:
+            entries = sorted(os.scandir(os.path.join(root, *parts)), key=lambda entry: natural(entry.name))
+        except OSError as e:
+            report.add(BadItem('unreadable', os.path.join(root, *parts), e.strerror))
+            continue
+        for entry in entries:
+            if entry.name.startswith('.'):
+                continue
+            if entry.name == 'metadata.jsonl':  # or every picture would be captioned "images"
+                raise BadInput(f'{root}: the metadata.jsonl is further down; open {os.path.dirname(entry.path)} instead')
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(parts + (entry.name,))
+            elif is_picture(entry.name) or os.path.isdir(entry.path):  # the latter is a link to a folder
+                try:
+                    if entry.is_symlink() or not entry.is_file():
+                        locate(root, os.path.join(*parts, entry.name))
+                    if entry.is_file():  # a folder that lies in here is read where it lies
+                        found.append((parts, entry.path))
+                except BadItem as e:
+                    report.add(e)
+    # train/ and val/ are splits if they hold class folders and stand together or alone. A 'train' between 'bus' and
+    # 'tram' is a train.
+    tops = {parts[0] for parts, _ in found if parts}
+    splits = {top for top in tops if top in SPLITS}
+    if splits != tops and len(splits) == 1 or any(parts[0] in splits for parts, _ in found if len(parts) == 1):
+        splits = set()
+    if splits:
+        found = [(parts[0], parts[1:], path) if parts and parts[0] in splits else (None, (), path) for parts, path in found]
+    else:
+        found = [('train', parts, path) for parts, path in found]
+    classes = [(split, parts, path) for split, parts, path in found if parts]
+    for _, parts, path in found if classes else []:
+        if not parts:
+            report.add(BadItem('in no class folder', path))
+    return classes
+
+
+def name_classes(classes):
+    """{class folder (tuple of names): caption}. The caption is the folder's own name, with as many parents before
+    it as it takes to tell it from another class: birds/crane and machines/crane."""
+    depth = dict.fromkeys(classes, 1)
+    while True:
+        captions = {parts: ' '.join(spell(part) for part in parts[-n:]) for parts, n in depth.items()}
+        count = Counter(captions.values())
+        same = [parts for parts in classes if count[captions[parts]] > 1 and depth[parts] < len(parts)]
+        if not same:
+            return captions  # what still reads the same, hot_dog and hot-dog, is the same
+        for parts in same:
+            depth[parts] += 1
+
+
+def spell(name):
+    """A folder's name as words."""
+    name = os.fsencode(name).decode('utf-8', 'replace')  # a name on disk need not be text
+    return ' '.join(name.replace('_', ' ').replace('-', ' ').split()) or name

@@ -1,0 +1,408 @@
+"""The language model that gets frozen, and Flamingo, which teaches it to see.
+
+    media ─► NFNet (frozen) ─► features (B,N,F,S,D_v) ─► PerceiverResampler ─► visual (B,N,R,D)
+    tokens ─► embed ─► [ GatedCrossAttention(visual, image_index) ─► GPT block (frozen) ] × L ─► logits (B,T,V+2)
+
+Shapes, here and in all files: B batch, T tokens, N images in the sequence, F frames, S spatial positions,
+R visual tokens per image, D width, V vocabulary of the language model, H heads, d head width, K beams.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resampler import PerceiverResampler
+from vision import NFNet
+from xattn import GatedCrossAttention, route_tokens
+
+
+@dataclass
+class FlamingoConfig:
+    """Every size there is. `n_vocab`, `bos` and `pad` come from the tokenizer, the rest from a preset."""
+    n_vocab: int = 1024
+    bos: int = 1022
+    pad: int = 1023
+    # language model (Table 5 of the paper: layers / width / heads)
+    lm_layer: int = 4
+    lm_dim: int = 128
+    lm_head: int = 4
+    n_context: int = 512        # longest sequence, in tokens
+    # gated cross-attention
+    xattn_every: int = 1        # one before LM blocks 0, k, 2k, …
+    xattn_head: int = 4
+    xattn_head_dim: int = 32
+    attend: str = 'last'        # or 'all_previous', the paper's ablation
+    # resampler
+    resampler_layer: int = 2
+    resampler_dim: int = 128
+    resampler_head: int = 4
+    resampler_head_dim: int = 32
+    n_latent: int = 8           # R
+    n_frame: int = 8            # F in training
+    # vision
+    vision: str = 'nano'        # a key of vision.SIZES
+    image_size: int = 48        # pixels, height and width
+    dim_embed: int = 128        # width of the contrastive space
+    text_layer: int = 2         # the contrastive text tower
+    text_dim: int = 128
+    text_head: int = 4
+    # what a training sequence holds (§5 of the appendix: L=256 tokens, N=5 images)
+    n_token: int = 192          # L
+    n_image: int = 12           # N
+
+
+# The three large ones are the paper's (Table 5), with its vision encoder, NFNet-F6 at 320 pixels.
+_PAPER = dict(n_vocab=32000, bos=1, pad=0, n_context=2048, xattn_head_dim=128, resampler_layer=6, resampler_dim=1536, resampler_head=16,
+              resampler_head_dim=128, n_latent=64, vision='F6', image_size=320, dim_embed=1376, text_layer=12, text_dim=768,
+              text_head=12, n_token=256, n_image=5)
+PRESETS = {
+    'nano': dict(),
+    'gpt2': dict(n_vocab=50257, bos=50256, pad=50256, lm_layer=12, lm_dim=768, lm_head=12, n_context=1024, xattn_head=12, xattn_head_dim=64,
+                 resampler_layer=6, resampler_dim=768, resampler_head=12, resampler_head_dim=64, n_latent=64, vision='F0', image_size=256,
+                 dim_embed=512, text_layer=4, text_dim=256, text_head=4, n_token=256, n_image=5),
+    'flamingo-3b': dict(_PAPER, lm_layer=24, lm_dim=2048, lm_head=16, xattn_every=1, xattn_head=16),
+    'flamingo-9b': dict(_PAPER, lm_layer=40, lm_dim=4096, lm_head=32, xattn_every=4, xattn_head=32),
+    'flamingo-80b': dict(_PAPER, lm_layer=80, lm_dim=8192, lm_head=64, xattn_every=7, xattn_head=64),
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# The language model: GPT-2's architecture, parameter names included, so that its published weights fit.
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, dim, n_head):
+        super().__init__()
+        self.n_head = n_head
+        self.c_attn = nn.Linear(dim, 3 * dim)
+        self.c_proj = nn.Linear(dim, dim)
+
+    def forward(self, x, cache=None, layer=0):
+        """x (B,T,D). With a cache, x are the tokens that come after what it holds."""
+        b, t, _ = x.shape
+        q, k, v = self.c_attn(x).view(b, t, 3, self.n_head, -1).unbind(2)            # (B,T,H,d) each
+        if cache is None:
+            q, k, v = (z.transpose(1, 2) for z in (q, k, v))                         # (B,H,T,d)
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            k, v = cache.extend(layer, k, v)                                         # (B,H,K,d): all keys so far
+            out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=cache.mask)
+        return self.c_proj(out.transpose(1, 2).reshape(b, t, -1))
+
+
+class Block(nn.Module):
+    """x += SA(LN(x));  x += MLP(LN(x))"""
+
+    def __init__(self, dim, n_head):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(dim)
+        self.attn = SelfAttention(dim, n_head)
+        self.ln_2 = nn.LayerNorm(dim)
+        self.mlp = nn.ModuleDict(dict(c_fc=nn.Linear(dim, 4 * dim), c_proj=nn.Linear(4 * dim, dim)))
+
+    def forward(self, x, cache=None, layer=0):
+        x = x + self.attn(self.ln_1(x), cache, layer)
+        h = F.gelu(self.mlp.c_fc(self.ln_2(x)), approximate='tanh')  # GPT-2's GELU is the tanh form
+        return x + self.mlp.c_proj(h)
+
+
+class GPT(nn.Module):
+    """Decoder-only transformer, pre-norm, learned positions, output head tied to the embedding.
+
+    forward(tokens (B,T) int, targets (B,T) int or None) -> logits (B,T,V), or with targets (logits, loss);
+    a target of -100 is left out of the loss. Raises ValueError where T is longer than the context.
+    """
+
+    def __init__(self, n_vocab, n_layer, dim, n_head, n_context):
+        super().__init__()
+        self.n_context = n_context
+        self.wte = nn.Embedding(n_vocab, dim)
+        self.wpe = nn.Embedding(n_context, dim)
+        self.h = nn.ModuleList(Block(dim, n_head) for _ in range(n_layer))
+        self.ln_f = nn.LayerNorm(dim)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:  # the residual projections smaller, so that depth does not swell the stream (GPT-2)
+                nn.init.normal_(p, std=0.02 / (2 * n_layer) ** 0.5 if name.endswith('c_proj.weight') else 0.02)
+            elif name.endswith('bias'):
+                nn.init.zeros_(p)
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(config.n_vocab, config.lm_layer, config.lm_dim, config.lm_head, config.n_context)
+
+    def check_length(self, t):
+        if t > self.n_context:
+            raise ValueError(f'{t} tokens are more than the context of {self.n_context}')
+
+    def forward(self, tokens, targets=None):
+        t = tokens.shape[1]
+        self.check_length(t)
+        x = self.wte(tokens) + self.wpe.weight[:t]                                   # (B,T,D)
+        for block in self.h:
+            x = block(x)
+        logits = self.ln_f(x) @ self.wte.weight.T                                    # (B,T,V)
+        if targets is None:
+            return logits
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+
+class Cache:
+    """What generation would otherwise compute again for every new word: the keys and values of all text so far,
+    and those of all pictures.
+
+    Rows may have different lengths: prompts are padded on the right, each row writes its next token at its own
+    `length`, and a key is visible only up to a row's own position, so padding is never seen and is overwritten.
+    """
+
+    def __init__(self, config, n_row, n_total, device, dtype, visual):
+        shape = (n_row, n_total, config.lm_head, config.lm_dim // config.lm_head)    # (B,K,H,d)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.lm_layer)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.lm_layer)]
+        self.length = torch.zeros(n_row, dtype=torch.long, device=device)            # (B,) tokens held
+        self.visual = visual                                                         # per gated layer: (2,B,N,H,R,d)
+        self.row = torch.arange(n_row, device=device)                                # whose pictures each row sees
+
+    def begin(self, t):
+        """Before T more tokens: their positions, and which keys each of them may see."""
+        self.position = self.length[:, None] + torch.arange(t, device=self.length.device)  # (B,T)
+        self.n_key = int(self.length.max()) + t
+        key = torch.arange(self.n_key, device=self.length.device)
+        self.mask = (key <= self.position[:, :, None])[:, None]                      # (B,1,T,K)
+
+    def extend(self, layer, k, v):
+        """k, v (B,T,H,d) of the new tokens -> all keys and values (B,H,K,d)"""
+        rows = torch.arange(len(k), device=k.device)[:, None]
+        self.k[layer][rows, self.position] = k.to(self.k[layer].dtype)
+        self.v[layer][rows, self.position] = v.to(self.v[layer].dtype)
+        return self.k[layer][:, :self.n_key].transpose(1, 2), self.v[layer][:, :self.n_key].transpose(1, 2)
+
+    def select(self, rows):
+        """Keep these rows, in this order; a row may be taken several times (beams, candidates)."""
+        self.k = [k.index_select(0, rows) for k in self.k]
+        self.v = [v.index_select(0, rows) for v in self.v]
+        self.length, self.row = self.length[rows], self.row[rows]  # the pictures stay where they are
+
+
+# ---------------------------------------------------------------------------------------------
+# Flamingo
+
+
+class Flamingo(nn.Module):
+    """A frozen encoder, a frozen language model, and between them what is trained (§3).
+
+    forward(tokens (B,T), image_index (B,T), media, targets=None) -> (logits (B,T,V+2), None) or (None, loss).
+    media: (B,N,F,3,H,W), uint8 pixels or already normalised floats; or None for text alone. Instead of media,
+    `features` (B,N,F,S,D_v) of the frozen encoder may be given. frame_mask (B,N,F) bool: which frames are real.
+    Ids V and V+1 are <image> and <EOC>. With targets (B,T), -100 where there is nothing to learn, logits are
+    computed only where the loss needs them and the mean loss is returned; with nothing to learn it is 0.
+    """
+
+    def __init__(self, config, vision=None, lm=None):
+        super().__init__()
+        self.config = config
+        self.vision = vision or NFNet(config.vision, config.dim_embed)
+        self.lm = lm or GPT.from_config(config)
+        self.resampler = PerceiverResampler(config.resampler_dim, self.vision.dim, config.n_latent, config.resampler_layer,
+                                            config.resampler_head, config.resampler_head_dim, config.n_frame)
+        self.gated = nn.ModuleList(
+            GatedCrossAttention(config.lm_dim, config.resampler_dim, config.xattn_head, config.xattn_head_dim, config.attend)
+            for _ in range(0, config.lm_layer, config.xattn_every))
+        # <image> and <EOC>: the only words the frozen model does not know. Their rows live apart from its table
+        # and are trained (left frozen at random they cost OpenFlamingo 12 points of VQAv2); tied like its own.
+        self.new_rows = nn.Parameter(torch.randn(2, config.lm_dim) * 0.02)
+        self.image, self.eoc = config.n_vocab, config.n_vocab + 1
+        self.freeze()
+
+    def freeze(self, vision=True):
+        """The one place that says what is trained. The language model never is; the vision encoder only when
+        fine-tuning at the very end (appendix: fine-tuning)."""
+        self.requires_grad_(True)
+        self.lm.requires_grad_(False)
+        self.vision.requires_grad_(not vision)
+        self.frozen = [self.lm, self.vision] if vision else [self.lm]
+        assert not any(p.requires_grad for m in self.frozen for p in m.parameters())
+        return self.train(self.training)
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.frozen:  # frozen also means: no dropout, no stochastic depth
+            module.eval()
+        return self
+
+    def see(self, media, frame_mask=None):
+        """media (B,N,F,3,H,W) -> features (B,N,F,S,D_v). Padded frames are not computed at all."""
+        b, n, f = media.shape[:3]
+        real = media.new_ones(b, n, f, dtype=torch.bool) if frame_mask is None else frame_mask
+        images = media[real]                                                         # (M,3,H,W), real ones only
+        if not media.is_floating_point():
+            images = self.vision.normalise(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.vision not in self.frozen):
+            grid = self.vision(images)                                               # (M,S,D_v)
+        if real.all():
+            return grid.view(b, n, f, *grid.shape[1:])
+        return grid.new_zeros(b, n, f, *grid.shape[1:]).masked_scatter(real[..., None, None], grid)
+
+    def visual_keys_values(self, media=None, features=None, frame_mask=None):
+        """-> for each gated layer (2,B,N,H,R,d), or None for text alone"""
+        if features is None and media is not None and media.shape[1] > 0:
+            features = self.see(media, frame_mask)
+        if features is None or features.shape[1] == 0:
+            return [None] * len(self.gated)
+        visual = self.resampler(features, frame_mask)                                # (B,N,R,D)
+        return [layer.keys_values(visual) for layer in self.gated]
+
+    def embed(self, tokens):
+        """(B,T) -> (B,T,D): the frozen table for its own words, the trained rows for the two new ones."""
+        new = tokens >= self.image
+        known = self.lm.wte(tokens.masked_fill(new, 0))
+        return torch.where(new.unsqueeze(-1), self.new_rows[(tokens - self.image).clamp(min=0)].to(known.dtype), known)
+
+    def stream(self, tokens, image_index, visual, cache=None, route=None):
+        """The whole tower: tokens (B,T) -> what the language model would say next, before the head (B,T,D)."""
+        t = tokens.shape[1]
+        if cache is None:
+            self.lm.check_length(t)
+            position, row = torch.arange(t, device=tokens.device), None
+        else:
+            cache.begin(t)
+            position, row = cache.position, cache.row
+        if visual[0] is not None and route is None and self.config.attend == 'last':
+            route = route_tokens(image_index, visual[0].shape[2], row)               # once, for all gated layers
+        y = self.embed(tokens) + self.lm.wpe(position)                               # (B,T,D)
+        for i, block in enumerate(self.lm.h):
+            if i % self.config.xattn_every == 0:
+                gated = i // self.config.xattn_every
+                y = self.gated[gated](y, None, image_index, visual[gated], route, row)
+            y = block(y, cache, i)
+        return self.lm.ln_f(y)
+
+    def head(self, y):
+        """(…,D) -> logits (…,V+2)"""
+        return torch.cat([y @ self.lm.wte.weight.T, y @ self.new_rows.T.to(y.dtype)], dim=-1)
+
+    def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None):
+        visual = self.visual_keys_values(media, features, frame_mask)
+        y = self.stream(tokens, image_index, visual)
+        if targets is None:
+            return self.head(y), None
+        learn = targets != -100                                                      # (B,T)
+        logits = self.head(y[learn])                                                 # (number of targets, V+2)
+        # The sum over none is 0, where a mean would be NaN: a sequence may have nothing to learn.
+        loss = F.cross_entropy(logits.float(), targets[learn], reduction='sum') / learn.sum().clamp(min=1)
+        return None, loss
+
+    def gates(self):
+        """-> [(tanh α_x, tanh α_d) of each gated layer], floats"""
+        return [(layer.alpha_x.tanh().item(), layer.alpha_d.tanh().item()) for layer in self.gated]
+
+    # -----------------------------------------------------------------------------------------
+    # Answers
+
+    def prefill(self, tokens, length, image_index, n_new, media=None, features=None, frame_mask=None):
+        """Read the prompts once -> (cache, logits after each prompt (B,V+2), image index that goes on (B,1))."""
+        b, t = tokens.shape
+        self.lm.check_length(t + n_new - 1)
+        visual = self.visual_keys_values(media, features, frame_mask)
+        dtype = torch.get_autocast_dtype(tokens.device.type) if torch.is_autocast_enabled(tokens.device.type) else self.lm.wte.weight.dtype
+        cache = Cache(self.config, b, t + n_new, tokens.device, dtype, visual)
+        y = self.stream(tokens, image_index, visual, cache)
+        cache.length = length.clone()
+        last = (length - 1)[:, None]                                                 # (B,1)
+        y = y.gather(1, last.unsqueeze(-1).expand(-1, -1, y.shape[-1])).squeeze(1)   # (B,D)
+        return cache, self.head(y), image_index.gather(1, last)
+
+    def step(self, cache, tokens, image_index, route=None):
+        """tokens (B,T) that follow what the cache holds -> logits (B,T,V+2)"""
+        y = self.stream(tokens, image_index, cache.visual, cache, route)
+        cache.length = cache.length + tokens.shape[1]
+        return self.head(y)
+
+    @torch.no_grad()
+    def generate(self, tokens, length, image_index, max_new_tokens=32, beam_size=3, temperature=0.0, top_k=0, generator=None,
+                 media=None, features=None, frame_mask=None):
+        """Continue prompts: tokens (B,T) padded on the right to T, of which length (B,) are real.
+
+        temperature 0: beam search, the most likely answer by sum of log-probabilities (beam_size 1 is greedy, 3 the
+        paper's). temperature > 0: sampling, from the top_k most likely words if top_k > 0. An answer ends at <EOC>.
+        -> list of B pairs (token ids without <EOC>, log-probability of the answer with it).
+        Raises ValueError where a prompt fills the context.
+        """
+        room = self.lm.n_context - tokens.shape[1] + 1
+        if room < 1:
+            raise ValueError(f'a prompt of {tokens.shape[1]} tokens is longer than the context of {self.lm.n_context}')
+        n_new, k, b = min(max_new_tokens, room), 1 if temperature > 0 else beam_size, len(tokens)
+        cache, logits, index = self.prefill(tokens, length, image_index, n_new, media, features, frame_mask)
+        beams = torch.arange(b, device=tokens.device).repeat_interleave(k)           # (B*K,) row of each beam
+        if k > 1:
+            cache.select(beams)
+        logits, index = logits[beams], index[beams]
+        # Only one beam of each prompt is alive at first: K equal beams would all choose the same word.
+        score = torch.where(torch.arange(b * k, device=tokens.device) % k == 0, 0.0, -torch.inf)  # (B*K,)
+        done = torch.zeros(b * k, dtype=torch.bool, device=tokens.device)
+        answer = torch.zeros(b * k, 0, dtype=torch.long, device=tokens.device)
+        route = None
+        for i in range(n_new):
+            log_p = F.log_softmax(self.forbid(logits.float()), dim=-1)               # (B*K,V+2)
+            log_p[done] = -torch.inf
+            log_p[done, self.eoc] = 0.0                                              # a finished answer stays as it is
+            if temperature > 0:
+                word = sample(log_p / temperature, top_k, generator)                 # (B,)
+                parent = torch.arange(b, device=tokens.device)
+                score = score + log_p.gather(1, word[:, None]).squeeze(1)
+            else:
+                total = (score[:, None] + log_p).view(b, -1)                         # (B,K*(V+2))
+                score, choice = total.topk(k, dim=-1)
+                score = score.flatten()
+                word = (choice % log_p.shape[-1]).flatten()
+                parent = (choice // log_p.shape[-1] + torch.arange(b, device=tokens.device)[:, None] * k).flatten()
+            answer = torch.cat([answer[parent], word[:, None]], dim=1)
+            done = done[parent] | (word == self.eoc)
+            if done.all() or i + 1 == n_new:
+                break
+            if k > 1:
+                cache.select(parent)
+            if i == 0 and cache.visual[0] is not None and self.config.attend == 'last':
+                route = route_tokens(index, cache.visual[0].shape[2], cache.row)     # new words all see what the last one saw
+            logits = self.step(cache, word[:, None], index, route)[:, -1]
+        best = score.view(b, k).argmax(1) + torch.arange(b, device=tokens.device) * k
+        answers = [[w for w in row if w != self.eoc] for row in answer[best].tolist()]
+        return list(zip(answers, score[best].tolist()))
+
+    def forbid(self, logits):
+        """What no answer may contain: a tag without its picture, a new document, padding."""
+        logits[..., [self.image, self.config.bos, self.config.pad]] = -torch.inf
+        return logits
+
+    @torch.no_grad()
+    def score(self, tokens, length, image_index, candidates, media=None, features=None, frame_mask=None):
+        """Log-likelihood of given answers. candidates: for each prompt a list of token id lists (an <EOC> at the end
+        says that the answer must stop there) -> for each prompt a list of floats, Σ log p over the answer's tokens.
+
+        The prompt is read once for all of its candidates (§4: close-ended tasks are ranked by log-likelihood).
+        """
+        rows = [(row, ids) for row, answers in enumerate(candidates) for ids in answers]
+        if not all(ids for _, ids in rows):
+            raise ValueError('a candidate answer is empty')
+        longest = max(len(ids) for _, ids in rows)
+        cache, logits, index = self.prefill(tokens, length, image_index, longest, media, features, frame_mask)
+        owner = torch.tensor([row for row, _ in rows], device=tokens.device)
+        words = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids in rows], device=tokens.device)
+        real = torch.tensor([[1.0] * len(ids) + [0.0] * (longest - len(ids)) for _, ids in rows], device=tokens.device)
+        cache.select(owner)
+        logits = logits[owner][:, None]                                              # (C,1,V+2)
+        if longest > 1:
+            rest = self.step(cache, words[:, :-1], index[owner].expand(-1, longest - 1))
+            logits = torch.cat([logits, rest], dim=1)                                # (C,longest,V+2)
+        log_p = F.log_softmax(logits.float(), dim=-1).gather(2, words.unsqueeze(-1)).squeeze(-1)
+        total = iter((log_p * real).sum(1).tolist())
+        return [[next(total) for _ in answers] for answers in candidates]
+
+
+def sample(log_p, top_k, generator):
+    """log_p (B,V) -> one word each (B,), drawn from the top_k most likely (0: from all)."""
+    if top_k > 0:
+        least = log_p.topk(min(top_k, log_p.shape[-1]), dim=-1).values[:, -1:]
+        log_p = log_p.masked_fill(log_p < least, -torch.inf)
+    return torch.multinomial(log_p.softmax(-1), 1, generator=generator).squeeze(1)
+

@@ -1,0 +1,111 @@
+"""Perceiver Resampler: any number of frames and patches in, a fixed handful of visual tokens out (§3.1.1).
+
+The language model pays for every visual token in every gated layer, so a clip of 30 frames must not
+cost 30 pictures. A few learned *latents* ask the picture questions by cross-attention and carry the
+answers on: R tokens, whether the encoder gave one 6x6 grid or thirty of them.
+
+Shapes: B batch, N images in the sequence, F frames, S spatial positions, R latents, D width, H heads.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class FeedForward(nn.Module):
+    """Pre-norm MLP with squared ReLU, four times as wide inside (Table 4). (..., D) -> (..., D)"""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, 4 * dim, bias=False)
+        self.down = nn.Linear(4 * dim, dim, bias=False)
+
+    def forward(self, x):
+        h = F.relu(self.up(self.norm(x))).square()  # (..., 4D)
+        return self.down(h)                         # (..., D), added to the stream by the caller
+
+
+class ResamplerLayer(nn.Module):
+    """X += Attn(q=X, kv=[X_f; X]);  X += FFW(X)   (Figure 5 of the paper, in two lines of `forward`)."""
+
+    def __init__(self, dim, n_head, head_dim):
+        super().__init__()
+        self.n_head, self.head_dim = n_head, head_dim
+        self.norm_media = nn.LayerNorm(dim)
+        self.norm_latents = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, n_head * head_dim, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * n_head * head_dim, bias=False)
+        self.to_out = nn.Linear(n_head * head_dim, dim, bias=False)
+        self.feed_forward = FeedForward(dim)
+
+    def attention(self, latents, media, mask):
+        """latents (B,R,D), media (B,F*S,D), mask (B,1,1,F*S+R) or None -> (B,R,D)"""
+        b, r, _ = latents.shape
+        latents = self.norm_latents(latents)
+        # Latents stand among the keys too (unlike DETR): they can see what the others already hold.
+        source = torch.cat([self.norm_media(media), latents], dim=1)                              # (B,F*S+R,D)
+        q = self.to_q(latents).view(b, r, self.n_head, self.head_dim).transpose(1, 2)             # (B,H,R,d)
+        k, v = self.to_kv(source).view(b, -1, 2, self.n_head, self.head_dim).permute(2, 0, 3, 1, 4)  # (B,H,F*S+R,d)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)                             # (B,H,R,d)
+        return self.to_out(out.transpose(1, 2).reshape(b, r, -1))
+
+    def forward(self, latents, media, mask=None):
+        latents = latents + self.attention(latents, media, mask)
+        latents = latents + self.feed_forward(latents)
+        return latents
+
+
+class PerceiverResampler(nn.Module):
+    """Visual features of any size -> exactly `n_latent` visual tokens per image or clip (§3.1.1).
+
+    forward(media (B,N,F,S,D_in), frame_mask (B,N,F) bool or None) -> visual (B,N,R,D), float.
+    `frame_mask` is True where a frame is real. A frame that is padding has no influence on the result,
+    and what comes out for an image whose frames are all padding is never looked at by any text token.
+
+    dim:       width D of the visual tokens;  dim_media: width of the features, projected to D if it differs
+    head_dim:  D / n_head unless said. (The paper contradicts itself: 96 by Table 4, 128 by its text and by its
+               parameter count of 194 M; see the presets in model.py.)
+    n_frame:   frames seen in training; longer clips interpolate the learned time embeddings (appendix A.1.1)
+    """
+
+    def __init__(self, dim, dim_media=None, n_latent=64, n_layer=6, n_head=16, head_dim=None, n_frame=8):
+        super().__init__()
+        dim_media = dim_media or dim
+        self.project = nn.Linear(dim_media, dim, bias=False) if dim_media != dim else nn.Identity()
+        self.latents = nn.Parameter(torch.randn(n_latent, dim) * 0.02)
+        # One embedding per *frame*: order in time matters. There is none for position in the frame: the
+        # paper found that the encoder's features carry their place already.
+        self.time_embedding = nn.Parameter(torch.randn(n_frame, dim) * 0.02)
+        self.layers = nn.ModuleList(ResamplerLayer(dim, n_head, head_dim or dim // n_head) for _ in range(n_layer))
+        self.norm = nn.LayerNorm(dim)
+
+    def time(self, frame_mask):
+        """frame_mask (B,N,F) bool -> the embedding of each frame's moment (B,N,F,D).
+
+        A clip of at most n_frame frames uses the first embeddings as they are (a picture: the very first).
+        A longer clip of n frames stretches them: frame f stands at f·(n_frame−1)/(n−1), between two of them.
+        Each clip counts its own real frames, so that padding to a longer neighbour changes nothing.
+        """
+        n_trained = len(self.time_embedding)
+        n_real = frame_mask.sum(-1, keepdim=True)                                      # (B,N,1)
+        stretch = torch.where(n_real > n_trained, (n_trained - 1) / (n_real - 1).clamp(min=1), 1.0)
+        moment = torch.arange(frame_mask.shape[-1], device=frame_mask.device) * stretch  # (B,N,F)
+        moment = moment.clamp(max=n_trained - 1)
+        before = moment.floor().long()
+        after = (before + 1).clamp(max=n_trained - 1)
+        share = (moment - before).unsqueeze(-1).to(self.time_embedding.dtype)          # (B,N,F,1)
+        return torch.lerp(self.time_embedding[before], self.time_embedding[after], share)
+
+    def forward(self, media, frame_mask=None):
+        b, n, f, s, _ = media.shape
+        real = media.new_ones(b, n, f, dtype=torch.bool) if frame_mask is None else frame_mask
+        x_f = self.project(media) + self.time(real).unsqueeze(3)                       # (B,N,F,S,D)
+        x_f = x_f.flatten(0, 1).flatten(1, 2)                                          # (B*N,F*S,D)
+        x = self.latents.expand(b * n, -1, -1)                                         # (B*N,R,D)
+        mask = None
+        if frame_mask is not None and f > 1:  # one frame needs no mask: it is real, or nobody looks
+            keys = real.flatten(0, 1).repeat_interleave(s, dim=1)                      # (B*N,F*S)
+            mask = F.pad(keys, (0, x.shape[1]), value=True)[:, None, None, :]          # the latents always count
+        for layer in self.layers:
+            x = layer(x, x_f, mask)
+        return self.norm(x).unflatten(0, (b, n))                                       # (B,N,R,D)

@@ -1,0 +1,249 @@
+"""The vision encoder: an NFNet, and the contrastive training that teaches it to see (§3.1.1, appendix B.1).
+
+Flamingo's eyes are a Normalizer-Free ResNet (Brock et al. 2021, arXiv 2102.06171), trained from nothing by
+telling which caption belongs to which picture. After that it is frozen for good, and only its last grid of
+features is read.
+
+*Why no batch norm.* A contrastive loss compares the pictures of a batch with each other, and batch statistics
+leak between them. An NFNet instead keeps the variance of its signal in check by design: every weight is
+standardised, every activation rescaled, every residual branch shrunk by a known amount.
+
+Shapes: N pictures, S spatial positions, D width, T tokens, E width of the common embedding.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# What each size is made of. F0–F6 share everything but depth; `nano` is small enough for two cores.
+#   stem: channels of the four 3x3 convolutions in front    widths, depths: of the four (three) stages
+#   group: channels per group of the 3x3 convolutions       train, test: resolution in pixels it was made for
+SIZES = {'nano': dict(stem=(16, 16, 32, 32), widths=(64, 128, 192), depths=(1, 1, 1), group=16, train=48, test=48, dropout=0.0, drop_path=0.0)}
+for i, (train, test, dropout) in enumerate([(192, 256, .2), (224, 320, .3), (256, 352, .4), (320, 416, .4), (384, 512, .5), (416, 544, .5), (448, 576, .5)]):
+    SIZES[f'F{i}'] = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), depths=tuple(d * (i + 1) for d in (1, 2, 6, 3)),
+                          group=128, train=train, test=test, dropout=dropout, drop_path=0.25)
+
+# ReLU throws away half of a Gaussian signal, GELU a little less. γ = 1/std of what is left, so that
+# γ·act(x) has unit variance again when x does. (Tested against a numerical integral.)
+GAMMA = 1.7015043497085571
+ALPHA = 0.2  # how much of each residual branch is added: the variance of the stream grows by α² a block
+
+
+def gelu(x):
+    return F.gelu(x) * GAMMA
+
+
+class WSConv2d(nn.Conv2d):
+    """Convolution with scaled weight standardisation:  Ŵ = g · (W − μ) / √(fan_in · var),  μ and var per output channel.
+
+    With a unit-variance input of mean zero, the output has unit variance too, whatever the raw weights are.
+    Pads like TensorFlow's SAME, as the published weights expect: where the padding is odd, the extra pixel
+    goes to the right and bottom.
+    """
+
+    def __init__(self, n_in, n_out, kernel=1, stride=1, groups=1):
+        super().__init__(n_in, n_out, kernel, stride, groups=groups)
+        nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
+        nn.init.zeros_(self.bias)
+        self.gain = nn.Parameter(torch.ones(n_out))
+        self.eps = 1e-4
+
+    def standardised_weight(self):
+        fan_in = self.weight[0].numel()
+        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        scale = self.gain.view(-1, 1, 1, 1) * torch.rsqrt((fan_in * var).clamp(min=self.eps))
+        return (self.weight - mean) * scale
+
+    def forward(self, x):
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if stride == 1:
+            padding = kernel // 2
+        else:
+            padding = 0
+            total = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:]]
+            x = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
+        return F.conv2d(x, self.standardised_weight(), self.bias, stride, padding, 1, self.groups)
+
+
+class SqueezeExcite(nn.Module):
+    """Each channel times 2·σ(MLP(mean over space)): the factor 2 keeps the average scale at one."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, dim // 2)
+        self.fc2 = nn.Linear(dim // 2, dim)
+
+    def forward(self, x):
+        scale = self.fc2(F.relu(self.fc1(x.mean((2, 3)))))  # (N,D)
+        return 2 * torch.sigmoid(scale)[:, :, None, None] * x
+
+
+class NFBlock(nn.Module):
+    """x ← shortcut(x) + α · skip_gain · branch(β · γ·gelu(x)):  bottleneck with grouped 3x3 pair and squeeze-excite.
+
+    β = 1/(expected std of x) makes the branch see unit variance although the stream's variance grows block by block.
+    """
+
+    def __init__(self, n_in, n_out, group, stride, beta, drop_path):
+        super().__init__()
+        self.beta, self.drop_path = beta, drop_path
+        mid = max(n_out // 2 // group * group, group)
+        self.conv1 = WSConv2d(n_in, mid)
+        self.conv2 = WSConv2d(mid, mid, 3, stride, groups=mid // group)
+        self.conv2b = WSConv2d(mid, mid, 3, groups=mid // group)
+        self.conv3 = WSConv2d(mid, n_out)
+        self.squeeze_excite = SqueezeExcite(n_out)
+        # A transition (new width or stride) needs a shortcut of its own; elsewhere the stream passes as it is.
+        self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
+        self.shortcut = WSConv2d(n_in, n_out) if stride == 2 or n_in != n_out else None
+        self.skip_gain = nn.Parameter(torch.zeros(()))  # SkipInit: the branch starts silent
+
+    def forward(self, x):
+        h = gelu(x) * self.beta
+        shortcut = x if self.shortcut is None else self.shortcut(self.pool(h))
+        h = self.conv1(h)
+        h = self.conv2(gelu(h))
+        h = self.conv2b(gelu(h))
+        h = self.conv3(gelu(h))
+        h = self.squeeze_excite(h)
+        if self.training and self.drop_path > 0:  # stochastic depth, per picture, without 1/keep rescaling
+            h = h * (torch.rand(len(h), 1, 1, 1, device=h.device) >= self.drop_path).to(h.dtype)
+        return shortcut + ALPHA * self.skip_gain * h
+
+
+class NFNet(nn.Module):
+    """NFNet F0–F6 and `nano` (see SIZES).
+
+    forward(images (N,3,H,W) float, normalised) -> (N,S,D): the grid that Flamingo reads, after the last 1x1
+        convolution and its activation. S = ⌈H/32⌉·⌈W/32⌉ (nano: 16), D = `dim` = twice the last stage's width.
+    embed(images) -> (N,E): mean over space, projected, of length 1. For comparing with text.
+    normalise(pixels uint8) -> float: what `forward` expects.
+
+    n_class > 0 adds the 1000-way head of the published ImageNet networks; dim_embed > 0 the projection.
+    """
+
+    def __init__(self, size='nano', dim_embed=0, n_class=0):
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f'no NFNet {size!r}: there are {", ".join(SIZES)}')
+        self.size, spec = size, SIZES[size]
+        stem = (3, *spec['stem'])
+        strides = (2, 1, 1, 2)
+        self.stem = nn.ModuleList(WSConv2d(stem[i], stem[i + 1], 3, strides[i]) for i in range(4))
+        blocks, n_in, std = [], stem[-1], 1.0
+        n_block = sum(spec['depths'])
+        for stage, (width, depth) in enumerate(zip(spec['widths'], spec['depths'])):
+            for i in range(depth):
+                beta = 1 / std  # a transition still divides by the std of the stage before it …
+                if i == 0:
+                    std = 1.0   # … and its own shortcut then brings the stream back to one
+                std = math.sqrt(std ** 2 + ALPHA ** 2)
+                stride = 2 if i == 0 and stage > 0 else 1
+                blocks.append(NFBlock(n_in, width, spec['group'], stride, beta, spec['drop_path'] * len(blocks) / n_block))
+                n_in = width
+        self.blocks = nn.ModuleList(blocks)
+        self.dim = 2 * n_in
+        self.final_conv = WSConv2d(n_in, self.dim)
+        self.projection = nn.Linear(self.dim, dim_embed, bias=False) if dim_embed else None
+        self.dropout = nn.Dropout(spec['dropout'])
+        self.head = nn.Linear(self.dim, n_class) if n_class else None
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=0.01)
+            nn.init.zeros_(self.head.bias)
+        self.register_buffer('mean', torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def normalise(self, pixels):
+        """(…,3,H,W) uint8, 0–255 -> float of about zero mean and unit variance (ImageNet's, as timm's weights want)."""
+        return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def grid(self, images):
+        """(N,3,H,W) -> (N,D,h,w)"""
+        x = images.contiguous(memory_format=torch.channels_last)  # the faster layout on CPU and tensor cores
+        for i, conv in enumerate(self.stem):
+            x = conv(x if i == 0 else gelu(x))  # no activation after the last: the first block brings its own
+        for block in self.blocks:
+            x = block(x)
+        return gelu(self.final_conv(x))
+
+    def forward(self, images):
+        return self.grid(images).flatten(2).transpose(1, 2)  # (N,S,D)
+
+    def embed(self, images):
+        pooled = self.forward(images).mean(1)                # (N,D)
+        return F.normalize(self.projection(pooled), dim=-1)  # (N,E)
+
+    def classify(self, images):
+        """(N,3,H,W) -> (N, n_class) logits, for the published ImageNet heads."""
+        return self.head(self.dropout(self.forward(images).mean(1)))
+
+
+class TextTower(nn.Module):
+    """A small bidirectional transformer, mean-pooled (the paper: a BERT; its size for the F6 is not stated).
+
+    embed(tokens (N,T) int, mask (N,T) bool, True where real) -> (N,E) of length 1.
+    """
+
+    def __init__(self, n_vocab, dim, n_layer, n_head, n_context, dim_embed):
+        super().__init__()
+        self.token = nn.Embedding(n_vocab, dim)
+        self.position = nn.Embedding(n_context, dim)
+        nn.init.normal_(self.token.weight, std=0.02)
+        nn.init.normal_(self.position.weight, std=0.02)
+        layer = nn.TransformerEncoderLayer(dim, n_head, 4 * dim, dropout=0.0, activation='gelu', batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, n_layer, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
+        self.projection = nn.Linear(dim, dim_embed, bias=False)
+
+    def embed(self, tokens, mask):
+        x = self.token(tokens) + self.position.weight[:tokens.shape[1]]           # (N,T,D)
+        x = self.layers(x, src_key_padding_mask=~mask)
+        real = mask.unsqueeze(-1).to(x.dtype)
+        pooled = (x * real).sum(1) / real.sum(1).clamp(min=1)                     # mean over real tokens
+        return F.normalize(self.projection(pooled), dim=-1)
+
+
+class Contrastive(nn.Module):
+    """Vision encoder and text tower, side by side, and how much to trust their similarity (appendix B.1).
+
+    forward(images, tokens, mask) -> the two-term loss, a scalar.
+    """
+
+    def __init__(self, vision, text):
+        super().__init__()
+        self.vision, self.text = vision, text
+        # β, the inverse temperature, learned as its logarithm. The paper does not say where it starts: CLIP's 1/0.07.
+        self.log_beta = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, images, tokens, mask):
+        return contrastive_loss(self.vision.embed(images), self.text.embed(tokens, mask), self.log_beta.exp().clamp(max=100))
+
+
+def contrastive_loss(v, l, beta, label_smoothing=0.1):
+    """v (N,E) pictures, l (N,E) texts, unit length, row i of one belonging to row i of the other -> scalar.
+
+    L_txt2im = −1/N Σ_i log [ exp(β l_iᵀv_i) / Σ_j exp(β l_iᵀv_j) ]   and L_im2txt with the roles swapped.
+    The paper minimises their *sum* (CLIP halves it).
+    """
+    similarity = beta * l @ v.T                          # (N,N) row: text, column: picture
+    pair = torch.arange(len(v), device=v.device)
+    txt2im = F.cross_entropy(similarity, pair, label_smoothing=label_smoothing)
+    im2txt = F.cross_entropy(similarity.T, pair, label_smoothing=label_smoothing)
+    return txt2im + im2txt
+
+
+@torch.no_grad()
+def adaptive_gradient_clip(parameters, clip=0.01, eps=1e-3):
+    """AGC: no unit's gradient may be longer than `clip` times its weight; in place (Brock et al. 2021, eq. 3).
+
+    G_i ← G_i · clip·max(‖W_i‖, eps) / ‖G_i‖  where that is smaller. A unit is an output channel or feature of a
+    weight, and the whole of a vector or scalar. Without normalisation layers, a large step on a small weight is
+    what makes an NFNet diverge.
+    """
+    for p in parameters:
+        if p.grad is None:
+            continue
+        within = tuple(range(1, p.ndim)) if p.ndim > 1 else None
+        norm = lambda x: torch.linalg.vector_norm(x, dim=within, keepdim=True)
+        longest = clip * norm(p).clamp(min=eps)
+        p.grad.mul_((longest / norm(p.grad).clamp(min=1e-6)).clamp(max=1.0))

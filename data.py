@@ -354,7 +354,8 @@ def augment(pixels, rng, flip=False, strength=1.0):
     where = torch.nn.functional.affine_grid(theta, x.shape, align_corners=False)
     x = torch.nn.functional.grid_sample(x, where, padding_mode='border', align_corners=False)
     grey = x.mean(1, keepdim=True)
-    x = grey + (x - grey) * (1 + strength * draw(-0.5, 0.5, 1, 1, 1))           # saturation
+    fade = torch.where(draw(0, 1, 1, 1, 1) < 0.5 * strength, 0.0, 1 + strength * draw(-0.5, 0.5, 1, 1, 1))
+    x = grey + (x - grey) * fade                                                # saturation, now and then none at all
     x = x * (1 + strength * draw(-0.25, 0.25, 3, 1, 1))                         # colour cast
     x = (x - 0.5) * (1 + strength * draw(-0.3, 0.3, 1, 1, 1)) + 0.5 + strength * draw(-0.15, 0.15, 1, 1, 1)
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import Media, collate, encode
-from kit import shapes
+from kit import pictures, shapes
 
 # ---------------------------------------------------------------------------------------------
 # Asking a model
@@ -104,25 +104,25 @@ def row(task, value, n, ways=None, shots=None, control=None, metric='accuracy'):
     return {'task': task, 'ways': ways, 'shots': shots, 'control': control, 'metric': metric, 'value': value, 'low': low, 'high': high, 'n': n}
 
 
-def episodes_of(task, split, shots, n, ways=None, seed=0):
+def episodes_of(task, shots, n, ways=None, seed=0):
     """n episodes of a task of the embedded world; the same ones for the same seed."""
     rng = np.random.default_rng([seed, shots, ways or 0, *task.encode()])
     make = {'naming': shapes.naming_episode, 'caption': shapes.caption_episode, 'question': shapes.question_episode, 'clip_caption': shapes.clip_episode}[task]
-    return [make(rng, split, ways, shots, asked=i % ways) if ways else make(rng, split, shots) for i in range(n)]
+    return [make(rng, 'held', ways, shots, asked=i % ways) if ways else make(rng, 'held', shots) for i in range(n)]
 
 
-def measure(asker, task, split, shots, n, ways=None, control=None, seed=0, progress=None):
+def measure(asker, task, shots, n, ways=None, control=None, seed=0, progress=None):
     """-> (row, episodes, answers)"""
-    episodes = episodes_of(task, split, shots, n, ways, seed)
+    episodes = episodes_of(task, shots, n, ways, seed)
     if control == 'blank_support':
         episodes = [blank_support(e) for e in episodes]
     answers = asker.answer(episodes, progress)
     return row(task, sum(a['correct'] for a in answers) / n, n, ways, shots, control), episodes, answers
 
 
-def zero_shot(contrastive, tokenizer, features, split, n):
-    """Contrastive zero-shot: the class whose description is nearest, among all 64 pairs -> row."""
-    media, truth = shapes.zero_shot_pictures(split, n)
+def zero_shot(contrastive, tokenizer, features, n):
+    """Contrastive zero-shot: pictures of held-out pairs, the nearest description among all 64 pairs -> row."""
+    media, truth = shapes.zero_shot_pictures('held', n)
     classes = torch.stack([embed_texts(contrastive.text, tokenizer, forms).mean(0) for forms in shapes.zero_shot_classes()])
     right = (embed_media(contrastive.vision, features, media) @ classes.T).argmax(1) == torch.tensor(truth, device=classes.device)
     return row('zero_shot', right.float().mean().item(), n)
@@ -159,16 +159,47 @@ def pad_texts(ids, longest):
     return tokens, torch.arange(t) < torch.tensor([[len(i)] for i in ids])
 
 
-def first_table(asker, split='held', n=400, seed=1, progress=True):
-    """The table that train.py ends with -> (rows, [(title, episode, answer)] for samples.png)."""
+def first_table(asker, contrastive, n=400, seed=1):
+    """The table that train.py ends with -> (rows, [(title, episode, answer)] to look at)."""
+    rows = [zero_shot(contrastive, asker.tokenizer, asker.features, 2 * n)]
     plan = [('naming', ways, shots, None) for ways in (2, 4) for shots in (1, 2, 4)]
     plan += [('naming', ways, 1, 'blank_support') for ways in (2, 4)]
     plan += [(task, None, shots, None) for task in ('caption', 'question', 'clip_caption') for shots in (0, 4, 8)]
-    rows, shown = [], []
-    for task, ways, shots, control in plan:
-        title = f'{task}{f", {ways}-way" if ways else ""}, {shots} shots{", " + control if control else ""}'
-        result, episodes, answers = measure(asker, task, split, shots, n, ways, control, seed, title if progress else None)
+    shown = []
+    for task, ways, shots, control in tqdm(plan, desc='few-shot table', leave=False):
+        result, episodes, answers = measure(asker, task, shots, n, ways, control, seed)
         rows.append(result)
         if control is None and shots <= 4:
-            shown.append((title, episodes[0], answers[0]))
+            shown.append((f'{task}{f", {ways}-way" if ways else ""}, {shots} shot{"s" if shots != 1 else ""}', episodes[0], answers[0]))
     return rows, shown
+
+
+def table(rows):
+    """Rows of results as text: tasks down, shots across."""
+    shots = sorted({r['shots'] for r in rows if r['shots'] is not None})
+    lines = {}
+    for r in rows:
+        name = r['task'] + (f', {r["ways"]}-way' if r['ways'] else '') + (f', {r["control"]}' if r['control'] else '')
+        name += '' if r['metric'] == 'accuracy' else f', {r["metric"]}'
+        cell = f'{r["value"]:.1%} ({r["low"]:.0%}–{r["high"]:.0%})'
+        lines.setdefault(name, {})[r['shots']] = cell
+    header = ['task', *(['no prompt'] if any(r['shots'] is None for r in rows) else []), *[f'{s} shot{"s" if s != 1 else ""}' for s in shots]]
+    columns = [None, *shots] if 'no prompt' in header else shots
+    return pictures.text_table([[name, *[cells.get(s, '') for s in columns]] for name, cells in lines.items()], header)
+
+
+def sheet(shown):
+    """[(title, episode, answer)] -> one picture: prompts with their pictures, and what the model said."""
+    prompts = []
+    for title, episode, answer in shown:
+        pieces = []
+        for piece in episode.document().pieces:
+            pieces.append((lambda frames: frames[0] if len(frames) == 1 else frames)(piece.load()) if isinstance(piece, Media) else piece)
+        joined = [p for p in pieces[:1]]
+        for p in pieces[1:]:
+            if isinstance(p, str) and isinstance(joined[-1], str):
+                joined[-1] += p  # an example's prompt and its answer are one text
+            else:
+                joined.append(p)
+        prompts.append({'title': title, 'pieces': joined, 'answer': answer['prediction'], 'truth': answer['answer']})
+    return pictures.prompt_sheet(prompts)

@@ -16,19 +16,23 @@ import csv
 import json
 import math
 import os
+import shlex
+import signal
+import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import evaluate
-from data import Document, Media, Tokenizer, augment, collate, encode, load_pixels
+from data import Media, Tokenizer, augment, collate, encode
 from kit import checkpoint, pictures
-from kit.configurator import BadInput, autocast, command, configure, pick_device, pick_dtype
-from kit.features import FrozenFeatures
-# from kit.sources import open_source
+from kit.bpe import train_bpe
+from kit.configurator import BadInput, BadItem, autocast, command, configure, pick_device, pick_dtype
+from kit.features import FrozenFeatures, Pixels
+from kit.sources import Report, open_source
 from model import GPT, PRESETS, Flamingo, FlamingoConfig
 from vision import Contrastive, NFNet, TextTower, adaptive_gradient_clip
 
@@ -60,10 +64,11 @@ KEYS = {
     'p_next': (0.5, 'chance that the text of a page sees the next picture instead of the one before'),
     'blind_loss': (True, 'learn text that can see no picture, too'),
     # Stage 1
-    'vision_iters': (600, 'steps of the contrastive stage'),
-    'vision_batch': (96, 'pairs a step, of each of align and ltip'),
-    'vision_lr': (2e-3, 'peak learning rate'),
-    'augment': (0.3, 'strength of colour and geometric augmentation in the contrastive stage, 0 for none'),
+    'naming': (0.6, 'share of naming pages among the pages made of a folder'),
+    'vision_iters': (1000, 'steps of the contrastive stage'),
+    'vision_batch': (64, 'pairs a step, of each of align and ltip'),
+    'vision_lr': (5e-3, 'peak learning rate'),
+    'augment': (0.0, 'strength of colour and geometric augmentation in the contrastive stage, 0 for none'),
     'flip': (False, 'mirror pictures at random; off where left and right or letters mean something'),
     'agc': (0.01, 'adaptive gradient clipping of the NFNet'),
     # Stage 2
@@ -119,7 +124,7 @@ class VisionStage:
         if self.config['augment'] > 0:
             images = augment(images, rng, self.config['flip'], self.config['augment'])
         tokens, mask = evaluate.pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
-        vision = self.module.vision
+        vision, self.n_token = self.module.vision, tokens.numel()
         return self.module(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
 
     def clip(self):
@@ -129,9 +134,13 @@ class VisionStage:
 
     def evaluate(self):
         features = FrozenFeatures(self.module.vision, self.run.pixels, self.run.device)  # of the encoder as it is now
-        result = evaluate.zero_shot(self.module.eval(), self.run.tokenizer, features, 'dev', 4 * self.config['eval_n'])
+        result = evaluate.zero_shot(self.module.eval(), self.run.tokenizer, features, 4 * self.config['eval_n'])
         self.module.train()
         return {'zero_shot': result['value']}
+
+    def state(self):
+        """What else log.csv says about a step."""
+        return {'beta': round(self.module.log_beta.exp().item(), 3)}
 
     def content(self):
         return {'contrastive': self.module.state_dict()}
@@ -162,6 +171,7 @@ class LanguageStage:
 
     def loss(self, source, i):
         tokens = self.batch(i).to(self.run.device)
+        self.n_token = tokens.numel()
         return self.module(tokens[:, :-1], tokens[:, 1:])[1]
 
     def clip(self):
@@ -170,6 +180,9 @@ class LanguageStage:
     def evaluate(self):
         """How sure it is of a random word sequence the second time it sees it: the copying that Flamingo will need."""
         return {'copying': copying(self.module, self.run)}
+
+    def state(self):
+        return {}
 
     def content(self):
         return {'lm': self.module.state_dict()}
@@ -183,9 +196,9 @@ class FlamingoStage:
         self.run, self.config, self.size = run, run.config, run.size
         contrastive = new_contrastive(self.size)
         path = run.path('vision.pt')
-        checkpoint.load_into(contrastive, run.load('vision')['contrastive'], path)
+        checkpoint.load_into(contrastive, run.load_stage('vision')['contrastive'], path)
         lm = GPT.from_config(self.size)
-        checkpoint.load_into(lm, run.load('language')['lm'], run.path('language.pt'))
+        checkpoint.load_into(lm, run.load_stage('language')['lm'], run.path('language.pt'))
         self.contrastive = contrastive.to(run.device)
         self.module = Flamingo(self.size, contrastive.vision, lm).to(run.device)
         self.sources = {name: run.config['lambda_' + name] for name in SOURCES if run.config[name]}
@@ -207,6 +220,7 @@ class FlamingoStage:
     def loss(self, source, i):
         names = self.sources if source == 'merged' else [source]
         batch = collate([s for name in names for s in self.batch(name, i)], self.run.tokenizer)
+        self.n_token = batch.tokens.numel()
         features, frame_mask = self.features(batch.media)
         tokens, image_index, targets = (x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets))
         return self.module(tokens, image_index, targets=targets, features=features, frame_mask=frame_mask)[1]
@@ -216,12 +230,16 @@ class FlamingoStage:
 
     def evaluate(self):
         n = self.config['eval_n']
-        result = {'naming_2way': evaluate.measure(self.asker, 'naming', 'dev', 1, n, ways=2)[0]['value'],
-                  'naming_4way': evaluate.measure(self.asker, 'naming', 'dev', 1, n, ways=4)[0]['value'],
-                  'caption': evaluate.measure(self.asker, 'caption', 'dev', 0, n)[0]['value'],
-                  'clip': evaluate.measure(self.asker, 'clip_caption', 'dev', 0, n)[0]['value']}
+        result = {'naming_2way': evaluate.measure(self.asker, 'naming', 1, n, ways=2)[0]['value'],
+                  'naming_4way': evaluate.measure(self.asker, 'naming', 1, n, ways=4)[0]['value'],
+                  'caption': evaluate.measure(self.asker, 'caption', 0, n)[0]['value'],
+                  'clip': evaluate.measure(self.asker, 'clip_caption', 0, n)[0]['value']}
         self.module.train()
         return result
+
+    def state(self):
+        """The gates by depth: how far the frozen model has been opened."""
+        return {f'gate_{which}_{depth}': round(value, 5) for depth, pair in enumerate(self.module.gates()) for which, value in zip('xd', pair)}
 
     def content(self):
         text = {k: v for k, v in self.contrastive.state_dict().items() if not k.startswith('vision.')}
@@ -262,7 +280,7 @@ def copying(lm, run):
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(32):
-        ids = [t for name in made_up_names(rng, 12, 'dev') for t in run.tokenizer.encode(' ' + name)][:24]
+        ids = [t for name in made_up_names(rng, 12, 'held') for t in run.tokenizer.encode(' ' + name)][:24]
         rows.append([run.tokenizer.bos] + ids + ids)
     n = min(map(len, rows))
     tokens = torch.tensor([r[-n:] for r in rows], device=run.device)
@@ -270,3 +288,254 @@ def copying(lm, run):
         guess = lm(tokens[:, :-1]).argmax(-1)
     half = n // 2 + 2
     return (guess[:, half:] == tokens[:, 1 + half:]).float().mean().item()
+
+
+# ---------------------------------------------------------------------------------------------
+# A run: what all stages share
+
+
+class Run:
+    """The configuration, the data and the folder of one `python train.py`."""
+
+    def __init__(self, config):
+        self.config = {k: v for k, v in vars(config).items() if k in KEYS}
+        if config.preset not in PRESETS:
+            raise BadInput(f'--preset={config.preset}: expected one of {", ".join(PRESETS)}')
+        self.device = pick_device(config.device)
+        self.dtype = pick_dtype(config.dtype, self.device)
+        sizes = {f.name: self.config[f.name] for f in SIZES if f.name in config.given or f.name not in PRESETS[config.preset]}
+        self.config |= {k: v for k, v in PRESETS[config.preset].items() if k in self.config and k not in sizes}
+        self.report = Report()
+        self.sources = {role: open_source(role, self.config[role], self.config['n_frame'], config.seed, config.naming, config.flip)
+                        for role in (*SOURCES, 'text') if self.config[role]}
+        self.tokenizer = self.choose_tokenizer()
+        t = self.tokenizer
+        self.size = FlamingoConfig(**{f.name: self.config[f.name] for f in SIZES}, n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
+        self.pixels = Pixels(self.size.image_size, self.size.n_frame)
+        self.rows = []        # of log.csv
+        self.stop = None      # why to stop after this step: a signal's number, or 'time'
+        self.started = time.time()
+
+    def choose_tokenizer(self):
+        if self.config['tokenizer'] != 'sources':
+            return Tokenizer.load(self.config['tokenizer'])
+        texts = [source.text(i) for name, source in self.sources.items() if name == 'text' for i in range(4000)]
+        return Tokenizer(train_bpe(texts, 1022))
+
+    def path(self, name):
+        return os.path.join(self.config['out_dir'], name)
+
+    def documents(self, source, start, n):
+        """Documents start … start+n-1 of a source. One whose picture cannot be read is counted and replaced by another,
+        always the same one."""
+        documents = []
+        for number in range(start, start + n):
+            for attempt in range(50):
+                document = self.sources[source].document(number + (attempt << 40))
+                try:
+                    for piece in document.pieces:
+                        if isinstance(piece, Media):
+                            self.pixels(piece)
+                    documents.append(document)
+                    break
+                except BadItem as e:
+                    self.report.add(e)
+            else:
+                raise BadInput(f'{source}: 50 documents in a row cannot be read: ' + '; '.join(self.report.lines()))
+        return documents
+
+    def save_stage(self, stage):
+        checkpoint.save(self.path(stage.name + '.pt'), stage.name, config=asdict(self.size), tokenizer=self.tokenizer.state(), keys=self.config,
+                        **stage.content())
+
+    def load_stage(self, name):
+        """-> the content of NAME.pt, which must be of the same sizes and words."""
+        path = self.path(name + '.pt')
+        content = checkpoint.load(path, name)
+        for key, ours in asdict(self.size).items():
+            if content['config'].get(key) != ours:
+                raise BadInput(f'{path} was made with {key}={content["config"].get(key)}, now {key}={ours}')
+        if content['tokenizer'] != self.tokenizer.state():
+            raise BadInput(f'{path} was made with another tokenizer')
+        return content
+
+    def on_signal(self, number, frame):
+        """Ctrl-C or a polite kill: finish this step, save, leave. A second one leaves at once."""
+        if self.stop is not None:
+            raise KeyboardInterrupt
+        self.stop = number
+
+    def save_progress(self, missing, i, stage=None):
+        """training.pt: everything needed to go on with step i of stage missing[0] as if nothing had happened."""
+        state = {'missing': missing, 'iter': i, 'keys': self.config, 'rows': self.rows, 'minutes': self.minutes()}
+        if stage is not None:
+            state |= {'module': stage.module.state_dict(), 'optimizer': stage.optimizer.state_dict(), 'random': checkpoint.random_state()}
+        checkpoint.save(self.path('training.pt'), 'training', **state)
+        self.write_log()
+
+    def minutes(self):
+        return (time.time() - self.started) / 60
+
+    def write_log(self):
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with checkpoint.whole_file(self.path('log.csv'), 'w', encoding='utf-8') as f:
+            writer = csv.DictWriter(f, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        pictures.save(pictures.curves(self.rows), self.path('curves.png'))
+
+
+def check_same_keys(saved, now, path):
+    """A run may only be continued with the keys it was begun with."""
+    for key in saved:
+        if key in now and key not in FREE_KEYS and saved[key] != now[key]:
+            raise BadInput(f'{path} was made with --{key}={saved[key]}, now --{key}={now[key]}: '
+                           f'give the same, another --out_dir, or --init_from=scratch to start over')
+
+
+# ---------------------------------------------------------------------------------------------
+# The loop
+
+
+def train_stage(run, stage, missing, progress=None):
+    """Train one stage to its end, from where `progress` (training.pt) left it. Returns whether it came to its end."""
+    config, start = run.config, 0
+    if progress is not None and 'module' in progress:
+        start = progress['iter']
+        stage.module.load_state_dict(progress['module'])
+        stage.optimizer.load_state_dict(progress['optimizer'])
+        checkpoint.set_random_state(progress['random'])
+    if config['compile']:
+        stage.module.compile()
+    names = list(stage.sources)
+    bar = tqdm(range(start, stage.n_iter), desc=stage.name, initial=start, total=stage.n_iter)
+    last_eval, skipped = '', 0
+    clock, n_token = time.time(), 0
+    for i in bar:
+        for group in stage.optimizer.param_groups:
+            group['lr'] = stage.lr * schedule(config['schedule'], stage.name, i, config['warmup'], stage.n_iter)
+        # One step: the gradients of one batch from each source, weighted by λ, added up (appendix A.1.3).
+        losses = {}
+        for name in {'accumulate': names, 'round_robin': [names[i % len(names)]], 'merged': ['merged']}[config['mixing'] if stage.name == 'flamingo' else 'accumulate']:
+            with autocast(run.device, run.dtype):
+                loss = stage.loss(name, i)
+            (stage.sources.get(name, 1.0) * loss).backward()
+            losses[name] = loss.item()
+        norm = stage.clip().item()  # once, after all sources: clipping each would change their balance
+        if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
+            stage.optimizer.step()
+            skipped = 0
+        else:  # a step that would spoil the weights is left out
+            skipped += 1
+            tqdm.write(f'{stage.name} step {i}: not finite ({losses}, gradient norm {norm}); skipped')
+            if skipped == 10:
+                raise BadInput(f'{stage.name}: ten steps in a row were not finite; the last good state is in {run.path("training.pt")}')
+        stage.optimizer.zero_grad(set_to_none=True)
+
+        n_token += stage.n_token  # what this step has read, padding included
+        done = i + 1 == stage.n_iter
+        if config['max_minutes'] and run.minutes() > config['max_minutes']:
+            run.stop = run.stop or 'time'
+        if (i + 1) % config['log_every'] == 0 or done:
+            row = {'stage': stage.name, 'iter': i + 1, **{'loss_' + k: round(v, 5) for k, v in losses.items()},
+                   'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5), **stage.state()}
+            run.rows.append(row)
+            row['tokens_per_s'] = round(n_token / (time.time() - clock))
+            row['minutes'] = round(run.minutes(), 3)
+            clock, n_token = time.time(), 0
+            bar.set_postfix_str(' '.join(f'{k} {v:.3f}' for k, v in losses.items()) + last_eval)
+        if (i + 1) % config['eval_every'] == 0 or done:
+            result = stage.evaluate()
+            run.rows.append({'stage': stage.name, 'iter': i + 1, **{'eval_' + k: round(v, 4) for k, v in result.items()}, 'minutes': round(run.minutes(), 3)})
+            last_eval = ' | ' + ' '.join(f'{k} {v:.0%}' for k, v in result.items())
+            clock = time.time()
+        if run.stop or (i + 1) % config['eval_every'] == 0:
+            run.save_progress(missing, i + 1, stage)
+        if run.stop:
+            return done
+    bar.close()
+    return True
+
+
+def check_values(config):
+    """Values of the right type that make no sense. Raises BadInput."""
+    choices = {'stage': ('all', *STAGES), 'init_from': ('auto', 'scratch', 'resume'), 'mixing': ('accumulate', 'round_robin', 'merged'),
+               'schedule': ('cosine', 'linear', 'constant', 'paper'), 'preset': tuple(PRESETS), 'attend': ('last', 'all_previous')}
+    for key, allowed in choices.items():
+        if getattr(config, key) not in allowed:
+            raise BadInput(f'--{key}={getattr(config, key)}: expected {", ".join(allowed[:-1])} or {allowed[-1]}')
+    for key, (default, _) in KEYS.items():
+        value = getattr(config, key)
+        if type(default) in (int, float) and value < 0:
+            raise BadInput(f'--{key}={value}: must not be negative')
+        if type(default) is int and value == 0 and key not in ('seed', 'warmup'):
+            raise BadInput(f'--{key}=0: must be at least 1')
+
+
+def finish(run):
+    """The few-shot table, on screen and in results.json, and samples.png."""
+    stage = FlamingoStage(run)
+    content = run.load_stage('flamingo')
+    checkpoint.load_into(stage.module, content['flamingo'], run.path('flamingo.pt'))
+    stage.module.eval()
+    rows, shown = evaluate.first_table(stage.asker, stage.contrastive, n=run.config['test_n'])
+    with checkpoint.whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:
+        json.dump(rows, f, indent=1)
+    pictures.save(evaluate.sheet(shown), run.path('samples.png'))
+    print(evaluate.table(rows))
+    print(f'\n{run.minutes():.1f} minutes. Look at {run.path("samples.png")} and {run.path("curves.png")}; then: python sample.py'
+          + ('' if run.config['out_dir'] == 'out' else f' --out_dir={run.config["out_dir"]}'))
+
+
+def carry_out(run, config):
+    """All stages that are asked for and missing, in order. Returns why it stopped early: a signal, 'time' or None."""
+    wanted = ['vision', 'language', 'flamingo'] if config.stage == 'all' else [config.stage]
+    progress = None
+    if config.init_from == 'scratch' or not os.path.exists(run.path('training.pt')):
+        if config.init_from == 'resume':
+            raise BadInput(f'{run.path("training.pt")}: no such file, nothing to resume')
+        missing = [name for name in wanted if config.init_from == 'scratch' or not os.path.exists(run.path(name + '.pt'))]
+        for name in wanted:
+            if name not in missing:
+                check_same_keys(checkpoint.load(run.path(name + '.pt'), name)['keys'], run.config, run.path(name + '.pt'))
+    else:
+        progress = checkpoint.load(run.path('training.pt'), 'training')
+        check_same_keys(progress['keys'], run.config, run.path('training.pt'))
+        missing, run.rows = progress['missing'], progress['rows']
+        run.started -= 60 * progress['minutes']
+    finished = not missing and os.path.exists(run.path('results.json'))
+    if finished:
+        print(f'{config.out_dir} is complete. --init_from=scratch starts over; python sample.py shows what it learned.')
+        return None
+    signal.signal(signal.SIGINT, run.on_signal)
+    signal.signal(signal.SIGTERM, run.on_signal)
+    while missing:
+        torch.manual_seed(run.config['seed'])
+        stage = STAGES[missing[0]](run)
+        if progress is None or 'module' not in progress:
+            run.save_progress(missing, 0)  # from here on, training.pt says what is left to do
+        if not train_stage(run, stage, missing, progress):
+            return run.stop
+        run.save_stage(stage)
+        missing, progress = missing[1:], None
+        run.save_progress(missing, 0)
+    if 'flamingo' in wanted:
+        finish(run)
+    os.remove(run.path('training.pt'))
+    for line in run.report.lines():
+        print('left out', line)
+    return None
+
+
+def main():
+    config = configure(KEYS, usage=__doc__)
+    check_values(config)
+    with checkpoint.only_run(config.out_dir):
+        stopped = carry_out(Run(config), config)
+    if stopped is not None:
+        print(f'stopped and saved; to continue: python train.py {shlex.join(a for a in sys.argv[1:] if not a.startswith("--init_from"))}')
+        sys.exit(0 if stopped == 'time' else 128 + stopped)
+
+
+if __name__ == '__main__':
+    command(main)

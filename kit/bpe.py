@@ -5,6 +5,8 @@
 import re
 from collections import Counter
 
+import numpy as np
+
 from data import Tokenizer
 from kit.configurator import command, configure
 
@@ -55,8 +57,9 @@ def main():
     }
     config = configure(keys, usage=__doc__)
     pages, short, long = Shapes('m3w'), Shapes('align'), Shapes('ltip')
-    texts = [pages.text(i) for i in range(config.n_text)]
-    texts += [' ' + piece for s in (short, long) for i in range(config.n_text // 4) for piece in s.document(i).pieces[1:]]
+    rng = np.random.default_rng(0)
+    texts = [pages.text(i, rng) for i in range(config.n_text)]
+    texts += [' ' + piece for s in (short, long) for i in range(config.n_text // 4) for piece in s.document(i, rng).pieces[1:]]
     tokenizer = Tokenizer(train_bpe(texts, config.n_rank))
     tokenizer.save(config.out)
     print(f'{config.out}: {len(tokenizer.ranks)} ranks')

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data import Document, Given, Media
+from data import Document, Example, Media
 from kit.configurator import BadInput, BadItem
 
 RECOGNISED = ('a folder with metadata.jsonl (lines of {"file_name": ..., "text": ...}), '
@@ -357,10 +357,11 @@ class Pages:
             examples = [(k, variant, name) for k, variant, _, name in self.deal(rng)]
         else:
             examples = [(k, int(rng.integers(self.pairs.n_variant)), self.pairs.items[k].text) for k in self.distinct(i, rng)]
-        pieces = []
+        pieces, seen = [], set(self.names)  # a made-up name cannot be known at its first showing: given, not learned
         for k, variant, answer in examples:
-            pieces += [self.pairs.media(k, variant), Given('Output:'), ' ' + answer]
-        return Document(pieces, kind='page', where=self.pairs.items[examples[0][0]].where)
+            pieces += Example(self.pairs.media(k, variant), 'Output:', answer).pieces(learned=answer not in seen)
+            seen.discard(answer)
+        return Document(pieces, kind='examples', where=self.pairs.items[examples[0][0]].where)
 
     def text(self, i, rng):
         """The same diet without pictures, for the language model: a caption, some captions, or a naming page
@@ -595,3 +596,61 @@ def spell(name):
     """A folder's name as words."""
     name = os.fsencode(name).decode('utf-8', 'replace')  # a name on disk need not be text
     return ' '.join(name.replace('_', ' ').replace('-', ' ').split()) or name
+
+
+# ---------------------------------------------------------------------------------------------
+# The four sources
+
+
+class Source:
+    """What one of the keys m3w, align, ltip, vtp and text stands for: one or several parts, drawn by weight.
+
+    document(i) -> data.Document number i of an endless stream; text(i) -> str. Both depend on seed, role and i alone,
+    so a position in the data is one number.
+    """
+
+    def __init__(self, role, parts, weights, seed):
+        self.role, self.parts, self.seed = role, parts, seed
+        self.share = np.array(weights) / sum(weights)
+
+    def draw(self, i):
+        rng = np.random.default_rng([self.seed, *self.role.encode(), i])
+        return self.parts[int(rng.choice(len(self.parts), p=self.share))], rng
+
+    def document(self, i):
+        part, rng = self.draw(i)
+        return part.document(i, rng)
+
+    def text(self, i):
+        part, rng = self.draw(i)
+        return part.text(i, rng)
+
+
+def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False):
+    """'shapes', 'PATH', or several of them with weights, 'dirA:3,dirB:1' -> Source. Raises BadInput.
+
+    Folders give pairs to align, ltip and vtp, and few-shot pages made of those pairs to m3w and text.
+    """
+    from kit.shapes import Shapes, made_up_names
+    parts, weights = [], []
+    for entry in spec.split(','):
+        path, _, weight = entry.rpartition(':')
+        try:
+            weights.append(float(weight))
+        except ValueError:
+            path, weight = entry, 1.0  # a colon of the path's own, or none
+            weights.append(1.0)
+        if not path:
+            path = entry
+        if weights[-1] <= 0:
+            raise BadInput(f'{role}: the weight of {path} must be above zero')
+        if path == 'shapes':
+            parts.append(Shapes('m3w' if role == 'text' else role))
+            continue
+        pairs = open_folder(path, n_frame, seed, n_variant=4 if role == 'm3w' else 1, flip=flip)
+        if role in ('m3w', 'text'):
+            names = made_up_names(np.random.default_rng(0), 1000)
+            parts.append(Pages(pairs, names, n_way=(2, 5), naming=naming))
+        else:
+            parts.append(pairs)
+    return Source(role, parts, weights, seed)

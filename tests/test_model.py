@@ -1,0 +1,624 @@
+"""The whole tower: frozen parts stay as they were, pictures reach their own text and nothing else, and answers are
+what a slow loop over the plain forward pass says they are."""
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import GPT, PRESETS, Flamingo, FlamingoConfig
+
+PIXELS = 32  # the nano encoder makes a 2x2 grid of it
+SMALL = dict(n_vocab=14, bos=12, pad=13, lm_layer=3, lm_dim=16, lm_head=2, n_context=40, xattn_head=2, xattn_head_dim=8, resampler_layer=1,
+             resampler_dim=24, resampler_head=2, resampler_head_dim=8, n_latent=3, n_frame=3, image_size=PIXELS, dim_embed=8)
+
+
+def flamingo(seed=0, opened=True, **changes):
+    """A small Flamingo. `opened` draws gates that are not 0, or no picture could matter; the language model is drawn
+    with large weights, or all of its words would be equally likely."""
+    torch.manual_seed(seed)
+    model = Flamingo(FlamingoConfig(**{**SMALL, **changes}))
+    with torch.no_grad():
+        for p in model.lm.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+        model.new_rows.copy_(torch.randn(2, 16) * torch.tensor([[0.4], [0.8]]))  # <EOC> stands out: some answers shall end
+        for layer in model.gated if opened else []:
+            layer.alpha_x.copy_(torch.randn(()).sign() * (0.5 + torch.rand(())))
+            layer.alpha_d.copy_(torch.randn(()).sign() * (0.2 + torch.rand(())))
+    return model.eval()
+
+
+def read(model, *rows):
+    """Rows such as '^12#34$#5' (^ <BOS>, # <image>, $ <EOC>, a digit or a, b: that word) -> tokens, image_index
+    (B,T), padded on the right, and length (B,): what generate and score call their prompts."""
+    ids = {'^': model.config.bos, '#': model.image, '$': model.eoc} | {c: i for i, c in enumerate('0123456789ab')}
+    tokens = torch.full((len(rows), max(map(len, rows))), model.config.pad)
+    for b, row in enumerate(rows):
+        tokens[b, :len(row)] = torch.tensor([ids[c] for c in row])
+    index = (tokens == model.image).cumsum(1).masked_fill(tokens == model.config.pad, 0)
+    return dict(tokens=tokens, image_index=index, length=torch.tensor([len(row) for row in rows]))
+
+
+def pictures(b, n, f=1, seed=1):
+    return torch.randint(0, 256, (b, n, f, 3, PIXELS, PIXELS), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def logits_of(model, prompts, *media, **more):
+    with torch.no_grad():
+        return model(prompts['tokens'], prompts['image_index'], *media, **more)[0]
+
+
+def alone(prompts, b):
+    """Row b without its padding."""
+    n = int(prompts['length'][b])
+    return dict(tokens=prompts['tokens'][b:b + 1, :n], image_index=prompts['image_index'][b:b + 1, :n], length=prompts['length'][b:b + 1])
+
+
+# ---------------------------------------------------------------------------------------------
+# The language model alone
+
+
+def test_gpt_is_the_slow_sum_over_earlier_tokens():
+    """One number at a time, in float64, from GPT-2's equations: pre-norm, causal softmax, tanh GELU, tied head."""
+    torch.manual_seed(0)
+    gpt = GPT(n_vocab=11, n_layer=2, dim=8, n_head=2, n_context=7).double()
+    with torch.no_grad():
+        for p in gpt.parameters():
+            p.add_(torch.randn_like(p) * 0.4)
+    w = dict(gpt.named_parameters())
+    tokens = torch.randint(0, 11, (2, 7))
+
+    def norm(x, name):
+        centred = x - x.mean()
+        return centred / (centred.square().mean() + 1e-5).sqrt() * w[name + '.weight'] + w[name + '.bias']
+
+    def linear(x, name):
+        return w[name + '.weight'] @ x + w[name + '.bias']
+
+    def slow_gelu(x):
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
+
+    expected = torch.zeros(2, 7, 11, dtype=torch.float64)
+    for b in range(2):
+        stream = [w['wte.weight'][tokens[b, t]] + w['wpe.weight'][t] for t in range(7)]
+        for layer in range(2):
+            qkv = [linear(norm(x, f'h.{layer}.ln_1'), f'h.{layer}.attn.c_attn') for x in stream]
+            for t in range(7):
+                heads = []
+                for h in range(2):
+                    at = slice(4 * h, 4 * h + 4)
+                    q = qkv[t][:8][at]
+                    share = torch.stack([q @ qkv[s][8:16][at] / math.sqrt(4) for s in range(t + 1)]).exp()
+                    heads.append(sum(share[s] * qkv[s][16:][at] for s in range(t + 1)) / share.sum())
+                x = stream[t] + linear(torch.cat(heads), f'h.{layer}.attn.c_proj')
+                stream[t] = x + linear(slow_gelu(linear(norm(x, f'h.{layer}.ln_2'), f'h.{layer}.mlp.c_fc')), f'h.{layer}.mlp.c_proj')
+        for t in range(7):
+            expected[b, t] = w['wte.weight'] @ norm(stream[t], 'ln_f')
+    torch.testing.assert_close(gpt(tokens), expected, rtol=1e-10, atol=1e-10)
+
+    targets = torch.randint(0, 11, (2, 7))
+    targets[0, 2:] = -100
+    log_p = expected - expected.exp().sum(-1, keepdim=True).log()
+    wanted = [-log_p[b, t, targets[b, t]] for b in range(2) for t in range(7) if targets[b, t] != -100]
+    torch.testing.assert_close(gpt(tokens, targets)[1], sum(wanted) / len(wanted))
+
+
+# ---------------------------------------------------------------------------------------------
+# With the gates shut: the language model, to the last bit
+
+
+@pytest.mark.parametrize('attend', ['last', 'all_previous'])
+@pytest.mark.parametrize('n_image, n_frame', [(None, 1), (0, 1), (1, 1), (2, 1), (5, 1), (2, 3)])
+def test_a_fresh_flamingo_says_exactly_what_its_language_model_says(n_image, n_frame, attend):
+    """Whatever it is shown: nothing, fewer pictures than tags, just as many, more, or clips. A word of the language
+    model is lent to the tag, which it would not know otherwise."""
+    model = flamingo(opened=False, attend=attend)
+    with torch.no_grad():
+        model.new_rows[0] = model.lm.wte.weight[7]
+    prompts = read(model, '^12#345#6', '^#8#901', '^23')
+    media = None if n_image is None else pictures(3, n_image, n_frame)
+    words = prompts['tokens'].masked_fill(prompts['tokens'] == model.image, 7)
+    assert torch.equal(logits_of(model, prompts, media)[..., :14], model.lm(words))
+
+
+# ---------------------------------------------------------------------------------------------
+# With the gates open: who sees what
+
+
+@pytest.mark.parametrize('attend', ['last', 'all_previous'])
+@pytest.mark.parametrize('n_frame', [1, 3])
+def test_a_picture_changes_its_text_and_nothing_before_its_tag(attend, n_frame):
+    model = flamingo(attend=attend)
+    prompts = read(model, '^12#345$#67$8#9ab$')
+    tags = (prompts['tokens'][0] == model.image).nonzero().flatten().tolist()
+    media, other = pictures(1, 3, n_frame), pictures(1, 3, n_frame, seed=2)
+    before = logits_of(model, prompts, media)
+    for k, tag in enumerate(tags):
+        changed = media.clone()
+        changed[:, k] = other[:, k]
+        after = logits_of(model, prompts, changed)
+        assert torch.equal(after[:, :tag], before[:, :tag])
+        assert ((after - before).abs().amax(-1)[0, tag:] > 1e-4).all()  # itself, its own text, and through the LM what follows
+
+
+def test_one_gated_layer_shows_a_picture_to_its_own_text_only():
+    """Up to the next tag, and no further: what follows hears of it through the language model alone."""
+    model = flamingo()
+    prompts = read(model, '^12#345$#67$8#9ab$')
+    y, index = torch.randn(1, prompts['tokens'].shape[1], 16), prompts['image_index']
+    media = pictures(1, 3)
+    for k in 1, 2, 3:
+        changed = media.clone()
+        changed[:, k - 1] = pictures(1, 1, seed=2)[:, 0]
+        with torch.no_grad():
+            one, two = (model.gated[0](y, None, index, model.visual_keys_values(m)[0]) for m in (media, changed))
+        assert torch.equal((one != two).any(-1), index == k)
+
+
+def test_tags_without_pictures_see_nothing():
+    """Three tags, one picture: what the other two lead is as if there were no picture for it at all."""
+    model = flamingo()
+    prompts = read(model, '^#12#34#56')
+    y = torch.randn(1, 10, 16)
+    blind = prompts['image_index'].clamp(max=1) * (prompts['image_index'] == 1)
+    with torch.no_grad():
+        kv = model.visual_keys_values(pictures(1, 1))[0]
+        assert torch.equal(model.gated[0](y, None, prompts['image_index'], kv), model.gated[0](y, None, blind, kv))
+        nothing = model.gated[0](y, None, prompts['image_index'], None)
+        assert torch.equal(model.gated[0](y, None, prompts['image_index'], kv)[:, 4:], nothing[:, 4:])
+
+
+@pytest.mark.parametrize('attend', ['last', 'all_previous'])
+def test_padding_has_no_influence(attend):
+    """Garbage where tokens, pictures and frames are only padding: every real logit stays the same, and is what the row
+    says when it is alone, with no padding at all."""
+    model = flamingo(attend=attend).double()
+    prompts = read(model, '^12#345$#67$8#9', '^#12', '^345$6')
+    real = torch.zeros(3, 3, 3, dtype=torch.bool)
+    for b, frames in enumerate([(1, 3, 2), (2,), ()]):
+        for n, f in enumerate(frames):
+            real[b, n, :f] = True
+    media = pictures(3, 3, 3)
+    logits = logits_of(model, prompts, media, frame_mask=real)
+
+    garbage = media.clone()
+    garbage[~real] = pictures(1, int((~real).sum()), seed=3)[0, :, 0]
+    noisy = dict(prompts, tokens=prompts['tokens'].clone(), image_index=prompts['image_index'].clone())
+    for b, n in enumerate(prompts['length']):
+        noisy['tokens'][b, n:] = torch.randint(0, 12, noisy['tokens'][b, n:].shape)
+    again = logits_of(model, noisy, garbage, frame_mask=real)
+
+    for b, n in enumerate(prompts['length'].tolist()):
+        torch.testing.assert_close(again[b, :n], logits[b, :n], rtol=1e-9, atol=1e-9)
+        n_image, n_frame = int(real[b].any(-1).sum()), int(real[b].sum(-1).max())
+        own = media[b:b + 1, :n_image, :n_frame], real[b:b + 1, :n_image, :n_frame]
+        single = logits_of(model, alone(prompts, b), own[0], frame_mask=own[1]) if n_image else logits_of(model, alone(prompts, b))
+        torch.testing.assert_close(logits[b, :n], single[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('attend', ['last', 'all_previous'])
+def test_a_row_does_not_depend_on_its_neighbours(attend):
+    """The same row beside others, in another place, with other pictures around it."""
+    model = flamingo(attend=attend).double()
+    media, others = pictures(3, 2), pictures(3, 2, seed=2)
+    others[2] = media[0]
+    one = logits_of(model, read(model, '^1#23$#45', '^#12#3456', '^1234567'), media)[0]
+    two = logits_of(model, read(model, '^1234#56', '^12345678', '^1#23$#45'), others)[2]
+    torch.testing.assert_close(one[:9], two[:9], rtol=1e-9, atol=1e-9)
+
+
+def test_kept_features_say_the_same_as_their_pixels():
+    """Training hands over the frozen encoder's features instead of pictures."""
+    model = flamingo()
+    prompts = read(model, '^#12$#34', '^1#2')
+    media = pictures(2, 2, 2)
+    real = torch.tensor([[[True, True], [True, False]], [[True, False], [False, False]]])
+    with torch.no_grad():
+        features = model.see(media, real)
+    for b, n, f in itertools.product(range(2), range(2), range(2)):
+        wanted = model.vision(model.vision.normalise(media[b, n, f][None]))[0] if real[b, n, f] else torch.zeros(4, model.vision.dim)
+        torch.testing.assert_close(features[b, n, f], wanted)
+    logits = logits_of(model, prompts, media, frame_mask=real)
+    assert torch.equal(logits_of(model, prompts, features=features, frame_mask=real), logits)
+    assert torch.equal(logits_of(model, prompts, model.vision.normalise(media), frame_mask=real), logits)  # floats are taken as normalised
+
+
+def test_gated_layers_stand_before_every_kth_block():
+    """xattn_every=2 over three blocks: gates before blocks 0 and 2. With only the second one open, pictures reach what
+    goes into block 2 and no block before it."""
+    model = flamingo(opened=False, xattn_every=2)
+    assert len(model.gated) == 2
+    prompts, streams = read(model, '^#12'), []
+    for block in model.lm.h:
+        block.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0]))
+
+    def reached(opened):
+        with torch.no_grad():
+            for i, layer in enumerate(model.gated):
+                layer.alpha_x.fill_(float(i == opened))
+        streams.clear()
+        logits_of(model, prompts, pictures(1, 1))
+        logits_of(model, prompts, pictures(1, 1, seed=2))
+        return [not torch.equal(one, two) for one, two in zip(streams[:3], streams[3:])]
+
+    assert reached(0) == [True, True, True]
+    assert reached(1) == [False, False, True]
+
+
+# ---------------------------------------------------------------------------------------------
+# Learning
+
+
+def batch(model):
+    prompts = read(model, '^#12$#345$', '^12#67$')
+    targets = prompts['tokens'].roll(-1, 1)
+    targets[(targets >= 12) & (targets != model.eoc)] = -100
+    targets[:, -1] = -100
+    return prompts['tokens'], prompts['image_index'], pictures(2, 2, 2), targets
+
+
+def test_the_loss_is_the_mean_over_what_there_is_to_learn():
+    model = flamingo().double()
+    tokens, index, media, targets = batch(model)
+    logits = logits_of(model, dict(tokens=tokens, image_index=index), media)
+    terms = []
+    for b, t in itertools.product(range(tokens.shape[0]), range(tokens.shape[1])):
+        if targets[b, t] != -100:
+            row = logits[b, t]
+            terms.append(row.exp().sum().log() - row[targets[b, t]])
+    assert len(terms) == 12  # words and <EOC>s, not <BOS>, <image> or padding
+    torch.testing.assert_close(model(tokens, index, media, targets)[1], sum(terms) / len(terms), check_dtype=False, rtol=1e-6, atol=1e-6)
+
+
+def test_nothing_to_learn_is_a_loss_of_zero_and_no_nan():
+    """A window may hold <image> tags and given text only. A mean over nothing would be NaN, and ruin the run."""
+    model = flamingo()
+    tokens, index, media, targets = batch(model)
+    _, loss = model(tokens, index, media, torch.full_like(targets, -100))
+    loss.backward()
+    assert loss.item() == 0
+    for p in model.parameters():
+        assert p.grad is None or (p.grad == 0).all()
+
+
+def test_training_moves_what_is_trained_and_not_one_bit_of_what_is_frozen():
+    """From shut gates, with weight decay, over several steps. Every trained parameter gets somewhere: the rows of <image>
+    and <EOC> among them, which others left at random."""
+    model = flamingo(opened=False).train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    tokens, index, media, targets = batch(model)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(tokens, index, media, targets)[1].backward()
+        optimizer.step()
+    for name, p in model.named_parameters():
+        if name.startswith(('lm.', 'vision.')):
+            assert torch.equal(p, before[name]) and p.grad is None, name
+        else:
+            assert not torch.equal(p, before[name]) and p.grad.abs().sum() > 0, name
+    assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
+    assert all(not torch.equal(p, q) for p, q in zip(model.new_rows, before['new_rows']))
+
+
+def test_training_from_shut_gates_learns_to_tell_pictures_apart():
+    """The same prompt under two pictures, with two answers: only the picture can say which."""
+    model = flamingo(opened=False).train()
+    prompts = read(model, '^#0', '^#0')
+    features, targets = model.see(pictures(2, 1)), torch.tensor([[-100, -100, 3], [-100, -100, 5]])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(prompts['tokens'], prompts['image_index'], None, targets, features=features)[1]
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5 * math.log(2)  # without the picture, log 2 is the best there is
+
+
+def test_frozen_parts_stay_in_eval_mode():
+    """`model.train()` would otherwise switch dropout and stochastic depth on in what must not change."""
+    with torch.device('meta'):
+        model = flamingo(vision='F0').train()
+    assert not any(m.training for part in (model.lm, model.vision) for m in part.modules())
+    assert all(m.training for part in (model.resampler, model.gated) for m in part.modules())
+    model.freeze(vision=False)
+    assert not any(m.training for m in model.lm.modules())
+    assert all(m.training for m in model.vision.modules())
+    assert not any(m.training for m in model.eval().modules())
+    model.freeze().train()
+    assert not any(m.training for m in model.vision.modules())
+
+
+def test_an_unfrozen_encoder_learns_through_padding_too():
+    """freeze(vision=False) is for fine-tuning: its gradient is that of the same pictures without padding among them."""
+    model = flamingo().double()
+    model.freeze(vision=False)
+    prompts = read(model, '^#12$#34')
+    targets = torch.tensor([[-100, 1, 2, -100, -100, 3, 4, -100]])
+    media = pictures(1, 2, 2)
+    real = torch.tensor([[[True, False], [True, False]]])
+
+    def gradients(media, frame_mask):
+        model.zero_grad()
+        model(prompts['tokens'], prompts['image_index'], media, targets, frame_mask=frame_mask)[1].backward()
+        return {name: p.grad for name, p in model.vision.named_parameters() if p.grad is not None}
+
+    plain, padded = gradients(media[:, :, :1], None), gradients(media, real)
+    assert {'stem.0.weight', 'blocks.2.shortcut.weight', 'final_conv.weight'} <= plain.keys() == padded.keys()
+    assert plain['stem.0.weight'].abs().max() > 1e-8
+    for name, grad in plain.items():
+        torch.testing.assert_close(padded[name], grad, rtol=1e-7, atol=1e-10)
+    assert all(p.grad is None for p in model.lm.parameters())
+
+
+# ---------------------------------------------------------------------------------------------
+# Answers, against a loop that reads everything again for each word
+
+PROMPTS = ('^#12$#34$#5', '^12#34', '^#1', '^1234')  # different lengths, 3, 1, 1 and 0 pictures
+ROW_IMAGES = (3, 1, 1, 0)
+
+
+def shown_to(b, media, real=None):
+    """What row b sees, without padding: keyword arguments of `forward`."""
+    if media is None or ROW_IMAGES[b] == 0:
+        return {}
+    at = slice(b, b + 1), slice(0, ROW_IMAGES[b])
+    return dict(media=media[at], frame_mask=None if real is None else real[at])
+
+
+def next_log_p(model, prompt, words, shown, allowed=True):
+    """log p of the next word (V+2,), after one prompt and the answer so far; of what an answer may hold, or of all."""
+    tokens = torch.cat([prompt['tokens'], torch.tensor([words], dtype=torch.long)], 1)
+    logits = logits_of(model, dict(tokens=tokens, image_index=(tokens == model.image).cumsum(1)), **shown)[0, -1]
+    if allowed:
+        logits[[model.image, model.config.bos, model.config.pad]] = -torch.inf
+    return F.log_softmax(logits, -1)
+
+
+def slow_greedy(model, prompt, n_new, shown):
+    words, total = [], 0.0
+    for _ in range(n_new):
+        best, word = next_log_p(model, prompt, words, shown).max(-1)
+        total += best.item()
+        if word == model.eoc:
+            break
+        words.append(word.item())
+    return words, total
+
+
+def slow_beam(model, prompt, n_new, shown, k):
+    """Beam search over plain Python lists: (words, log p, finished)."""
+    beams = [([], 0.0, False)]
+    for _ in range(n_new):
+        longer = [beam for beam in beams if beam[2]]
+        for words, total, finished in beams:
+            if not finished:
+                log_p = next_log_p(model, prompt, words, shown)
+                longer += [(words + ([] if w == model.eoc else [w]), total + log_p[w].item(), w == model.eoc)
+                           for w in range(len(log_p)) if log_p[w] > -torch.inf]
+        beams = sorted(longer, key=lambda beam: -beam[1])[:k]
+    return beams[0][:2]
+
+
+def assert_answers(found, wanted):
+    assert [words for words, _ in found] == [words for words, _ in wanted]
+    assert [p for _, p in found] == pytest.approx([p for _, p in wanted], abs=1e-4)
+
+
+@pytest.mark.parametrize('attend, xattn_every', [('last', 1), ('last', 2), ('all_previous', 1)])
+@pytest.mark.parametrize('shown', [True, False])
+def test_greedy_answers_are_those_of_the_plain_forward_pass(attend, xattn_every, shown):
+    """Prompts of different lengths and numbers of pictures in one batch, with everything cached; and text alone."""
+    stopped = set()
+    for seed in range(3):
+        model = flamingo(seed, attend=attend, xattn_every=xattn_every)
+        prompts, media = read(model, *PROMPTS), pictures(4, 3) if shown else None
+        wanted = [slow_greedy(model, alone(prompts, b), 6, shown_to(b, media)) for b in range(4)]
+        assert_answers(model.generate(**prompts, max_new_tokens=6, beam_size=1, media=media), wanted)
+        stopped |= {len(words) for words, _ in wanted}
+    assert len(stopped) > 2  # some stopped by themselves, at different places, beside others that went on
+
+
+def test_answers_about_clips_of_different_lengths():
+    for seed in range(3):
+        model = flamingo(seed)
+        prompts, media = read(model, *PROMPTS), pictures(4, 3, 3)
+        real = torch.arange(3) < torch.tensor([[1, 3, 2], [3, 0, 0], [2, 0, 0], [0, 0, 0]]).unsqueeze(-1)
+        wanted = [slow_greedy(model, alone(prompts, b), 5, shown_to(b, media, real)) for b in range(4)]
+        assert_answers(model.generate(**prompts, max_new_tokens=5, beam_size=1, media=media, frame_mask=real), wanted)
+
+
+def test_the_picture_decides_the_answer():
+    """Otherwise all of the above could agree on never having looked."""
+    model = flamingo(1)
+    prompts = read(model, *['^12#34'] * 6)
+    answers = model.generate(**prompts, max_new_tokens=6, beam_size=1, media=pictures(6, 1))
+    assert len({tuple(words) for words, _ in answers}) > 1
+    assert len({round(p, 4) for _, p in answers}) == 6
+
+
+@pytest.mark.parametrize('shown', [True, False])
+def test_a_wide_beam_finds_the_best_of_all_answers(shown):
+    """Three words and <EOC>, three steps: 40 possible answers. Of two steps there are 13: a beam of 13 drops nothing."""
+    for seed in range(4):
+        model = flamingo(seed, n_vocab=5, bos=3, pad=4)
+        prompts, media = read(model, '^#12$#01$#2', '^12#01', '^#1', '^120'), pictures(4, 3) if shown else None
+        wanted = []
+        for b in range(4):
+            prompt, every = alone(prompts, b), []
+            table = {(): next_log_p(model, prompt, [], shown_to(b, media))}
+            for n in 1, 2:
+                table |= {words: next_log_p(model, prompt, list(words), shown_to(b, media)) for words in itertools.product(range(3), repeat=n)}
+            for n in 0, 1, 2, 3:
+                for words in itertools.product(range(3), repeat=n):
+                    total = sum(table[words[:i]][w].item() for i, w in enumerate(words))
+                    every.append((list(words), total + (table[words][model.eoc].item() if n < 3 else 0.0)))
+            assert len(every) == 40 and sum(math.exp(p) for _, p in every) == pytest.approx(1)
+            wanted.append(max(every, key=lambda answer: answer[1]))
+        assert_answers(model.generate(**prompts, max_new_tokens=3, beam_size=13, media=media), wanted)
+
+
+@pytest.mark.parametrize('k', [1, 2, 3])
+def test_a_narrow_beam_is_a_beam(k):
+    """Against a search over plain lists, where most answers are dropped on the way. A beam of one is greedy."""
+    lengths = set()
+    for seed in range(3):
+        model = flamingo(seed)
+        prompts, media = read(model, *PROMPTS), pictures(4, 3)
+        wanted = [slow_beam(model, alone(prompts, b), 5, shown_to(b, media), k) for b in range(4)]
+        assert_answers(model.generate(**prompts, max_new_tokens=5, beam_size=k, media=media), wanted)
+        if k == 1:
+            assert_answers([slow_greedy(model, alone(prompts, b), 5, shown_to(b, media)) for b in range(4)], wanted)
+        lengths |= {len(words) for words, _ in wanted}
+    assert len(lengths) > 1
+
+
+def lean(model, **strength):
+    """Make some words likely everywhere: the last norm's offset says so, and their rows listen to it."""
+    with torch.no_grad():
+        direction = F.normalize(torch.randn(16), dim=0)
+        model.lm.ln_f.bias.copy_(direction * 5)
+        rows = {'image': model.new_rows[0], 'eoc': model.new_rows[1], 'bos': model.lm.wte.weight[12], 'pad': model.lm.wte.weight[13]}
+        for name, much in strength.items():
+            rows[name].copy_(direction * much)
+    return model
+
+
+@pytest.mark.parametrize('options', [dict(beam_size=1), dict(beam_size=3), dict(temperature=1.0), dict(temperature=1.0, top_k=5)])
+def test_answers_end_at_eoc_and_hold_no_tag_no_new_document_and_no_padding(options):
+    """The four are all but certain here. <EOC> ends the answer at once, and is not part of it; the others never come."""
+    generator = torch.Generator().manual_seed(0)
+    model = lean(flamingo(), image=9, bos=9, pad=9, eoc=8)
+    prompts, media = read(model, *PROMPTS), pictures(4, 3)
+    assert (logits_of(model, prompts, media).argmax(-1) >= 12).all()
+    answers = model.generate(**prompts, max_new_tokens=8, media=media, generator=generator, **options)
+    assert [words for words, _ in answers] == [[]] * 4
+    model = lean(model, eoc=-9)
+    answers = model.generate(**prompts, max_new_tokens=8, media=media, generator=generator, **options)
+    assert all(len(words) == 8 and max(words) < 12 for words, _ in answers)
+
+
+def test_an_answer_ends_where_the_context_ends():
+    """A prompt that leaves room for three tokens has an answer of four at most: the last needs not be read again."""
+    model = lean(flamingo(n_context=10), eoc=-9)
+    answers = model.generate(**read(model, '^123456'), max_new_tokens=8)
+    assert len(answers[0][0]) == 4
+    assert len(model.generate(**read(model, '^123456789'), max_new_tokens=8, beam_size=1)[0][0]) == 1
+
+
+def test_what_is_longer_than_the_context_is_refused_with_both_numbers():
+    model = flamingo(n_context=6)
+    prompts = read(model, '^123456789ab')
+    for call in (lambda: model.generate(**prompts), lambda: model(prompts['tokens'], prompts['image_index']), lambda: model.lm(prompts['tokens'])):
+        with pytest.raises(ValueError, match=r'\b12\b.*\b6\b'):
+            call()
+    with pytest.raises(ValueError, match=r'\b8\b.*\b6\b'):  # the last of five words is never read
+        model.score(**read(model, '^123'), candidates=[[[1, 2, 3, 4, 5]]])
+
+
+def test_sampling_repeats_with_its_generator_and_varies_without():
+    model = flamingo()
+    prompts, media = read(model, *PROMPTS), pictures(4, 3)
+
+    def drawn(seed):
+        return model.generate(**prompts, max_new_tokens=6, temperature=1.5, media=media, generator=torch.Generator().manual_seed(seed))
+
+    assert drawn(0) == drawn(0)
+    assert len({str([words for words, _ in drawn(seed)]) for seed in range(5)}) > 1
+    greedy = model.generate(**prompts, max_new_tokens=6, beam_size=1, media=media)
+    sampled = model.generate(**prompts, max_new_tokens=6, temperature=1.5, top_k=1, media=media)
+    assert_answers(sampled, greedy)  # the log-probability is the model's own, whatever the temperature
+
+
+@pytest.mark.parametrize('temperature, top_k', [(1.0, 0), (0.6, 0), (2.0, 3)])
+def test_samples_come_as_often_as_the_model_says(temperature, top_k):
+    """4000 draws of one word against softmax(log p / temperature), among the top k."""
+    model = flamingo(2)
+    prompt = read(model, '^#12')
+    media = pictures(1, 1)
+    log_p = next_log_p(model, alone(prompt, 0), [], dict(media=media))
+    p = (log_p / temperature).exp()
+    if top_k:
+        p[log_p.argsort(descending=True)[top_k:]] = 0
+    p /= p.sum()
+    many = {name: value.expand(4000, *value.shape[1:]) for name, value in prompt.items()}
+    features = model.see(media).detach().expand(4000, -1, -1, -1, -1)
+    answers = model.generate(**many, max_new_tokens=1, temperature=temperature, top_k=top_k, features=features, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(torch.tensor([words[0] if words else model.eoc for words, _ in answers]), minlength=16) / 4000
+    assert (counts[p == 0] == 0).all()
+    assert (counts - p).abs().max() < 0.04  # five standard deviations
+
+
+# ---------------------------------------------------------------------------------------------
+# Given answers
+
+
+@pytest.mark.parametrize('attend', ['last', 'all_previous'])
+@pytest.mark.parametrize('shown', [True, False])
+def test_score_is_the_sum_of_log_probabilities(attend, shown):
+    """One plain forward pass for each candidate: one to five words, with and without <EOC>, different numbers of them a prompt."""
+    model = flamingo(attend=attend)
+    prompts, media = read(model, *PROMPTS), pictures(4, 3) if shown else None
+    candidates = [[[1, 2, model.eoc], [3], [4, 5, 6, 7, model.eoc]], [[1, 2, model.eoc]], [[8, 9], [8, 9, model.eoc]], [[11, 0, 11, 0], [5]]]
+    found = model.score(**prompts, candidates=candidates, media=media)
+    for b, answers in enumerate(candidates):
+        assert len(found[b]) == len(answers)
+        for words, total in zip(answers, found[b]):
+            terms = [next_log_p(model, alone(prompts, b), words[:i], shown_to(b, media), allowed=False)[w].item() for i, w in enumerate(words)]
+            assert total == pytest.approx(sum(terms), abs=1e-4)
+
+
+def test_scores_of_all_answers_of_one_length_add_up_to_one():
+    model = flamingo()
+    prompts, every = read(model, '^#12', '^1234#'), [list(words) for words in itertools.product(range(16), repeat=2)]
+    for row in model.score(**prompts, candidates=[every, every], media=pictures(2, 1)):
+        assert sum(math.exp(p) for p in row) == pytest.approx(1, abs=1e-4)
+
+
+def test_an_empty_candidate_is_refused():
+    model = flamingo()
+    with pytest.raises(ValueError, match='empty'):
+        model.score(**read(model, '^1', '^2'), candidates=[[[1], []], [[2]]])
+
+
+def test_scores_and_answers_survive_half_precision():
+    """Under bfloat16 autocast the cache holds bfloat16: the same answers, about as likely."""
+    model = flamingo(2)
+    prompts, media = read(model, *PROMPTS), pictures(4, 3)
+    candidates = [[[1, 2, model.eoc], [3]]] * 4
+    exact = torch.tensor(model.score(**prompts, candidates=candidates, media=media))
+    with torch.autocast('cpu', torch.bfloat16):
+        rough = torch.tensor(model.score(**prompts, candidates=candidates, media=media))
+        answers = model.generate(**prompts, max_new_tokens=4, beam_size=1, media=media)
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.3)
+    for b, (words, total) in enumerate(answers):
+        words = words + [model.eoc] * (len(words) < 4)
+        own = sum(next_log_p(model, alone(prompts, b), words[:i], shown_to(b, media))[w].item() for i, w in enumerate(words))
+        assert total == pytest.approx(own, rel=0.05, abs=0.3)
+
+
+# ---------------------------------------------------------------------------------------------
+# Sizes
+
+
+def millions(module):
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_presets_are_those_of_the_papers(name):
+    """Built without memory. GPT-2 small has 124.4 M parameters; Flamingo's Tables 4 and 5 give 24, 10 and 12 gated layers,
+    435 M for the encoder, 194 M for the resampler, and for the 3B model 1.2 B of gated layers and a 1.4 B language model."""
+    with torch.device('meta'):
+        model = Flamingo(FlamingoConfig(**PRESETS[name]))
+    if name == 'gpt2':
+        assert millions(model.lm) == pytest.approx(124.4, abs=0.05)
+    if name.startswith('flamingo'):
+        assert len(model.gated) == {'flamingo-3b': 24, 'flamingo-9b': 10, 'flamingo-80b': 12}[name]
+        assert millions(model.vision) - millions(model.vision.projection) == pytest.approx(435, abs=1)
+        assert millions(model.resampler) == pytest.approx(194, abs=1)
+    if name == 'flamingo-3b':
+        assert millions(model.gated) == pytest.approx(1200, rel=0.05)
+        assert millions(model.lm) == pytest.approx(1400, rel=0.1)

@@ -46,9 +46,13 @@ class Given(str):
     """Text that a reader supplies and the model need not learn to predict ("Output:", a question)."""
 
 
+class EndOfChunk:
+    """An <EOC> in a place of its own, where no picture follows: the end of a text-only example."""
+
+
 @dataclass
 class Document:
-    """Ordered pieces: `str` (learned), `Given` (read, not learned) and `Media`.
+    """Ordered pieces: `str` (learned), `Given` (read, not learned), `Media`, and seldom an `EndOfChunk`.
 
     kind: 'page'      a web page: a picture may belong to the text before it or after it, nobody knows
           'examples'  picture, then its text, several times: a few-shot prompt with all its answers
@@ -70,7 +74,9 @@ class Example:
     def pieces(self, learned=True, answered=True):
         """-> Document pieces. The answer follows the prompt after a space, in training and in prompts alike."""
         answer = [' ' + self.answer if learned else Given(' ' + self.answer)] if answered else []
-        return [*([] if self.media is None else [self.media]), Given(self.prompt), *answer]
+        # A picture closes the example before it by itself; a text-only example must be closed by hand.
+        closed = [EndOfChunk()] if self.media is None and answered else []
+        return [*([] if self.media is None else [self.media]), Given(self.prompt), *answer, *closed]
 
 
 @dataclass
@@ -146,6 +152,8 @@ class Tokenizer:
             raise BadInput(f'{path}: {e.strerror}') from e
         except ValueError as e:
             raise BadInput(f'{path}:{number}: not a "base64-token rank" line') from e
+        if not all(bytes([b]) in ranks for b in range(256)):
+            raise BadInput(f'{path}: not all 256 single bytes are in it, so not every text could be encoded')
         return cls(ranks)
 
     def save(self, path):
@@ -215,6 +223,10 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
             media.append(piece)
             put([tokenizer.image], len(media), False)  # φ moves on at the tag itself (Figure 6)
             sees = min(len(media) + 1, total) if follow else len(media)
+        elif isinstance(piece, EndOfChunk):
+            put([tokenizer.eoc], sees, True)
+            open_chunk = False
+            continue
         else:
             space = document.kind == 'pair' and rng is not None and rng.random() < p_space
             put(tokenizer.encode(' ' + piece if space else piece), sees, not isinstance(piece, Given))

@@ -8,16 +8,38 @@ A task gives `data.Episode`s. Where an episode has choices, each is scored by lo
 prediction; elsewhere the answer is generated (§4, appendix A.2). Rows of results are dicts
 {"task", "ways", "shots", "control", "metric", "value", "low", "high", "n"}; low and high bound the 95 % interval.
 """
+import json
 import math
+import os
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data import Media, collate, encode
-from kit import pictures, shapes
+from data import Episode, Example, Media, Tokenizer, collate, encode
+from kit import checkpoint, pictures, shapes
+from kit.configurator import BadInput, BadItem, command, configure, pick_device
+from kit.features import FrozenFeatures, Pixels
+from kit.sources import Report, open_folder, read_frames
+from model import GPT, Flamingo, FlamingoConfig
+from vision import new_contrastive
+
+KEYS = {
+    'out_dir': ('out', 'folder with the flamingo.pt to evaluate; results go there too'),
+    'device': ('auto', 'auto, cpu, cuda, mps'),
+    'seed': (1, 'of the episodes of the embedded world'),
+    'n': (400, 'episodes of each kind'),
+    'batch_size': (16, 'episodes at a time'),
+    'beam_size': (3, 'for generated answers'),
+    'max_new_tokens': (24, 'for generated answers'),
+    'episodes': ('', 'a .jsonl file of your own episodes, one a line'),
+    'predictions': ('', 'with episodes: where to write one line for each'),
+    'retrieval': ('', 'a folder with metadata.jsonl: which caption belongs to which picture?'),
+    'split': ('', 'with retrieval: the split to use; empty for all'),
+}
 
 # ---------------------------------------------------------------------------------------------
 # Asking a model
@@ -38,12 +60,13 @@ def blank_support(episode):
 class Asker:
     """A trained Flamingo and all that is needed to put questions to it."""
 
-    def __init__(self, model, tokenizer, features, batch_size=16):
+    def __init__(self, model, tokenizer, features, batch_size=16, beam_size=3, max_new_tokens=24):
         self.model, self.tokenizer, self.features, self.batch_size = model.eval(), tokenizer, features, batch_size
+        self.beam_size, self.max_new_tokens = beam_size, max_new_tokens
 
-    def prompts(self, episodes):
+    def prompts(self, documents):
         """-> keyword arguments of `generate` and `score`. Raises BadInput where a prompt is too long."""
-        encoded = [encode(e.document(), self.tokenizer, n_token=self.model.lm.n_context - 1) for e in episodes]
+        encoded = [encode(d, self.tokenizer, n_token=self.model.lm.n_context - 1) for d in documents]
         batch = collate(encoded, self.tokenizer)
         features, frame_mask = self.features(batch.media)
         device = self.features.device
@@ -53,12 +76,13 @@ class Asker:
     def choose(self, episodes):
         """-> for each episode a dict {choice: log-probability}"""
         ids = [[self.tokenizer.encode(' ' + c) + [self.tokenizer.eoc] for c in e.choices] for e in episodes]
-        scores = self.model.score(candidates=ids, **self.prompts(episodes))
+        scores = self.model.score(candidates=ids, **self.prompts([e.document() for e in episodes]))
         return [dict(zip(e.choices, s)) for e, s in zip(episodes, scores)]
 
-    def write(self, episodes, max_new_tokens=24, beam_size=3):
+    def write(self, episodes):
         """-> for each episode a pair (text, log-probability)"""
-        answers = self.model.generate(max_new_tokens=max_new_tokens, beam_size=beam_size, **self.prompts(episodes))
+        answers = self.model.generate(max_new_tokens=self.max_new_tokens, beam_size=self.beam_size,
+                                      **self.prompts([e.document() for e in episodes]))
         return [(self.tokenizer.decode(ids).strip(), log_p) for ids, log_p in answers]
 
     def answer(self, episodes, progress=None):
@@ -170,7 +194,7 @@ def first_table(asker, contrastive, n=400, seed=1):
         result, episodes, answers = measure(asker, task, shots, n, ways, control, seed)
         rows.append(result)
         if control is None and shots <= 4:
-            shown.append((f'{task}{f", {ways}-way" if ways else ""}, {shots} shot{"s" if shots != 1 else ""}', episodes[0], answers[0]))
+            shown.append((f'{task}{f", {ways}-way" if ways else ""}, {shots} shot{"s" if shots != 1 else ""}', episodes[0].document(), answers[0]))
     return rows, shown
 
 
@@ -189,17 +213,166 @@ def table(rows):
 
 
 def sheet(shown):
-    """[(title, episode, answer)] -> one picture: prompts with their pictures, and what the model said."""
+    """[(title, Document, answer)] -> one picture: prompts with their pictures, and what the model said."""
     prompts = []
-    for title, episode, answer in shown:
+    for title, document, answer in shown:
         pieces = []
-        for piece in episode.document().pieces:
-            pieces.append((lambda frames: frames[0] if len(frames) == 1 else frames)(piece.load()) if isinstance(piece, Media) else piece)
-        joined = [p for p in pieces[:1]]
-        for p in pieces[1:]:
-            if isinstance(p, str) and isinstance(joined[-1], str):
-                joined[-1] += p  # an example's prompt and its answer are one text
-            else:
-                joined.append(p)
-        prompts.append({'title': title, 'pieces': joined, 'answer': answer['prediction'], 'truth': answer['answer']})
+        for piece in document.pieces:
+            if isinstance(piece, Media):
+                frames = piece.load()
+                pieces.append(frames[0] if len(frames) == 1 else frames)
+            elif isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
+                pieces[-1] += piece  # an example's prompt and its answer are one text
+            elif isinstance(piece, str):
+                pieces.append(str(piece))
+        prompts.append({'title': title, 'pieces': pieces, 'answer': answer['prediction'], 'truth': answer['answer']})
     return pictures.prompt_sheet(prompts)
+
+
+# ---------------------------------------------------------------------------------------------
+# Your own data
+
+
+def load(path, device='cpu', batch_size=16):
+    """flamingo.pt -> (Asker, Contrastive with the same encoder). The file needs nothing beside it. Raises BadInput."""
+    content = checkpoint.load(path, 'flamingo')
+    config, tokenizer = FlamingoConfig(**content['config']), Tokenizer.from_state(content['tokenizer'])
+    contrastive = new_contrastive(config)
+    model = Flamingo(config, contrastive.vision, GPT.from_config(config))
+    checkpoint.load_into(model, content['flamingo'], path)
+    vision = {'vision.' + k: v for k, v in model.vision.state_dict().items()}  # in the file once
+    checkpoint.load_into(contrastive, content['contrastive'] | vision, path)
+    features = FrozenFeatures(model.vision, Pixels(config.image_size, config.n_frame), device)
+    return Asker(model.to(device), tokenizer, features, batch_size), contrastive.to(device).eval()
+
+
+def file_media(path, n_frame=8):
+    """A picture, animation or folder of frames on disk as Media."""
+    return Media(os.path.abspath(path), partial(read_frames, path, n_frame))
+
+
+def read_episodes(path, report):
+    """The episodes of a .jsonl file, in order; None where a line cannot be used, which the report then names.
+
+    {"support": [{"image": "a.png", "prompt": "Output:", "answer": "dax"}, …], "query": {"image": "q.png", "prompt": "Output:"},
+    "answer": "dax", "choices": ["dax", "blicket"]}; paths are relative to the file, and without choices the answer is generated.
+    """
+    folder, episodes = os.path.dirname(os.path.abspath(path)), []
+
+    def example(entry, answer):
+        image = entry.get('image')
+        media = None if image is None else file_media(os.path.join(folder, image))
+        return Example(media, entry['prompt'], answer)
+
+    with open(path, encoding='utf-8', errors='replace') as f:
+        for number, line in enumerate(f, 1):
+            if not line.strip():
+                continue
+            where = f'{path}:{number}'
+            try:
+                entry = json.loads(line)
+                episode = Episode([example(e, e['answer']) for e in entry['support']], example(entry['query'], entry['answer']), entry.get('choices'))
+                texts = [t for e in [*episode.support, episode.query] for t in (e.prompt, e.answer)] + (episode.choices or [])
+                if not all(isinstance(t, str) for t in texts):
+                    raise TypeError('prompts, answers and choices must be text')
+                if episode.choices is not None and episode.query.answer not in episode.choices:
+                    raise BadItem('choices lack the answer', where)
+                episodes.append(episode)
+            except BadItem as e:
+                report.add(e)
+                episodes.append(None)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+                kind = 'not JSON' if isinstance(e, (json.JSONDecodeError, RecursionError)) else 'not an episode'
+                report.add(BadItem(kind, where, f'lacks {e}' if isinstance(e, KeyError) else str(e)))
+                episodes.append(None)
+    return episodes
+
+
+def readable(asker, episodes, path, report):
+    """The episodes whose pictures can be read and that fit the context; the others become None and are reported."""
+    out = []
+    for number, episode in enumerate(episodes, 1):
+        try:
+            if episode is not None:
+                for e in [*episode.support, episode.query]:
+                    if e.media is not None:
+                        asker.features.pixels(e.media)
+                encode(episode.document(), asker.tokenizer, n_token=asker.model.lm.n_context - 1)
+            out.append(episode)
+        except BadItem as e:
+            report.add(BadItem(e.kind, f'{path}, episode {number}', e.where))
+            out.append(None)
+        except BadInput as e:
+            report.add(BadItem('too long', f'{path}, episode {number}', str(e)))
+            out.append(None)
+    return out
+
+
+def run_episodes(config, asker):
+    """--episodes=FILE: accuracy with its interval, and one prediction a line."""
+    report = Report()
+    episodes = readable(asker, read_episodes(config.episodes, report), config.episodes, report)
+    good = [e for e in episodes if e is not None]
+    if not good:
+        raise BadInput(f'{config.episodes}: no episode can be used: ' + '; '.join(report.lines() or ['the file is empty']))
+    found = iter(asker.answer(good, 'episodes'))
+    answers = [None if e is None else next(found) for e in episodes]
+    if config.predictions:
+        with checkpoint.whole_file(config.predictions, 'w', encoding='utf-8') as f:
+            for a in answers:
+                f.write(json.dumps(a if a is not None else {'prediction': None, 'answer': None, 'correct': False, 'logprob': None}) + '\n')
+    ways = {len(e.choices) if e.choices is not None else None for e in good}
+    right = sum(a['correct'] for a in answers if a is not None) / len(good)
+    for line in report.lines():
+        print('left out', line)
+    return [row('naming', right, len(good), ways.pop() if len(ways) == 1 else None, None)]
+
+
+def retrieval(pairs, contrastive, asker, report):
+    """Which caption belongs to which picture, both ways: R@k = the right one is among the first k -> rows."""
+    media, texts = [], []
+    for i, item in enumerate(pairs.items):
+        try:
+            m = pairs.media(i)
+            asker.features.pixels(m)
+            media.append(m)
+            texts.append(item.text)
+        except BadItem as e:
+            report.add(e)
+    if not media:
+        raise BadInput(f'{pairs.name}: no picture can be read: ' + '; '.join(report.lines()))
+    v = embed_media(contrastive.vision, asker.features, media)
+    l = embed_texts(contrastive.text, asker.tokenizer, [' ' + t for t in texts])
+    rows = []
+    for way, similarity in (('i2t', v @ l.T), ('t2i', l @ v.T)):
+        own = similarity.diagonal()[:, None]
+        rank = ((similarity >= own).sum(1) - 1)                                        # ties count against us
+        rows += [row('retrieval', (rank < k).float().mean().item(), len(media), metric=f'{way}_R@{k}') for k in (1, 5, 10)]
+    return rows
+
+
+def main():
+    config = configure(KEYS, usage=__doc__)
+    for key in ('n', 'batch_size', 'beam_size', 'max_new_tokens'):
+        if getattr(config, key) < 1:
+            raise BadInput(f'--{key}={getattr(config, key)}: must be at least 1')
+    asker, contrastive = load(os.path.join(config.out_dir, 'flamingo.pt'), pick_device(config.device), config.batch_size)
+    asker.beam_size, asker.max_new_tokens = config.beam_size, config.max_new_tokens
+    if config.episodes:
+        rows = run_episodes(config, asker)
+    elif config.retrieval:
+        report = Report()
+        pairs = open_folder(config.retrieval, asker.model.config.n_frame, split=config.split or None, report=report)
+        rows = retrieval(pairs, contrastive, asker, report)
+        for line in report.lines():
+            print('left out', line)
+    else:
+        rows, _ = first_table(asker, contrastive, config.n, config.seed)
+        pictures.save(pictures.shots_chart(rows, 'Few-shot accuracy on the embedded world'), os.path.join(config.out_dir, 'evaluate.png'))
+    with checkpoint.whole_file(os.path.join(config.out_dir, 'evaluate.json'), 'w', encoding='utf-8') as f:
+        json.dump(rows, f, indent=1)
+    print(table(rows))
+
+
+if __name__ == '__main__':
+    command(main)

@@ -6,6 +6,9 @@
 Shapes, here and in all files: B batch, T tokens, N images in the sequence, F frames, S spatial positions,
 R visual tokens per image, D width, V vocabulary of the language model, H heads, d head width, K beams.
 """
+import os
+STDX=float(os.environ.get('STDX','0.55'))
+import math
 from dataclasses import dataclass
 
 import torch
@@ -111,7 +114,9 @@ class GPT(nn.Module):
     """Decoder-only transformer, pre-norm, learned positions, output head tied to the embedding.
 
     forward(tokens (B,T) int, targets (B,T) int or None) -> logits (B,T,V), or with targets (logits, loss);
-    a target of -100 is left out of the loss. Raises ValueError where T is longer than the context.
+    a target of -100 is left out of the loss. `start` (B,) is the position of each row's first token, 0 unless said:
+    short rows at random places train all positions of a long context for the price of a short one.
+    Raises ValueError where T is longer than the context.
     """
 
     def __init__(self, n_vocab, n_layer, dim, n_head, n_context):
@@ -121,11 +126,34 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(n_context, dim)
         self.h = nn.ModuleList(Block(dim, n_head) for _ in range(n_layer))
         self.ln_f = nn.LayerNorm(dim)
+        std = STDX * dim ** -0.5  # 0.02 at GPT-2's width of 768
         for name, p in self.named_parameters():
             if p.ndim == 2:  # the residual projections smaller, so that depth does not swell the stream (GPT-2)
-                nn.init.normal_(p, std=0.02 / (2 * n_layer) ** 0.5 if name.endswith('c_proj.weight') else 0.02)
+                nn.init.normal_(p, std=std / (2 * n_layer) ** 0.5 if name.endswith('c_proj.weight') else std)
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
+        # Learned positions that begin as sinusoids: then "the token before" is the same step everywhere, and a head that
+        # looks there, the first half of copying, is learned once instead of once for each of n_context positions.
+        angle = torch.arange(n_context)[:, None] * torch.exp(-torch.arange(0, dim, 2) / dim * math.log(float(os.environ.get('BASE','10000'))))
+        wave = torch.cat([angle.sin(), angle.cos()], dim=1)[:, :dim]
+        self.wpe.weight.data.copy_(std * float(os.environ.get('AMP','1.414')) * wave)
+        if os.environ.get('PREV'): self.look_back(angle[1, :].clone(), dim // n_head, float(os.environ['PREV']))
+
+    @torch.no_grad()
+    def look_back(self, frequency, head_dim, sharpness):
+        """Let the first head of the first block begin by looking at the token before it.
+
+        With positions p(t) = (sin wt, cos wt), the query R_w p(t) = p(t-1) meets the key p(s) in Σ_w cos(w (t-1-s)),
+        which is largest at s = t-1.
+        """
+        half, n = len(frequency), head_dim // 2
+        w = frequency[:n] * float(os.environ.get("SH","1.25"))
+        q, k, _ = self.h[0].attn.c_attn.weight.split(self.wte.weight.shape[1])  # views (D,D): rows are outputs
+        q[:head_dim], k[:head_dim] = 0.0, 0.0
+        r = torch.arange(n)
+        k[r, r], k[n + r, half + r] = sharpness, sharpness                       # sin wt, cos wt
+        q[r, r], q[r, half + r] = sharpness * w.cos(), -sharpness * w.sin()      # sin w(t-1)
+        q[n + r, r], q[n + r, half + r] = sharpness * w.sin(), sharpness * w.cos()
 
     @classmethod
     def from_config(cls, config):
@@ -135,10 +163,13 @@ class GPT(nn.Module):
         if t > self.n_context:
             raise ValueError(f'{t} tokens are more than the context of {self.n_context}')
 
-    def forward(self, tokens, targets=None):
+    def forward(self, tokens, targets=None, start=None):
         t = tokens.shape[1]
         self.check_length(t)
-        x = self.wte(tokens) + self.wpe.weight[:t]                                   # (B,T,D)
+        position = torch.arange(t, device=tokens.device)
+        if start is not None:
+            position = start[:, None] + position                                     # (B,T)
+        x = self.wte(tokens) + self.wpe(position)                                    # (B,T,D)
         for block in self.h:
             x = block(x)
         logits = self.ln_f(x) @ self.wte.weight.T                                    # (B,T,V)

@@ -88,8 +88,9 @@ class PerceiverResampler(nn.Module):
         """
         n_trained = len(self.time_embedding)
         n_real = frame_mask.sum(-1, keepdim=True)                                      # (B,N,1)
-        stretch = torch.where(n_real > n_trained, (n_trained - 1) / (n_real - 1).clamp(min=1), 1.0)
-        moment = torch.arange(frame_mask.shape[-1], device=frame_mask.device) * stretch  # (B,N,F)
+        longer = n_real > n_trained
+        moment = torch.arange(frame_mask.shape[-1], device=frame_mask.device) * torch.where(longer, n_trained - 1, 1)
+        moment = moment / torch.where(longer, n_real - 1, 1)                           # (B,N,F)
         moment = moment.clamp(max=n_trained - 1)
         before = moment.floor().long()
         after = (before + 1).clamp(max=n_trained - 1)

@@ -34,7 +34,7 @@ from kit.configurator import BadInput, BadItem, autocast, command, configure, pi
 from kit.features import FrozenFeatures, Pixels
 from kit.sources import Report, open_source
 from model import GPT, PRESETS, Flamingo, FlamingoConfig
-from vision import Contrastive, NFNet, TextTower, adaptive_gradient_clip
+from vision import TEXT_CONTEXT, adaptive_gradient_clip, new_contrastive
 
 KEYS = {
     'stage': ('all', 'all, vision, language, flamingo or finetune'),
@@ -73,7 +73,8 @@ KEYS = {
     'agc': (0.01, 'adaptive gradient clipping of the NFNet'),
     # Stage 2
     'language_iters': (700, 'steps of the language stage'),
-    'language_batch': (6, 'rows of n_context tokens a step'),
+    'language_batch': (12, 'rows a step'),
+    'language_tokens': (256, 'tokens a row, at a random place of the context'),
     'language_lr': (2e-3, 'peak learning rate'),
     # Stage 3
     'flamingo_iters': (700, 'steps of the Flamingo stage'),
@@ -158,21 +159,22 @@ class LanguageStage:
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config['weight_decay'])
 
     def batch(self, i):
-        """(B, n_context+1) token ids: documents one after the other, each after a <BOS>."""
-        source, tokenizer = self.run.sources['text'], self.run.tokenizer
+        """-> token ids (B, T+1): texts one after the other, each after a <BOS>; and where each row starts (B,)."""
+        source, tokenizer, n = self.run.sources['text'], self.run.tokenizer, min(self.config['language_tokens'], self.size.n_context)
         rows, number = [], i << 20  # room for a million texts a step
         for _ in range(self.config['language_batch']):
             row = []
-            while len(row) <= self.size.n_context:
+            while len(row) <= n:
                 row += [tokenizer.bos] + tokenizer.encode(source.text(number))
                 number += 1
-            rows.append(row[:self.size.n_context + 1])
-        return torch.tensor(rows)
+            rows.append(row[:n + 1])
+        rng = np.random.default_rng([self.config['seed'], 8, i])
+        return torch.tensor(rows), torch.from_numpy(rng.integers(self.size.n_context - n + 1, size=len(rows)))
 
     def loss(self, source, i):
-        tokens = self.batch(i).to(self.run.device)
+        tokens, start = (x.to(self.run.device) for x in self.batch(i))
         self.n_token = tokens.numel()
-        return self.module(tokens[:, :-1], tokens[:, 1:])[1]
+        return self.module(tokens[:, :-1], tokens[:, 1:], start)[1]
 
     def clip(self):
         return torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config['grad_clip'])
@@ -247,12 +249,6 @@ class FlamingoStage:
 
 
 STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoStage)}
-TEXT_CONTEXT = 64  # tokens of a caption that the contrastive text tower reads
-
-
-def new_contrastive(size):
-    text = TextTower(size.n_vocab, size.text_dim, size.text_layer, size.text_head, TEXT_CONTEXT, size.dim_embed)
-    return Contrastive(NFNet(size.vision, size.dim_embed), text)
 
 
 def adamw(named_parameters, lr, weight_decay):

@@ -26,6 +26,8 @@ for i, (train, test, dropout) in enumerate([(192, 256, .2), (224, 320, .3), (256
     SIZES[f'F{i}'] = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), depths=tuple(d * (i + 1) for d in (1, 2, 6, 3)),
                           group=128, alpha=0.2, train=train, test=test, dropout=dropout, drop_path=0.25)
 
+TEXT_CONTEXT = 64  # tokens of a caption that the text tower reads
+
 # ReLU throws away half of a Gaussian signal, GELU a little less. γ = 1/std of what is left, so that
 # γ·act(x) has unit variance again when x does. (Tested against a numerical integral.)
 GAMMA = 1.7015043497085571
@@ -198,7 +200,7 @@ class TextTower(nn.Module):
 
     def embed(self, tokens, mask):
         x = self.token(tokens) + self.position.weight[:tokens.shape[1]]           # (N,T,D)
-        x = self.layers(x, src_key_padding_mask=~mask)
+        x = self.layers(x, src_key_padding_mask=~mask & mask.any(1, keepdim=True))  # a row of padding alone would be NaN
         real = mask.unsqueeze(-1).to(x.dtype)
         pooled = (x * real).sum(1) / real.sum(1).clamp(min=1)                     # mean over real tokens
         return F.normalize(self.projection(pooled), dim=-1)
@@ -217,7 +219,15 @@ class Contrastive(nn.Module):
         self.log_beta = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, images, tokens, mask):
-        return contrastive_loss(self.vision.embed(images), self.text.embed(tokens, mask), self.log_beta.exp().clamp(max=100))
+        with torch.no_grad():  # clamped here, not in the product below: there its gradient would be lost for good
+            self.log_beta.clamp_(max=math.log(100))
+        return contrastive_loss(self.vision.embed(images), self.text.embed(tokens, mask), self.log_beta.exp())
+
+
+def new_contrastive(config):
+    """FlamingoConfig -> Contrastive with random weights."""
+    text = TextTower(config.n_vocab, config.text_dim, config.text_layer, config.text_head, TEXT_CONTEXT, config.dim_embed)
+    return Contrastive(NFNet(config.vision, config.dim_embed), text)
 
 
 def contrastive_loss(v, l, beta, label_smoothing=0.1):

@@ -230,7 +230,7 @@ def clip(split, i):
     colour, shape = pairs[i % len(pairs)]
     rng = np.random.default_rng([seed, i])
     event = str(rng.choice(list(EVENTS), p=[0.16, 0.16, 0.16, 0.16, 0.12, 0.12, 0.12]))
-    becomes = str(rng.choice([c for c in COLOURS if c != colour])) if event == 'turns' else ''
+    becomes = str(rng.choice([c for c in COLOURS if c != colour and (c, shape) in pairs])) if event == 'turns' else ''
     return Clip(Scene(colour, shape, 'small', background=str(rng.choice(list(BACKGROUNDS))), busy=bool(rng.random() < 0.2),
                       seed=int(rng.integers(2 ** 31))), event, becomes)
 
@@ -427,8 +427,10 @@ def copy_text(rng):
     words = made_up_names(rng, int(rng.integers(3, 7)))
     pool = list(COLOURS) + list(SHAPES) + list(PLACES)
     words += [str(w) for w in rng.choice(pool, int(rng.integers(1, 7)), replace=False)]
-    words = [words[k] for k in rng.permutation(len(words))]
-    return ' '.join(words * int(rng.integers(2, 5)))
+    while True:
+        words = [words[k] for k in rng.permutation(len(words))]
+        if not any(pair in HELD_PAIRS for pair in zip(words, words[1:] + words[:1])):  # not even by accident
+            return ' '.join(words * int(rng.integers(2, 5)))
 
 
 def naming_text(rng):
@@ -449,7 +451,7 @@ def plain_text(rng):
     return ' '.join(piece.strip() for piece in make(rng).pieces if isinstance(piece, str))
 
 
-TEXTS = ((copy_text, 0.3), (naming_text, 0.25), (plain_text, 0.45))
+TEXTS = ((copy_text, 0.4), (naming_text, 0.3), (plain_text, 0.3))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -515,7 +517,7 @@ def caption_is_right(scene, text):
     singular = {plural(s): s for s in SHAPES} | {s: s for s in SHAPES}
     named = {'colour': [w for w in words if w in COLOURS], 'shape': [singular[w] for w in words if w in singular],
              'size': [w for w in words if w in SIZES], 'fill': [w for w in words if w in FILLS], 'count': [w for w in words if w in NUMBERS]}
-    if 'a' in words or 'an' in words:
+    if not named['count'] and ('a' in words or 'an' in words):
         named['count'].append('one')
     if scene.count > 1:
         named['size'] = []  # several are always small; saying so is neither asked nor wrong

@@ -1,0 +1,21 @@
+"""A folder of pictures with a metadata.jsonl, emoji for example:
+
+    python train.py config/emoji.py --align=pictures --out_dir=out-emoji
+    python sample.py --out_dir=out-emoji --prompt='<image:pictures/images/1f98a.png>Output:'
+    python evaluate.py --out_dir=out-emoji --retrieval=pictures --split=val
+
+Every picture is a concept of its own, seen under strong augmentation; m3w, ltip and text are made of the same folder.
+"""
+m3w = 'align'       # few-shot pages made of the same pictures: captions, and made-up names that recur
+ltip = ''
+vtp = ''
+text = 'align'      # the language model reads the captions, and names that recur beside them
+tokenizer = 'sources'
+vision_iters = 1500
+vision_batch = 160
+vision_lr = 3e-3
+augment = 1.0
+flip = True
+language_iters = 700
+flamingo_iters = 600
+lambda_align = 1.0

@@ -1,0 +1,149 @@
+"""Prompt a trained Flamingo.
+
+    python sample.py                                            # a few-shot prompt on pictures it has never seen
+    python sample.py --prompt='<image:a.png>Output: a cat.<EOC><image:b.png>Output:'
+    python sample.py --prompt_file=prompt.txt --choices='dax|blicket'
+    python sample.py --temperature=0.8 --top_k=20 --num_samples=3 --json=True
+
+<image:PATH> stands for a picture, an animated GIF, WebP or APNG, or a folder of frames. <EOC> ends an example. The
+prompt with its answer is saved as one picture, out_dir/sample.png.
+"""
+import json
+import os
+import re
+import sys
+
+import numpy as np
+import torch
+
+import evaluate
+from data import Document, EndOfChunk, Given
+from kit import pictures
+from kit.configurator import BadInput, command, configure, pick_device
+from kit.shapes import naming_episode
+
+KEYS = {
+    'out_dir': ('out', 'folder with the flamingo.pt to prompt'),
+    'device': ('auto', 'auto, cpu, cuda, mps'),
+    'prompt': ('', 'texts and <image:PATH>; empty for a prompt of the embedded world'),
+    'prompt_file': ('', 'a file with the prompt'),
+    'choices': ('', 'answers to rank by log-likelihood, separated by |, instead of writing one'),
+    'ways': (4, 'without a prompt: how many made-up names it shows'),
+    'shots': (1, 'without a prompt: how many examples of each'),
+    'beam_size': (3, 'beams of the search for the most likely answer; 1 is greedy'),
+    'temperature': (0.0, '0 for the most likely answer, above for sampling'),
+    'top_k': (0, 'with a temperature: sample from this many most likely words; 0 for all'),
+    'num_samples': (1, 'answers to give'),
+    'max_new_tokens': (32, 'longest answer'),
+    'seed': (0, 'of sampling, and of the prompt without one'),
+    'json': (False, 'print one JSON object for each answer'),
+}
+MOST_PROMPT = 1 << 20  # bytes of a prompt file
+
+
+def parse_prompt(text, where='prompt'):
+    """'<image:a.png>Output: a cat.<EOC><image:b.png>Output:' -> Document.
+
+    Only this command's own marks mean something; what else a text holds stays text. Raises BadInput.
+    """
+    pieces = []
+    for part in re.split(r'(<image:[^>\n]*>|<EOC>)', text.removeprefix('<BOS>')):
+        if part == '<EOC>':
+            pieces.append(EndOfChunk())
+        elif part.startswith('<image:'):
+            path = part[len('<image:'):-1]
+            if not path:
+                raise BadInput(f'{where}: <image:> names no file')
+            pieces.append(evaluate.file_media(path))
+        elif part:
+            if '<image>' in part:
+                raise BadInput(f'{where}: <image> comes without its picture; write <image:PATH>')
+            pieces.append(Given(part))
+    if not pieces:
+        raise BadInput(f'{where}: is empty')
+    return Document(pieces, 'prompt', where)
+
+
+def read_prompt(config):
+    """-> (Document, truth or None)"""
+    if config.prompt and config.prompt_file:
+        raise BadInput('--prompt and --prompt_file: give one of the two')
+    if config.prompt:
+        return parse_prompt(config.prompt), None
+    if config.prompt_file:
+        if os.path.exists(config.prompt_file) and not os.path.isfile(config.prompt_file):
+            raise BadInput(f'{config.prompt_file}: not a file')
+        with open(config.prompt_file, 'rb') as f:
+            raw = f.read(MOST_PROMPT + 1)
+        if len(raw) > MOST_PROMPT:
+            raise BadInput(f'{config.prompt_file}: longer than {MOST_PROMPT} bytes')
+        try:
+            return parse_prompt(raw.decode('utf-8').rstrip('\n'), config.prompt_file), None
+        except UnicodeDecodeError as e:
+            raise BadInput(f'{config.prompt_file}: not UTF-8 at byte {e.start}') from e
+    episode = naming_episode(np.random.default_rng([config.seed, 2]), 'held', config.ways, config.shots)
+    return episode.document(), episode.query.answer
+
+
+def as_text(document):
+    """The prompt as one line of text, pictures by name."""
+    words = {EndOfChunk: lambda piece: '<EOC>', Given: str, str: str}
+    out = ''
+    for piece in document.pieces:
+        if type(piece) in words:
+            out += words[type(piece)](piece)
+        else:  # a picture ends what came before it
+            out += ('<EOC>' if out and not out.endswith('<EOC>') else '') + f'<image:{piece.key}>'
+    return out
+
+
+def main():
+    config = configure(KEYS, usage=__doc__)
+    for key in ('beam_size', 'num_samples', 'max_new_tokens', 'ways', 'shots'):
+        if getattr(config, key) < 1:
+            raise BadInput(f'--{key}={getattr(config, key)}: must be at least 1')
+    for key in ('temperature', 'top_k'):
+        if getattr(config, key) < 0:
+            raise BadInput(f'--{key}={getattr(config, key)}: must not be negative')
+    device = pick_device(config.device)
+    asker, _ = evaluate.load(os.path.join(config.out_dir, 'flamingo.pt'), device)
+    model, tokenizer = asker.model, asker.tokenizer
+    document, truth = read_prompt(config)
+    prompts = asker.prompts([document])
+    generator = torch.Generator(device).manual_seed(config.seed)
+
+    answers = []
+    if config.choices:
+        choices = config.choices.split('|')
+        if not all(c.strip() for c in choices):
+            raise BadInput('--choices: an answer is empty')
+        ids = [tokenizer.encode(' ' + c.strip()) + [tokenizer.eoc] for c in choices]
+        ranked = dict(zip(choices, model.score(candidates=[ids], **prompts)[0]))
+        best = max(ranked, key=ranked.get)
+        answers.append((best, {'choices': ranked}))
+    else:
+        for _ in range(config.num_samples):
+            [(ids, log_p)] = model.generate(max_new_tokens=config.max_new_tokens, beam_size=config.beam_size, temperature=config.temperature,
+                                            top_k=config.top_k, generator=generator, **prompts)
+            text = tokenizer.decode(ids)
+            answers.append((text.strip(), {'prompt': as_text(document), 'completion': text, 'logprob': log_p}))
+
+    if config.json:
+        for _, said in answers:
+            print(json.dumps(said, ensure_ascii=False))
+    else:
+        print(as_text(document))
+        for answer, said in answers:
+            if config.choices:
+                for choice, log_p in sorted(said['choices'].items(), key=lambda item: -item[1]):
+                    print(f'  {choice}  {log_p:.2f}')
+            else:
+                print(f'  → {answer}' + (f'   (it is: {truth})' if truth else ''))
+    path = os.path.join(config.out_dir, 'sample.png')
+    pictures.save(evaluate.sheet([('', document, {'prediction': answers[0][0], 'answer': truth})]), path)
+    if not config.json:
+        print(f'saved as {path}', file=sys.stderr)
+
+
+if __name__ == '__main__':
+    command(main)

@@ -120,7 +120,7 @@ def interval(value, n, z=1.96):
         return 0.0, 1.0
     middle = (value + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
-    return middle - half, middle + half
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def row(task, value, n, ways=None, shots=None, control=None, metric='accuracy'):

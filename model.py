@@ -6,8 +6,6 @@
 Shapes, here and in all files: B batch, T tokens, N images in the sequence, F frames, S spatial positions,
 R visual tokens per image, D width, V vocabulary of the language model, H heads, d head width, K beams.
 """
-import os
-STDX=float(os.environ.get('STDX','0.55'))
 import math
 from dataclasses import dataclass
 
@@ -126,34 +124,17 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(n_context, dim)
         self.h = nn.ModuleList(Block(dim, n_head) for _ in range(n_layer))
         self.ln_f = nn.LayerNorm(dim)
-        std = STDX * dim ** -0.5  # 0.02 at GPT-2's width of 768
+        std = dim ** -0.5  # GPT-2's 0.02 is made for widths of a thousand; on 128 it leaves attention flat for long
         for name, p in self.named_parameters():
             if p.ndim == 2:  # the residual projections smaller, so that depth does not swell the stream (GPT-2)
                 nn.init.normal_(p, std=std / (2 * n_layer) ** 0.5 if name.endswith('c_proj.weight') else std)
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
-        # Learned positions that begin as sinusoids: then "the token before" is the same step everywhere, and a head that
-        # looks there, the first half of copying, is learned once instead of once for each of n_context positions.
-        angle = torch.arange(n_context)[:, None] * torch.exp(-torch.arange(0, dim, 2) / dim * math.log(float(os.environ.get('BASE','10000'))))
+        # Learned positions that begin as sinusoids: "the token before" is then the same step everywhere, and what is
+        # learned about it at one place holds at all n_context of them.
+        angle = torch.arange(n_context)[:, None] * torch.exp(-torch.arange(0, dim, 2) / dim * math.log(10000))
         wave = torch.cat([angle.sin(), angle.cos()], dim=1)[:, :dim]
-        self.wpe.weight.data.copy_(std * float(os.environ.get('AMP','1.414')) * wave)
-        if os.environ.get('PREV'): self.look_back(angle[1, :].clone(), dim // n_head, float(os.environ['PREV']))
-
-    @torch.no_grad()
-    def look_back(self, frequency, head_dim, sharpness):
-        """Let the first head of the first block begin by looking at the token before it.
-
-        With positions p(t) = (sin wt, cos wt), the query R_w p(t) = p(t-1) meets the key p(s) in Σ_w cos(w (t-1-s)),
-        which is largest at s = t-1.
-        """
-        half, n = len(frequency), head_dim // 2
-        w = frequency[:n] * float(os.environ.get("SH","1.25"))
-        q, k, _ = self.h[0].attn.c_attn.weight.split(self.wte.weight.shape[1])  # views (D,D): rows are outputs
-        q[:head_dim], k[:head_dim] = 0.0, 0.0
-        r = torch.arange(n)
-        k[r, r], k[n + r, half + r] = sharpness, sharpness                       # sin wt, cos wt
-        q[r, r], q[r, half + r] = sharpness * w.cos(), -sharpness * w.sin()      # sin w(t-1)
-        q[n + r, r], q[n + r, half + r] = sharpness * w.sin(), sharpness * w.cos()
+        self.wpe.weight.data.copy_(std * 2 ** 0.5 * wave)
 
     @classmethod
     def from_config(cls, config):

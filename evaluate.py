@@ -29,6 +29,7 @@ from vision import new_contrastive
 
 KEYS = {
     'out_dir': ('out', 'folder with the flamingo.pt to evaluate; results go there too'),
+    'checkpoint': ('flamingo.pt', 'file in out_dir; finetune.pt after fine-tuning'),
     'device': ('auto', 'auto, cpu, cuda, mps'),
     'seed': (1, 'of the episodes of the embedded world'),
     'n': (400, 'episodes of each kind'),
@@ -128,19 +129,48 @@ def row(task, value, n, ways=None, shots=None, control=None, metric='accuracy'):
     return {'task': task, 'ways': ways, 'shots': shots, 'control': control, 'metric': metric, 'value': value, 'low': low, 'high': high, 'n': n}
 
 
-def episodes_of(task, shots, n, ways=None, seed=0):
-    """n episodes of a task of the embedded world; the same ones for the same seed."""
+def episodes_of(task, shots, n, ways=None, seed=0, pairs=None):
+    """n episodes of a task, the same ones for the same seed: of the embedded world, or made of `pairs` (kit.sources)
+    that were held out of training."""
     rng = np.random.default_rng([seed, shots, ways or 0, *task.encode()])
+    if pairs is not None:
+        make = {'naming': folder_naming, 'caption': folder_caption}[task]
+        return [make(rng, pairs, ways, shots, i) for i in range(n)]
     make = {'naming': shapes.naming_episode, 'caption': shapes.caption_episode, 'question': shapes.question_episode, 'clip_caption': shapes.clip_episode}[task]
     return [make(rng, 'held', ways, shots, asked=i % ways) if ways else make(rng, 'held', shots) for i in range(n)]
 
 
-def measure(asker, task, shots, n, ways=None, control=None, seed=0, progress=None):
+def folder_naming(rng, pairs, ways, shots, i):
+    """Made-up names for things of a folder. Where a thing has one picture only, it is shown in variants of it."""
+    labels = {}
+    for k, item in enumerate(pairs.items):
+        labels.setdefault(item.label, []).append(k)
+    kinds = [list(labels.values())[k] for k in rng.choice(len(labels), ways, replace=False)]
+    names = shapes.made_up_names(rng, ways, 'held')
+    asked = i % ways  # in turn, so that who goes by place is right in exactly 1/ways
+
+    def views(kind, n):  # n different pictures of a kind
+        order = rng.permutation(kind)
+        return [pairs.media(int(order[j % len(order)]), 1 + j // len(order)) for j in range(n)]
+
+    shown = [views(kind, shots + (w == asked)) for w, kind in enumerate(kinds)]
+    query = Example(shown[asked].pop(), 'Output:', names[asked])
+    support = [Example(m, 'Output:', names[w]) for w, row in enumerate(shown) for m in row]
+    return Episode([support[k] for k in rng.permutation(len(support))], query, choices=names)
+
+
+def folder_caption(rng, pairs, ways, shots, i):
+    """The caption of a picture, word for word."""
+    k, *rest = rng.choice(len(pairs), shots + 1, replace=False)
+    return Episode([Example(pairs.media(int(r)), 'Output:', pairs.items[r].text) for r in rest], Example(pairs.media(int(k)), 'Output:', pairs.items[k].text))
+
+
+def measure(asker, task, shots, n, ways=None, control=None, seed=0, pairs=None):
     """-> (row, episodes, answers)"""
-    episodes = episodes_of(task, shots, n, ways, seed)
+    episodes = episodes_of(task, shots, n, ways, seed, pairs)
     if control == 'blank_support':
         episodes = [blank_support(e) for e in episodes]
-    answers = asker.answer(episodes, progress)
+    answers = asker.answer(episodes)
     return row(task, sum(a['correct'] for a in answers) / n, n, ways, shots, control), episodes, answers
 
 
@@ -154,10 +184,10 @@ def zero_shot(contrastive, tokenizer, features, n):
 
 @torch.no_grad()
 def embed_texts(tower, tokenizer, texts, batch_size=64):
-    """list of N str -> (N,E), of length 1"""
+    """list of N str -> (N,E), of length 1. A text begins with a space, as in training: "red" and " red" are two tokens."""
     out = []
     for i in range(0, len(texts), batch_size):
-        tokens, mask = pad_texts([tokenizer.encode(t) for t in texts[i:i + batch_size]], len(tower.position.weight))
+        tokens, mask = pad_texts([tokenizer.encode(' ' + t) for t in texts[i:i + batch_size]], len(tower.position.weight))
         device = tower.token.weight.device
         out.append(tower.embed(tokens.to(device), mask.to(device)))
     return torch.cat(out)
@@ -183,15 +213,19 @@ def pad_texts(ids, longest):
     return tokens, torch.arange(t) < torch.tensor([[len(i)] for i in ids])
 
 
-def first_table(asker, contrastive, n=400, seed=1):
-    """The table that train.py ends with -> (rows, [(title, episode, answer)] to look at)."""
-    rows = [zero_shot(contrastive, asker.tokenizer, asker.features, 2 * n)]
+def first_table(asker, contrastive, n=400, seed=1, pairs=None):
+    """The table that train.py ends with -> (rows, [(title, Document, answer)] to look at)."""
     plan = [('naming', ways, shots, None) for ways in (2, 4) for shots in (1, 2, 4)]
     plan += [('naming', ways, 1, 'blank_support') for ways in (2, 4)]
-    plan += [(task, None, shots, None) for task in ('caption', 'question', 'clip_caption') for shots in (0, 4, 8)]
+    if pairs is None:
+        rows = [zero_shot(contrastive, asker.tokenizer, asker.features, 2 * n)]
+        plan += [(task, None, shots, None) for task in ('caption', 'question', 'clip_caption') for shots in (0, 4, 8)]
+    else:
+        rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, Report())
+        plan += [('caption', None, shots, None) for shots in (0, 4, 8)]
     shown = []
     for task, ways, shots, control in tqdm(plan, desc='few-shot table', leave=False):
-        result, episodes, answers = measure(asker, task, shots, n, ways, control, seed)
+        result, episodes, answers = measure(asker, task, shots, n, ways, control, seed, pairs)
         rows.append(result)
         if control is None and shots <= 4:
             shown.append((f'{task}{f", {ways}-way" if ways else ""}, {shots} shot{"s" if shots != 1 else ""}', episodes[0].document(), answers[0]))
@@ -328,21 +362,21 @@ def run_episodes(config, asker):
     return [row('naming', right, len(good), ways.pop() if len(ways) == 1 else None, None)]
 
 
-def retrieval(pairs, contrastive, asker, report):
+def retrieval(pairs, contrastive, features, tokenizer, report):
     """Which caption belongs to which picture, both ways: R@k = the right one is among the first k -> rows."""
     media, texts = [], []
     for i, item in enumerate(pairs.items):
         try:
             m = pairs.media(i)
-            asker.features.pixels(m)
+            features.pixels(m)
             media.append(m)
             texts.append(item.text)
         except BadItem as e:
             report.add(e)
     if not media:
         raise BadInput(f'{pairs.name}: no picture can be read: ' + '; '.join(report.lines()))
-    v = embed_media(contrastive.vision, asker.features, media)
-    l = embed_texts(contrastive.text, asker.tokenizer, [' ' + t for t in texts])
+    v = embed_media(contrastive.vision, features, media)
+    l = embed_texts(contrastive.text, tokenizer, texts)
     rows = []
     for way, similarity in (('i2t', v @ l.T), ('t2i', l @ v.T)):
         own = similarity.diagonal()[:, None]
@@ -356,14 +390,14 @@ def main():
     for key in ('n', 'batch_size', 'beam_size', 'max_new_tokens'):
         if getattr(config, key) < 1:
             raise BadInput(f'--{key}={getattr(config, key)}: must be at least 1')
-    asker, contrastive = load(os.path.join(config.out_dir, 'flamingo.pt'), pick_device(config.device), config.batch_size)
+    asker, contrastive = load(os.path.join(config.out_dir, config.checkpoint), pick_device(config.device), config.batch_size)
     asker.beam_size, asker.max_new_tokens = config.beam_size, config.max_new_tokens
     if config.episodes:
         rows = run_episodes(config, asker)
     elif config.retrieval:
         report = Report()
         pairs = open_folder(config.retrieval, asker.model.config.n_frame, split=config.split or None, report=report)
-        rows = retrieval(pairs, contrastive, asker, report)
+        rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, report)
         for line in report.lines():
             print('left out', line)
     else:

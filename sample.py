@@ -24,6 +24,7 @@ from kit.shapes import naming_episode
 
 KEYS = {
     'out_dir': ('out', 'folder with the flamingo.pt to prompt'),
+    'checkpoint': ('flamingo.pt', 'file in out_dir; finetune.pt after fine-tuning'),
     'device': ('auto', 'auto, cpu, cuda, mps'),
     'prompt': ('', 'texts and <image:PATH>; empty for a prompt of the embedded world'),
     'prompt_file': ('', 'a file with the prompt'),
@@ -106,7 +107,7 @@ def main():
         if getattr(config, key) < 0:
             raise BadInput(f'--{key}={getattr(config, key)}: must not be negative')
     device = pick_device(config.device)
-    asker, _ = evaluate.load(os.path.join(config.out_dir, 'flamingo.pt'), device)
+    asker, _ = evaluate.load(os.path.join(config.out_dir, config.checkpoint), device)
     model, tokenizer = asker.model, asker.tokenizer
     document, truth = read_prompt(config)
     prompts = asker.prompts([document])

@@ -27,12 +27,12 @@ import torch
 from tqdm import tqdm
 
 import evaluate
-from data import Media, Tokenizer, augment, collate, encode
+from data import Media, Tokenizer, augment, collate, encode, stack_frames
 from kit import checkpoint, pictures
 from kit.bpe import train_bpe
 from kit.configurator import BadInput, BadItem, autocast, command, configure, pick_device, pick_dtype
 from kit.features import FrozenFeatures, Pixels
-from kit.sources import Report, open_source
+from kit.sources import Report, open_folder, open_source
 from model import GPT, PRESETS, Flamingo, FlamingoConfig
 from vision import TEXT_CONTEXT, adaptive_gradient_clip, new_contrastive
 
@@ -90,7 +90,7 @@ KEYS = {
     'eval_every': (100, 'steps between evaluations, which also save a checkpoint'),
     'eval_n': (96, 'episodes of each kind in an evaluation'),
     'test_n': (400, 'episodes of each kind in the final table'),
-    'max_minutes': (0.0, 'stop after this long, saved and ready to be continued; 0 for no limit'),
+    'max_minutes': (0.0, 'stop this sitting after so long, saved and ready to be continued; 0 for no limit'),
 }
 SIZES = [f for f in fields(FlamingoConfig) if f.name not in ('n_vocab', 'bos', 'pad')]
 KEYS |= {f.name: (f.default, 'size; the preset decides unless said') for f in SIZES}
@@ -136,9 +136,14 @@ class VisionStage:
 
     def evaluate(self):
         features = FrozenFeatures(self.module.vision, self.run.pixels, self.run.device)  # of the encoder as it is now
-        result = evaluate.zero_shot(self.module.eval(), self.run.tokenizer, features, 4 * self.config['eval_n'])
+        self.module.eval()
+        if self.run.held_out is None:
+            result = {'zero_shot': evaluate.zero_shot(self.module, self.run.tokenizer, features, 4 * self.config['eval_n'])['value']}
+        else:
+            rows = evaluate.retrieval(self.run.held_out, self.module, features, self.run.tokenizer, self.run.report)
+            result = {r['metric']: r['value'] for r in rows if r['metric'] in ('i2t_R@1', 'i2t_R@5')}
         self.module.train()
-        return {'zero_shot': result['value']}
+        return result
 
     def state(self):
         """What else log.csv says about a step."""
@@ -224,19 +229,22 @@ class FlamingoStage:
         names = self.sources if source == 'merged' else [source]
         batch = collate([s for name in names for s in self.batch(name, i)], self.run.tokenizer)
         self.n_token = batch.tokens.numel()
-        features, frame_mask = self.features(batch.media)
         tokens, image_index, targets = (x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets))
-        return self.module(tokens, image_index, targets=targets, features=features, frame_mask=frame_mask)[1]
+        return self.module(tokens, image_index, targets=targets, **self.see(batch.media))[1]
+
+    def see(self, media):
+        """What the frozen encoder says about these pictures, as keyword arguments of Flamingo.forward."""
+        features, frame_mask = self.features(media)
+        return {'features': features, 'frame_mask': frame_mask}
 
     def clip(self):
         return torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], self.config['grad_clip'])
 
     def evaluate(self):
-        n = self.config['eval_n']
-        result = {'naming_2way': evaluate.measure(self.asker, 'naming', 1, n, ways=2)[0]['value'],
-                  'naming_4way': evaluate.measure(self.asker, 'naming', 1, n, ways=4)[0]['value'],
-                  'caption': evaluate.measure(self.asker, 'caption', 0, n)[0]['value'],
-                  'clip': evaluate.measure(self.asker, 'clip_caption', 0, n)[0]['value']}
+        ask = lambda task, ways=None: evaluate.measure(self.asker, task, 1 if ways else 0, self.config['eval_n'], ways, pairs=self.run.held_out)[0]['value']
+        result = {'naming_2way': ask('naming', 2), 'naming_4way': ask('naming', 4), 'caption': ask('caption')}
+        if self.run.held_out is None:
+            result['clip'] = ask('clip_caption')
         self.module.train()
         return result
 
@@ -249,7 +257,29 @@ class FlamingoStage:
         return {'flamingo': self.module.state_dict(), 'contrastive': text}  # the encoder is in both: once is enough
 
 
-STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoStage)}
+class FinetuneStage(FlamingoStage):
+    """The end of the paper's appendix: a trained Flamingo goes on at a small learning rate, and its eyes with it."""
+    name = 'finetune'
+
+    def __init__(self, run):
+        super().__init__(run)
+        checkpoint.load_into(self.module, run.load_stage('flamingo')['flamingo'], run.path('flamingo.pt'))
+        self.module.freeze(vision=False)
+        self.n_iter, self.lr = self.config['finetune_iters'], self.config['finetune_lr']
+        trained = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
+        self.optimizer = adamw(trained, self.lr, self.config['weight_decay'], self.config['gate_scale'])
+
+    def see(self, media):
+        """Pixels this time: features of an encoder that changes cannot be kept."""
+        pixels, frame_mask = stack_frames(media, self.run.pixels)
+        return {} if pixels is None else {'media': pixels.to(self.run.device), 'frame_mask': frame_mask.to(self.run.device)}
+
+    def evaluate(self):
+        self.features.kept.clear()
+        return super().evaluate()
+
+
+STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoStage, FinetuneStage)}
 
 
 def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
@@ -306,8 +336,12 @@ class Run:
         sizes = {f.name: self.config[f.name] for f in SIZES if f.name in config.given or f.name not in PRESETS[config.preset]}
         self.config |= {k: v for k, v in PRESETS[config.preset].items() if k in self.config and k not in sizes}
         self.report = Report()
-        self.sources = {role: open_source(role, self.config[role], self.config['n_frame'], config.seed, config.naming, config.flip)
-                        for role in (*SOURCES, 'text') if self.config[role]}
+        # A source may be given as the name of another: m3w = 'align' makes pages of the same folder.
+        specs = {role: self.config.get(self.config[role], self.config[role]) for role in (*SOURCES, 'text')}
+        self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip)
+                        for role, spec in specs.items() if spec}
+        # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
+        self.held_out = None if 'shapes' in specs['m3w'] else held_out(specs['align'] or specs['m3w'], self.config['n_frame'])
         self.tokenizer = self.choose_tokenizer()
         t = self.tokenizer
         self.size = FlamingoConfig(**{f.name: self.config[f.name] for f in SIZES}, n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
@@ -315,6 +349,7 @@ class Run:
         self.rows = []        # of log.csv
         self.stop = None      # why to stop after this step: a signal's number, or 'time'
         self.started = time.time()
+        self.minutes_before = 0.0  # of earlier sittings of the same run
 
     def choose_tokenizer(self):
         if self.config['tokenizer'] != 'sources':
@@ -345,7 +380,7 @@ class Run:
         return documents
 
     def save_stage(self, stage):
-        checkpoint.save(self.path(stage.name + '.pt'), stage.name, config=asdict(self.size), tokenizer=self.tokenizer.state(), keys=self.config,
+        checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name), config=asdict(self.size), tokenizer=self.tokenizer.state(), keys=self.config,
                         **stage.content())
 
     def load_stage(self, name):
@@ -374,7 +409,8 @@ class Run:
         self.write_log()
 
     def minutes(self):
-        return (time.time() - self.started) / 60
+        """Of training, all sittings together."""
+        return self.minutes_before + (time.time() - self.started) / 60
 
     def write_log(self):
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
@@ -383,6 +419,18 @@ class Run:
             writer.writeheader()
             writer.writerows(self.rows)
         pictures.save(pictures.curves(self.rows), self.path('curves.png'))
+
+
+def kind_of(stage_name):
+    """A fine-tuned Flamingo is a Flamingo still: sample.py and evaluate.py read it as such."""
+    return 'flamingo' if stage_name == 'finetune' else stage_name
+
+
+def held_out(spec, n_frame):
+    """The val (or test) split of a folder; all of it, if it has none: then evaluation shows what was learned by heart."""
+    folder = spec.split(',')[0].rpartition(':')[0] or spec
+    pairs = open_folder(folder if os.path.exists(folder) else spec.split(',')[0], n_frame, split=None)
+    return next((pairs.split(name) for name in ('val', 'test') if name in pairs.splits), pairs)
 
 
 def check_same_keys(saved, now, path):
@@ -434,7 +482,7 @@ def train_stage(run, stage, missing, progress=None):
 
         n_token += stage.n_token  # what this step has read, padding included
         done = i + 1 == stage.n_iter
-        if config['max_minutes'] and run.minutes() > config['max_minutes']:
+        if config['max_minutes'] and time.time() - run.started > 60 * config['max_minutes']:
             run.stop = run.stop or 'time'
         if (i + 1) % config['log_every'] == 0 or done:
             row = {'stage': stage.name, 'iter': i + 1, **{'loss_' + k: round(v, 5) for k, v in losses.items()},
@@ -478,7 +526,7 @@ def finish(run):
     content = run.load_stage('flamingo')
     checkpoint.load_into(stage.module, content['flamingo'], run.path('flamingo.pt'))
     stage.module.eval()
-    rows, shown = evaluate.first_table(stage.asker, stage.contrastive, n=run.config['test_n'])
+    rows, shown = evaluate.first_table(stage.asker, stage.contrastive, n=run.config['test_n'], pairs=run.held_out)
     with checkpoint.whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:
         json.dump(rows, f, indent=1)
     pictures.save(evaluate.sheet(shown), run.path('samples.png'))
@@ -497,12 +545,12 @@ def carry_out(run, config):
         missing = [name for name in wanted if config.init_from == 'scratch' or not os.path.exists(run.path(name + '.pt'))]
         for name in wanted:
             if name not in missing:
-                check_same_keys(checkpoint.load(run.path(name + '.pt'), name)['keys'], run.config, run.path(name + '.pt'))
+                check_same_keys(checkpoint.load(run.path(name + '.pt'), kind_of(name))['keys'], run.config, run.path(name + '.pt'))
     else:
         progress = checkpoint.load(run.path('training.pt'), 'training')
         check_same_keys(progress['keys'], run.config, run.path('training.pt'))
         missing, run.rows = progress['missing'], progress['rows']
-        run.started -= 60 * progress['minutes']
+        run.minutes_before = progress['minutes']
     finished = not missing and os.path.exists(run.path('results.json'))
     if finished:
         print(f'{config.out_dir} is complete. --init_from=scratch starts over; python sample.py shows what it learned.')

@@ -21,6 +21,10 @@ class Kept(dict):
         while self.size > self.limit and len(self) > 1:
             self.size -= self.pop(next(iter(self))).nbytes
 
+    def clear(self):
+        super().clear()
+        self.size = 0
+
 
 class Pixels:
     """pixels(media) -> (F,3,H,W) uint8 of one Media, decoded once. Raises BadItem where it cannot be read."""

@@ -130,11 +130,30 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=std / (2 * n_layer) ** 0.5 if name.endswith('c_proj.weight') else std)
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
-        # Learned positions that begin as sinusoids: "the token before" is then the same step everywhere, and what is
-        # learned about it at one place holds at all n_context of them.
-        angle = torch.arange(n_context)[:, None] * torch.exp(-torch.arange(0, dim, 2) / dim * math.log(10000))
-        wave = torch.cat([angle.sin(), angle.cos()], dim=1)[:, :dim]
-        self.wpe.weight.data.copy_(std * 2 ** 0.5 * wave)
+        self.look_back()
+
+    @torch.no_grad()
+    def look_back(self):
+        """Begin with one head that looks at the token before: the first half of copying.
+
+        A head that copies ("after A came B last time") has to find the token whose *predecessor* is the one at hand, so
+        some earlier head must have noted predecessors. To find that out by itself takes a model of this size longer
+        than all of its training here. So positions begin as sinusoids p(t) = (sin wt, cos wt) in dimensions of their
+        own, and the first head's query is p turned back by one step: Σ_w cos(w (t-1-s)) is largest at s = t-1.
+        """
+        dim, n_head = self.wte.weight.shape[1], self.h[0].attn.n_head
+        n = min(dim // n_head // 2, dim // 8)                                        # frequencies, of two dimensions each
+        w = torch.exp(-torch.arange(n) / n * math.log(self.n_context / 4))
+        angle = torch.arange(self.n_context)[:, None] * w
+        std = dim ** -0.5
+        self.wte.weight[:, :2 * n] = 0.0
+        self.wpe.weight[:, :2 * n] = std * 2 ** 0.5 * torch.cat([angle.sin(), angle.cos()], dim=1)
+        q, k, _ = self.h[0].attn.c_attn.weight.split(dim)                            # (D,D) each; rows are outputs
+        q[:2 * n], k[:2 * n] = 0.0, 0.0
+        r, sharp = torch.arange(n), 3.0
+        k[r, r] = k[n + r, n + r] = sharp
+        q[r, r], q[r, n + r] = sharp * w.cos(), -sharp * w.sin()                     # sin w(t-1)
+        q[n + r, r], q[n + r, n + r] = sharp * w.sin(), sharp * w.cos()                      # cos w(t-1)
 
     @classmethod
     def from_config(cls, config):

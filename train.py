@@ -75,14 +75,15 @@ KEYS = {
     'language_iters': (900, 'steps of the language stage'),
     'language_batch': (32, 'rows a step'),
     'language_tokens': (96, 'tokens a row, at a random place of the context'),
-    'language_lr': (2e-3, 'peak learning rate'),
+    'language_lr': (3e-3, 'peak learning rate'),
     # Stage 3
-    'flamingo_iters': (800, 'steps of the Flamingo stage'),
+    'flamingo_iters': (700, 'steps of the Flamingo stage'),
     'flamingo_lr': (2e-3, 'peak learning rate'),
+    'flamingo_schedule': ('trapezoid', 'full until 70 % of the steps, then linear to zero; or one of the others (the paper: constant)'),
     'gate_scale': (5.0, 'how much faster the gates learn than the rest'),
     'finetune_iters': (200, 'steps of fine-tuning'),
     'finetune_lr': (1e-4, 'peak learning rate'),
-    'schedule': ('cosine', "after warm-up: cosine or linear to zero, constant, or 'paper' (linear for vision, constant for Flamingo)"),
+    'schedule': ('cosine', 'of the first two stages, after warm-up: cosine, linear, trapezoid or constant (the paper: linear for vision)'),
     'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
     'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
     'grad_clip': (1.0, 'global norm of the gradient, after all sources are accumulated'),
@@ -95,6 +96,7 @@ KEYS = {
 SIZES = [f for f in fields(FlamingoConfig) if f.name not in ('n_vocab', 'bos', 'pad')]
 KEYS |= {f.name: (f.default, 'size; the preset decides unless said') for f in SIZES}
 SOURCES = ('m3w', 'align', 'ltip', 'vtp')
+SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
 # Keys that say how a run is carried out, not what it computes; they may change when it continues.
 FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'log_every', 'max_minutes', 'test_n'}
 
@@ -295,12 +297,10 @@ def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
-def schedule(kind, stage, i, warmup, n):
+def schedule(kind, i, warmup, n):
     """The learning rate of step i of n, as a share of its peak."""
-    if kind == 'paper':
-        kind = 'linear' if stage == 'vision' else 'constant'
     left = 1 - i / n
-    decay = {'cosine': 0.5 * (1 + math.cos(math.pi * (1 - left))), 'linear': left, 'constant': 1.0}[kind]
+    decay = {'cosine': 0.5 * (1 + math.cos(math.pi * (1 - left))), 'linear': left, 'trapezoid': min(1.0, left / 0.3), 'constant': 1.0}[kind]
     return min(1.0, (i + 1) / max(warmup, 1)) * decay
 
 
@@ -459,9 +459,10 @@ def train_stage(run, stage, missing, progress=None):
     bar = tqdm(range(start, stage.n_iter), desc=stage.name, initial=start, total=stage.n_iter)
     last_eval, skipped = '', 0
     clock, n_token = time.time(), 0
+    kind = config['flamingo_schedule' if stage.name in ('flamingo', 'finetune') else 'schedule']
     for i in bar:
         for group in stage.optimizer.param_groups:
-            group['lr'] = stage.lr * group['scale'] * schedule(config['schedule'], stage.name, i, config['warmup'], stage.n_iter)
+            group['lr'] = stage.lr * group['scale'] * schedule(kind, i, config['warmup'], stage.n_iter)
         # One step: the gradients of one batch from each source, weighted by λ, added up (appendix A.1.3).
         losses = {}
         for name in {'accumulate': names, 'round_robin': [names[i % len(names)]], 'merged': ['merged']}[config['mixing'] if stage.name == 'flamingo' else 'accumulate']:
@@ -508,7 +509,7 @@ def train_stage(run, stage, missing, progress=None):
 def check_values(config):
     """Values of the right type that make no sense. Raises BadInput."""
     choices = {'stage': ('all', *STAGES), 'init_from': ('auto', 'scratch', 'resume'), 'mixing': ('accumulate', 'round_robin', 'merged'),
-               'schedule': ('cosine', 'linear', 'constant', 'paper'), 'preset': tuple(PRESETS), 'attend': ('last', 'all_previous')}
+               'schedule': SCHEDULES, 'flamingo_schedule': SCHEDULES, 'preset': tuple(PRESETS), 'attend': ('last', 'all_previous')}
     for key, allowed in choices.items():
         if getattr(config, key) not in allowed:
             raise BadInput(f'--{key}={getattr(config, key)}: expected {", ".join(allowed[:-1])} or {allowed[-1]}')

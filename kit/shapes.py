@@ -389,12 +389,12 @@ def clip_page(rng, n_clip=(2, 6)):
     return Document(pieces, 'examples')
 
 
-PAGES = ((naming_page, 0.55), (caption_page, 0.25), (question_page, 0.12), (story_page, 0.08))
+PAGES = ((naming_page, 0.65), (caption_page, 0.2), (question_page, 0.1), (story_page, 0.05))
 # The first pages have captions only; the others come in over as many again. *Why.* Captions tie what the encoder sees
 # to words that the language model knows, and that opens the gates. Names mean nothing to it; while the gates are shut
 # their loss is pure noise, and enough of it keeps them shut (with 45 % naming pages from the start, still at chance
 # after 400 steps; captions alone were learned in 125).
-ONLY_CAPTIONS = 3600
+ONLY_CAPTIONS = 2400
 
 
 class Shapes:

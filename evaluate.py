@@ -137,7 +137,7 @@ def episodes_of(task, shots, n, ways=None, seed=0, pairs=None):
         make = {'naming': folder_naming, 'caption': folder_caption}[task]
         return [make(rng, pairs, ways, shots, i) for i in range(n)]
     make = {'naming': shapes.naming_episode, 'caption': shapes.caption_episode, 'question': shapes.question_episode, 'clip_caption': shapes.clip_episode}[task]
-    return [make(rng, 'held', ways, shots, asked=i % ways) if ways else make(rng, 'held', shots) for i in range(n)]
+    return [make(rng, 'held', ways, shots, turn=i) if ways else make(rng, 'held', shots) for i in range(n)]
 
 
 def folder_naming(rng, pairs, ways, shots, i):
@@ -147,7 +147,7 @@ def folder_naming(rng, pairs, ways, shots, i):
         labels.setdefault(item.label, []).append(k)
     kinds = [list(labels.values())[k] for k in rng.choice(len(labels), ways, replace=False)]
     names = shapes.made_up_names(rng, ways, 'held')
-    asked = i % ways  # in turn, so that who goes by place is right in exactly 1/ways
+    asked = i % ways
 
     def views(kind, n):  # n different pictures of a kind
         order = rng.permutation(kind)

@@ -471,17 +471,18 @@ TEXTS = ((copy_text, 0.3), (naming_text, 0.45), (plain_text, 0.25))
 # Few-shot tasks about pairs and names that were never trained on
 
 
-def naming_episode(rng, split, ways, shots, asked=None):
+def naming_episode(rng, split, ways, shots, turn=None):
     """Which of the made-up names has the thing in the last picture? `shots` examples of each of `ways` kinds, in
     random order. Kinds and names are drawn for this episode; no picture appears twice.
 
-    asked: which kind the query shows. Taking them in turn makes chance exactly 1/ways for whoever goes by place.
+    turn: the query shows the kind of support picture number `turn`. Taking them in turn makes chance exactly 1/ways
+    for whoever goes by place (by luck, "the last one" can be right in a third of 400 four-way episodes).
     """
     pairs = SPLITS[split][0]
     kinds = rng.choice(len(pairs), ways, replace=False)
     names = made_up_names(rng, ways, split)
     order = rng.permutation(np.repeat(np.arange(ways), shots))
-    asked = int(rng.integers(ways)) if asked is None else asked
+    asked = int(order[int(rng.integers(len(order))) if turn is None else turn % len(order)])
     numbers = [rng.choice(SPLITS[split][1] // len(pairs), shots + 1, replace=False) for _ in kinds]
 
     def show(kind):

@@ -328,15 +328,15 @@ def test_a_story_page_speaks_of_one_side_throughout():
 
 @pytest.mark.parametrize('ways, shots', [(2, 1), (4, 2)])
 def test_naming_episodes_are_fair(ways, shots, held_names):
-    """Held-out things with held-out names; as many examples of each; never the query's own picture; and with the kinds
-    asked in turn, whoever always says the first name is right once in `ways`."""
+    """Held-out things with held-out names; as many examples of each; never the query's own picture; and with the places
+    asked in turn, whoever always says the name at one place of the prompt is right once in `ways`."""
     rng, known = np.random.default_rng(0), {n for _ in range(10) for n in made_up_names(np.random.default_rng(1), 300)}
     last = Counter()
-    for i in range(60):
-        episode = shapes.naming_episode(rng, 'held', ways, shots, asked=i % ways)
+    for i in range(64):
+        episode = shapes.naming_episode(rng, 'held', ways, shots, turn=i)
         assert len(set(episode.choices)) == ways and not set(episode.choices) & known
         assert Counter(e.answer for e in episode.support) == dict.fromkeys(episode.choices, shots)
-        assert episode.query.answer == episode.choices[i % ways]
+        assert episode.query.answer == episode.support[i % (ways * shots)].answer
         pair_of = {}
         for example in [*episode.support, episode.query]:
             pair, = pairs_shown(example.media)
@@ -345,7 +345,7 @@ def test_naming_episodes_are_fair(ways, shots, held_names):
         keys = [e.media.key for e in episode.support] + [episode.query.media.key]
         assert len(set(keys)) == len(keys)
         last[episode.support[-1].answer == episode.query.answer] += 1
-    assert last[True] > 5 and last[False] > 5  # the last example gives nothing away
+    assert last[True] == 64 // ways if shots == 1 else 5 < last[True] < 30  # always saying the last name is right by chance only
     assert shapes.naming_episode(rng, 'train', 2, 1).choices[0] not in held_names
 
 

@@ -412,6 +412,12 @@ class Run:
         """Of training, all sittings together."""
         return self.minutes_before + (time.time() - self.started) / 60
 
+    def read_log(self):
+        if not os.path.exists(self.path('log.csv')):
+            return []
+        with open(self.path('log.csv'), encoding='utf-8', newline='') as f:
+            return list(csv.DictReader(f))
+
     def write_log(self):
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         with checkpoint.whole_file(self.path('log.csv'), 'w', encoding='utf-8') as f:
@@ -544,6 +550,7 @@ def carry_out(run, config):
         if config.init_from == 'resume':
             raise BadInput(f'{run.path("training.pt")}: no such file, nothing to resume')
         missing = [name for name in wanted if config.init_from == 'scratch' or not os.path.exists(run.path(name + '.pt'))]
+        run.rows = [row for row in run.read_log() if row['stage'] not in missing]  # of stages trained before, one by one
         for name in wanted:
             if name not in missing:
                 check_same_keys(checkpoint.load(run.path(name + '.pt'), kind_of(name))['keys'], run.config, run.path(name + '.pt'))

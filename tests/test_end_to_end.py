@@ -63,6 +63,16 @@ def test_a_finished_run_is_left_alone(trained):
     assert before == {f: os.stat(f'{out}/{f}').st_mtime_ns for f in before}
 
 
+def test_fine_tuning_goes_on_from_there(trained):
+    """It writes finetune.pt beside flamingo.pt, its eyes have changed, and the log keeps what was before."""
+    out, _ = trained
+    run('train.py', f'--out_dir={out}', *TINY, '--stage=finetune', '--finetune_iters=2')
+    a, b = (torch.load(f'{out}/{name}.pt', weights_only=True)['flamingo'] for name in ('flamingo', 'finetune'))
+    changed = {key.split('.')[0] for key in a if not torch.equal(a[key], b[key])}
+    assert {'vision', 'resampler', 'gated'} <= changed and 'lm' not in changed
+    assert {line.split(',')[0] for line in open(f'{out}/log.csv').read().splitlines()[1:]} == {'vision', 'language', 'flamingo', 'finetune'}
+
+
 def test_other_keys_are_refused_by_name(trained):
     out, _ = trained
     said = run('train.py', f'--out_dir={out}', *TINY, '--flamingo_lr=0.5', code=2)
@@ -80,7 +90,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(trained, tmp_path):
     for name, key in (('vision', 'contrastive'), ('language', 'lm'), ('flamingo', 'flamingo')):
         a, b = (torch.load(f'{folder}/{name}.pt', weights_only=True)[key] for folder in (out, other))
         assert all(torch.equal(a[k], b[k]) for k in a), name
-    steps = [[line.split(',')[:2] for line in open(f'{folder}/log.csv').read().splitlines()] for folder in (out, other)]
+    steps = [[line.split(',')[:2] for line in open(f'{folder}/log.csv').read().splitlines() if not line.startswith('finetune')] for folder in (out, other)]
     assert steps[0] == steps[1]
 
 

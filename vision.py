@@ -20,7 +20,7 @@ from torch import nn
 #   stem: channels of the four 3x3 convolutions in front    widths, depths: of the four (three) stages
 #   group: channels per group of the 3x3 convolutions       train, test: resolution in pixels it was made for
 #   alpha: how much of each residual branch is added, so that the variance of the stream grows by α² a block. 0.2
-#          keeps 87 blocks tame; nano has three, its branches hold most of what it can see, and 0.2 starves them.
+#          keeps 84 blocks (F6) tame; nano has three, whose branches hold most of what it can see, so it takes them whole.
 SIZES = {'nano': dict(stem=(8, 16, 16, 32), widths=(64, 128, 192), depths=(1, 1, 1), group=16, alpha=1.0, train=48, test=48, dropout=0.0, drop_path=0.0)}
 for i, (train, test, dropout) in enumerate([(192, 256, .2), (224, 320, .3), (256, 352, .4), (320, 416, .4), (384, 512, .5), (416, 544, .5), (448, 576, .5)]):
     SIZES[f'F{i}'] = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), depths=tuple(d * (i + 1) for d in (1, 2, 6, 3)),

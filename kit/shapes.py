@@ -158,7 +158,7 @@ def draw(scene, centre=None, radius=None, rgb=None):
     image = _canvas(scene, rng)
     if rgb is None:
         rgb = COLOURS[scene.colour]
-    rgb = tuple(int(v) for v in np.clip(np.array(rgb) * rng.uniform(0.78, 1.18) + rng.integers(-14, 15, 3), 0, 255))  # of a shade
+    rgb = tuple(int(v) for v in np.clip(np.array(rgb) * rng.uniform(0.88, 1.12) + rng.integers(-12, 13, 3), 0, 255))  # of a shade
     tilt = rng.uniform(-0.2, 0.2)
     if radius is None:
         radius = rng.uniform(6.5, 8.0) if scene.size == 'small' else rng.uniform(12.5, 15.0)

@@ -45,7 +45,7 @@ class FlamingoConfig:
     vision: str = 'nano'        # a key of vision.SIZES
     image_size: int = 48        # pixels, height and width
     dim_embed: int = 128        # width of the contrastive space
-    text_layer: int = 1         # the contrastive text tower
+    text_layer: int = 0         # the contrastive text tower; 0: a bag of words (see vision.TextTower)
     text_dim: int = 128
     text_head: int = 4
     # what a training sequence holds (§5 of the appendix: L=256 tokens, N=5 images)

@@ -523,7 +523,7 @@ def check_values(config):
         value = getattr(config, key)
         if type(default) in (int, float) and value < 0:
             raise BadInput(f'--{key}={value}: must not be negative')
-        if type(default) is int and value == 0 and key not in ('seed', 'warmup'):
+        if type(default) is int and value == 0 and key not in ('seed', 'warmup', 'text_layer'):
             raise BadInput(f'--{key}=0: must be at least 1')
 
 

@@ -9,7 +9,6 @@ another cut of the table, diagonals 3 and 4; the page mix and the learning rate 
 Everything is made from a number: picture 17 of a split is always the same picture, and document 5 of a source is
 always the same document. So nothing needs storing, and a resumed run simply goes on counting.
 """
-import colorsys
 import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -47,12 +46,7 @@ BEGINNINGS = [a + b for a in ('b', 'd', 'f', 'g', 'k', 'l', 'm', 'n', 'p', 'z', 
 ENDINGS = [a + b for a in ('ck', 'd', 'f', 'g', 'l', 'm', 'n', 'p', 'r', 's', 't', 'x') for b in ('et', 'o', 'us', 'in')]
 
 # Which pictures there are, by split: (pairs, how many pictures, a number to draw them from).
-# 'unnamed' is for training too: things of a colour that has no name, and of which none is said. *Why.* Where every star
-# is red, green or blue, "a red star" can be learned as one thing, and a pink star is a stranger. Stars of any colour
-# make it plain that a star is a shape. (None comes close to a held-out pair: see `scene`.)
-SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 160, 1), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 160, 2),
-          'unnamed': ([('', s) for s in SHAPES], len(SHAPES) * 300, 5)}
-UNNAMED = 0.25  # share of them among the pictures of pages and pairs
+SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 160, 1), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 160, 2)}
 CLIP_SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 20, 3), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 40, 4)}
 
 
@@ -101,7 +95,6 @@ class Scene:
     background: str = 'white'
     busy: bool = False
     seed: int = 0
-    rgb: tuple = ()  # of a colour that has no name
 
 
 @dataclass(frozen=True)
@@ -164,7 +157,7 @@ def draw(scene, centre=None, radius=None, rgb=None):
     rng = np.random.default_rng(scene.seed)
     image = _canvas(scene, rng)
     if rgb is None:
-        rgb = scene.rgb or COLOURS[scene.colour]
+        rgb = COLOURS[scene.colour]
     rgb = tuple(int(v) for v in np.clip(np.array(rgb) * rng.uniform(0.88, 1.12) + rng.integers(-12, 13, 3), 0, 255))  # of a shade
     tilt = rng.uniform(-0.2, 0.2)
     if radius is None:
@@ -228,18 +221,7 @@ def scene(split, i):
     places = [p for p in PLACES if not (glyph and p == 'middle')]
     fill = str(rng.choice(FILLS, p=[0.5, 0.25, 0.25])) if size == 'large' else 'plain'  # a pattern needs room to be seen
     return Scene(colour, shape, size, fill, str(rng.choice(places)) if count == 1 else 'middle',
-                 count, glyph, str(rng.choice(list(BACKGROUNDS))), bool(rng.random() < 0.4), int(rng.integers(2 ** 31)),
-                 () if colour else any_colour(rng, shape))
-
-
-def any_colour(rng, shape):
-    """A bright colour (r, g, b) that no one would call by the name of one held out for this shape."""
-    while True:
-        hue, value = rng.uniform(0, 1), rng.uniform(0.45, 1.0)
-        rgb = tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 1.0), value))
-        nearest = min(COLOURS, key=lambda c: math.dist(COLOURS[c], rgb))
-        if (nearest, shape) not in HELD_PAIRS:
-            return rgb
+                 count, glyph, str(rng.choice(list(BACKGROUNDS))), bool(rng.random() < 0.4), int(rng.integers(2 ** 31)))
 
 
 @lru_cache(maxsize=None)
@@ -276,10 +258,9 @@ def random_picture(rng, split, pair=None):
 
 
 def training_picture(rng):
-    """-> (Media, Scene) of a picture to train on, with a colour that has a name or, now and then, none"""
-    split = 'unnamed' if rng.random() < UNNAMED else 'train'
-    i = random_picture(rng, split)
-    return picture_media(split, i), scene(split, i)
+    """-> (Media, Scene)"""
+    i = random_picture(rng, 'train')
+    return picture_media('train', i), scene('train', i)
 
 
 def made_up_names(rng, n, split='train'):
@@ -304,8 +285,7 @@ def phrase(s, size=True, fill=True):
     """'a large striped red ring', 'two red rings'"""
     words = [s.size] if size and s.count == 1 else []
     words += [s.fill] if fill and s.fill != 'plain' else []
-    words += [s.colour] if s.colour else []
-    words += [s.shape if s.count == 1 else plural(s.shape)]
+    words += [s.colour, s.shape if s.count == 1 else plural(s.shape)]
     if s.count > 1:
         return f'{NUMBERS[s.count]} {" ".join(words)}'
     return f'{"an" if words[0][0] in "aeiou" else "a"} {" ".join(words)}'
@@ -347,8 +327,7 @@ def clip_caption(c):
 
 def questions(s):
     """Every question a scene can answer, as (kind, question, answer)."""
-    asked = [('shape', 'what shape is it?', s.shape), ('count', 'how many are there?', NUMBERS[s.count])]
-    asked += [('colour', 'what color is it?', s.colour)] if s.colour else []
+    asked = [('colour', 'what color is it?', s.colour), ('shape', 'what shape is it?', s.shape), ('count', 'how many are there?', NUMBERS[s.count])]
     if s.count == 1:
         asked += [('size', 'is it small or large?', s.size), ('place', 'where is it?', PLACE_WORDS[s.place])]
     return asked + ([('sign', 'what does the sign say?', s.glyph)] if s.glyph else [])

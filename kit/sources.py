@@ -90,7 +90,9 @@ def read_frames(path, n_frame=8, limit_pixels=64_000_000):
         names = frame_names(path)
         if not names:
             raise BadItem('empty', path, 'a folder without pictures')
-        return [read_file(os.path.join(path, names[k]), 1, limit_pixels)[0] for k in spread(len(names), n_frame)]
+        names = [names[k] for k in spread(len(names), n_frame)]
+        limit_pixels = min(limit_pixels, 2 * limit_pixels // len(names))  # they are in memory together
+        return [read_file(os.path.join(path, name), 1, limit_pixels)[0] for name in names]
 
 
 def read_file(path, n_frame, limit_pixels):
@@ -107,11 +109,12 @@ def read_file(path, n_frame, limit_pixels):
         if n_frame == 1 or image.format not in ANIMATED:
             return [to_rgb(image)]
         first, milliseconds = timeline(image, path, limit_pixels)
-        frames = []
-        for k in sample_times(milliseconds, n_frame):
+        frames = {}
+        times = sample_times(milliseconds, n_frame)
+        for k in dict.fromkeys(times):  # what is shown for long is in memory once
             image.seek(first + k)
-            frames.append(to_rgb(image))
-        return frames
+            frames[k] = to_rgb(image)
+        return [frames[k] for k in times]
 
 
 def check_size(image, path, limit_pixels):

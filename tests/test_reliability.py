@@ -50,9 +50,10 @@ import train
 from kit.checkpoint import only_run
 from kit.configurator import command
 
-def attempt(argv, wait=None, event=None, disk=None, user=None):
+def attempt(argv, wait=None, event=None, number=9, disk=None, user=None):
     '''train.py in a process of its own -> its exit status, or "killed": after `wait` seconds, or just before the `event`-th
-    time it opens a file for writing, renames or removes one. disk: the largest file it can write; user: whose rights it has.'''
+    time it opens a file for writing, renames or removes one (or sent another signal then, by its number). disk: the largest
+    file it can write; user: whose rights it has.'''
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -62,7 +63,7 @@ def attempt(argv, wait=None, event=None, disk=None, user=None):
             if name in ('os.rename', 'os.remove') or name == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR):
                 left[0] -= 1
                 if left[0] == 0:
-                    os.kill(os.getpid(), 9)
+                    os.kill(os.getpid(), number)
         if event:
             sys.addaudithook(hook)
         if disk:
@@ -186,11 +187,13 @@ os.chmod('out', 0o755)
 with only_run('out'):
     print(json.dumps({'second': [attempt(argv), keep()]}))
 print(json.dumps({'scratch': [attempt([*argv, '--init_from=resume', '--seed=3']), keep()]}))
+print(json.dumps({'term': [attempt(argv, event=8, number=15), not keep()]}))  # while it saves
+print(json.dumps({'int': [attempt(argv, event=8, number=2), not os.path.exists('out/results.json')]}))
 print(json.dumps({'end': [attempt(argv), os.path.exists('out/vision.pt')]}))
 """
 
 
-def test_full_disk_no_rights_and_a_second_run_are_one_line_and_cost_nothing(tmp_path):
+def test_full_disk_no_rights_a_second_run_and_signals_cost_nothing(tmp_path):
     tmp_path.chmod(0o755)
     for parent in list(tmp_path.parents)[:2]:
         with contextlib.suppress(PermissionError):
@@ -200,11 +203,11 @@ def test_full_disk_no_rights_and_a_second_run_are_one_line_and_cost_nothing(tmp_
     for line in done.stdout.splitlines():
         with contextlib.suppress(ValueError):
             found |= json.loads(line)
-    assert found == {'time': [0, True], 'disk': [2, True], 'rights': [2, True], 'second': [2, True], 'scratch': [2, True], 'end': [0, True]}
+    assert found == {'time': [0, True], 'disk': [2, True], 'rights': [2, True], 'second': [2, True], 'scratch': [2, True], 'term': [143, True], 'int': [130, True], 'end': [0, True]}
     errors = [line for line in done.stderr.replace('\r', '\n').splitlines() if line.startswith('error: ')]
     assert [next(word for word in ('File too large', 'Permission denied', 'in use by another run', '--seed=0', 'none of these') if word in e or word == 'none of these')
             for e in errors] == ['File too large', 'Permission denied', 'in use by another run', '--seed=0']
-    assert 'Traceback' not in done.stderr and 'to continue: python train.py' in done.stdout
+    assert 'Traceback' not in done.stderr and done.stdout.count('to continue: python train.py') == 3
 
 
 # ---------------------------------------------------------------------------------------------

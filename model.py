@@ -448,7 +448,8 @@ class Flamingo(nn.Module):
 
 def sample(log_p, temperature, top_k, generator):
     """log_p (B,V) -> one word each (B,), drawn from the top_k most likely (0: from all)."""
-    log_p = (log_p - log_p.amax(-1, keepdim=True)) / max(temperature, 1e-6)          # the best at 0, or a tiny T would leave only -inf
+    # The best is put at 0 and T within what a float32 can divide by, or a tiny T would leave nothing but -inf, a huge one NaN.
+    log_p = (log_p - log_p.amax(-1, keepdim=True)) / min(max(temperature, 1e-6), 1e6)
     if top_k > 0:
         least = log_p.topk(min(top_k, log_p.shape[-1]), dim=-1).values[:, -1:]
         log_p = log_p.masked_fill(log_p < least, -torch.inf)

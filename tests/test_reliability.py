@@ -116,8 +116,9 @@ rng, kills, folder = random.Random(seed), [], 0
 while len(kills) < n_kill:
     os.makedirs(f'killed{folder}'), os.chdir(f'killed{folder}')
     for more in runs:
+        most = min(n_kill, len(kills) + -(-n_kill // len(runs)))  # some for each
         while True:
-            how = {} if len(kills) == n_kill else {'event': rng.randint(1, 12)} if rng.random() < 0.5 else {'wait': rng.uniform(0, 3 * whole / n_kill)}
+            how = {} if len(kills) == most else {'event': rng.randint(1, 12)} if rng.random() < 0.5 else {'wait': rng.uniform(0, 3 * whole / n_kill)}
             status = attempt([*argv, *more], **how)
             if status != 'killed':
                 assert status == 0, status
@@ -170,7 +171,7 @@ def test_killed_twenty_times_in_all_stages(tmp_path):
             Image.new('RGB', (20 + k, 20), name).save(folder / name / f'{k}.png')
     damaged = folder / 'red' / '0.png'
     damaged.write_bytes(damaged.read_bytes()[:50])
-    kills = same_end(tmp_path, [*TINY, f'--align=shapes:1,{folder}:3'], [['--stage=all'], ['--stage=finetune']], n_kill=20, seed=0)
+    kills = same_end(tmp_path, [*TINY, f'--align=shapes:1,{folder}:3'], [['--stage=vision'], ['--stage=language'], ['--stage=all'], ['--stage=finetune']], n_kill=20, seed=0)
     assert len({stage for stage, *_ in kills}) >= 4
 
 
@@ -367,7 +368,7 @@ def test_hostile_files_are_refused_and_nothing_in_them_is_run(out, tmp_path, nam
             harmless += 1
         assert time.process_time() - begin < 5 and not trap.exists(), what
     assert harmless <= 1
-    Trap(open, str(trap), 'w').call[0](*Trap(open, str(trap), 'w').call[1]).close()
+    pickle.loads(pickle.dumps(Trap(open, str(trap), 'w'))).close()
     assert trap.exists()  # the trap does work
 
 
@@ -636,7 +637,7 @@ def test_animations_without_end_are_cut(tmp_path):
 def test_captions_stay_text(text):
     """Whatever stands in them, they come back as they were (half a letter as a replacement), and no special token does."""
     ids = TOKENS.encode(text)
-    assert max(ids) < len(TOKENS.ranks) and TOKENS.decode(ids) == text.encode('utf-8', 'replace').decode().replace('?', '\ufffd') if '\ud800' in text else TOKENS.decode(ids) == text
+    assert max(ids) < len(TOKENS.ranks) and TOKENS.decode(ids) == text.replace('\ud800', '\ufffd')
     page = encode(Document([text], 'pair'), TOKENS, n_token=64)
     assert len(page.tokens) <= 64 and not page.media and page.image_index.max() == 0
 
@@ -658,14 +659,15 @@ def test_every_key_of_training_at_its_edges(tmp_path, monkeypatch):
     reached = []
     monkeypatch.setattr(train, 'carry_out', lambda run, config: reached.append(run))
     statuses = []
-    for argument in [*edges(train.KEYS), '--dtype=float16', '--device=meta', '--preset=flamingo-80b', '--m3w=', '--m3w=align', '--m3w=seed', '--align=ltip']:
+    for argument in [*edges(train.KEYS), '--dtype=float16', '--device=meta', '--m3w=', '--m3w=align', '--m3w=seed', '--align=ltip']:
         status, _, said = main_of(train, '--out_dir=out', *TINY, argument)
         assert status in (0, 2), (argument, said)
         statuses.append((argument, status))
     refused = {argument for argument, status in statuses if status == 2}
     assert len(reached) == len(statuses) - len(refused) > 50
     assert {'--seed=-1', '--out_dir=', '--vision_batch=1000000000', '--lm_dim=1000000000', '--dtype=float16', '--device=meta', '--tokenizer=/dev/zero', '--flamingo_lr=nan',
-            '--preset=flamingo-80b', '--m3w=a:nan', '--n_token=1000000000', '--n_context=0'} <= refused
+            '--m3w=a:nan', '--n_token=1000000000', '--n_context=0'} <= refused
+    assert 'GiB' in main_of(train, '--out_dir=out', f'--tokenizer={TOKENIZER}', '--preset=flamingo-80b', '--device=cpu')[2]
     assert not {'--m3w=', '--m3w=align', '--max_minutes=1e308', '--vision_iters=1000000000', '--augment=0'} & refused
 
 
@@ -720,11 +722,14 @@ def test_every_key_of_evaluation_at_its_edges(out, tmp_path, monkeypatch):
     status, printed, _ = main_of(evaluate, *base)
     assert status == 0 and 'too long: 3' in printed and 'not JSON: 1' in printed
     assert [json.loads(line)['prediction'] is None for line in open('p.jsonl')] == [False, False, True, True, True, False, True]
-    for argument in [*edges(evaluate.KEYS, 'n', 'episodes'), '--n=0', '--n=1000000000', '--episodes=pipe', '--episodes=/dev/zero', '--episodes=.', '--episodes=' + 'x' * 5000,
+    for argument in [*edges(evaluate.KEYS, 'n', 'episodes', 'retrieval'), '--n=0', '--n=1000000000', '--episodes=pipe', '--episodes=/dev/zero', '--episodes=.', '--episodes=' + 'x' * 5000,
                      '--predictions=pipe', '--predictions=/dev/null', '--device=meta']:
         status, _, said = main_of(evaluate, *base, argument)
         assert status in (0, 2), (argument, said)
-        assert status == 2 or argument.split('=')[1] not in ('pipe', '/dev/zero', '/dev/null', 'meta', '-1'), argument
+        assert status == 2 or argument.split('=')[1] not in ('pipe', '/dev/zero', '/dev/null', 'meta', '-1') or '--split' in argument, argument
+    for argument in EDGES[str]:
+        if argument:
+            assert main_of(evaluate, *base, '--episodes=', f'--retrieval={argument}')[0] == 2, argument
 
 
 def test_every_key_of_the_tokenizers_maker_at_its_edges(tmp_path, monkeypatch):

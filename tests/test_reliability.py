@@ -191,6 +191,7 @@ print(json.dumps({'scratch': [attempt([*argv, '--init_from=resume', '--seed=3'])
 print(json.dumps({'term': [attempt(argv, event=8, number=15), not keep()]}))  # while it saves
 print(json.dumps({'int': [attempt(argv, event=8, number=2), not os.path.exists('out/results.json')]}))
 print(json.dumps({'end': [attempt(argv), os.path.exists('out/vision.pt')]}))
+print(json.dumps({'again': [attempt(argv), not os.path.exists('out/training.pt')]}))
 """
 
 
@@ -204,11 +205,36 @@ def test_full_disk_no_rights_a_second_run_and_signals_cost_nothing(tmp_path):
     for line in done.stdout.splitlines():
         with contextlib.suppress(ValueError):
             found |= json.loads(line)
-    assert found == {'time': [0, True], 'disk': [2, True], 'rights': [2, True], 'second': [2, True], 'scratch': [2, True], 'term': [143, True], 'int': [130, True], 'end': [0, True]}
+    assert found == {'time': [0, True], 'disk': [2, True], 'rights': [2, True], 'second': [2, True], 'scratch': [2, True], 'term': [143, True], 'int': [130, True], 'end': [0, True], 'again': [0, True]}
     errors = [line for line in done.stderr.replace('\r', '\n').splitlines() if line.startswith('error: ')]
     assert [next(word for word in ('File too large', 'Permission denied', 'in use by another run', '--seed=0', 'none of these') if word in e or word == 'none of these')
             for e in errors] == ['File too large', 'Permission denied', 'in use by another run', '--seed=0']
-    assert 'Traceback' not in done.stderr and done.stdout.count('to continue: python train.py') == 3
+    assert 'Traceback' not in done.stderr and done.stdout.count('to continue: python train.py') == 3 and 'out is complete' in done.stdout
+
+
+def test_a_log_that_is_none_is_one_line(tmp_path):
+    run = small_run(tmp_path)
+    for text in (b'\xff\xfe', b'a,b\n1,2\n', b'stage,iter\nvision,1,2,3\n', b'stage\n"' + b'x' * 200_000 + b'"\n'):
+        (tmp_path / 'log.csv').write_bytes(text)
+        with pytest.raises(BadInput, match='log.csv: not a log'):
+            run.read_log()
+
+
+def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
+    """Of three things with two pictures each one is damaged: it is left out and counted, and four names are not asked for."""
+    for name in ('red', 'green', 'blue'):
+        (tmp_path / 'colours' / name).mkdir(parents=True)
+        for k in range(2):
+            Image.new('RGB', (20 + k, 20), name).save(tmp_path / 'colours' / name / f'{k}.png')
+    damaged = tmp_path / 'colours' / 'red' / '0.png'
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    run = small_run(tmp_path / 'out', f'--align={tmp_path}/colours', '--m3w=align', '--text=align', '--ltip=', '--vtp=')
+    assert len(run.held_out) == 5 and run.report.total == 1
+    assert [evaluate.can_ask(run.held_out, ways, 1) for ways in (2, 3, 4)] == [True, True, False]
+    assert [evaluate.can_ask(run.held_out, None, shots) for shots in (0, 4, 8)] == [True, True, False]
+    damaged.unlink()  # gone since the source was opened
+    documents = run.documents('align', 0, 12) + run.documents('align', 0, 12)
+    assert len(documents) == 24 and run.left_out == {str(damaged): 'missing'}
 
 
 # ---------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ import tiktoken
 import torch
 from PIL import Image
 
-from kit.configurator import BadInput, BadItem
+from kit import checkpoint
+from kit.configurator import BadInput, BadItem, open_file
 
 # ---------------------------------------------------------------------------------------------
 # Documents
@@ -106,6 +107,9 @@ class Episode:
 
 # GPT-2's own pattern: contractions, words with their leading space, numbers, punctuation, spaces.
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+PATTERNS = (SPLIT,)  # that a checkpoint may ask for: a stranger's regular expression can run for ever
+LIMIT_TOKENIZER = 64 << 20  # bytes of a tiktoken file
+LONGEST = 20_000     # characters given to tiktoken at once: a million spaces in a row would overflow its stack and end the process
 
 
 class Tokenizer:
@@ -120,6 +124,8 @@ class Tokenizer:
         n = len(ranks)
         if sorted(ranks.values()) != list(range(n)):
             raise BadInput(f'tokenizer: the ranks must be 0 … {n - 1}, each once')
+        if not all(bytes([b]) in ranks for b in range(256)):
+            raise BadInput('tokenizer: not all 256 single bytes are in it, so not every text could be encoded')
         self.ranks, self.pattern = ranks, pattern
         self.bos = n if bos is None else bos
         self.pad = n + 1 if pad is None else pad
@@ -133,7 +139,15 @@ class Tokenizer:
 
     def encode(self, text):
         """str -> list of ids below V; never <BOS>, <PAD>, <image> or <EOC>, whatever the text says."""
-        return self._bpe.encode_ordinary(text)
+        ids, start = [], 0
+        while start < len(text):
+            stop = start + LONGEST
+            if stop < len(text):
+                space = text.rfind(' ', start + 1, stop)  # tokens begin there anyway
+                stop = space if space > 0 else stop
+            ids += self._bpe.encode_ordinary(text[start:stop])
+            start = stop
+        return ids
 
     def decode(self, ids):
         """list of ids -> str; the four special ids are left out."""
@@ -143,21 +157,20 @@ class Tokenizer:
     def load(cls, path):
         """Read a tiktoken file: a base64 token and its rank on each line."""
         ranks = {}
-        try:
-            with open(path, 'rb') as f:
-                for number, line in enumerate(f, 1):
+        with open_file(path, LIMIT_TOKENIZER) as f:
+            for number, line in enumerate(f, 1):
+                try:
                     token, rank = line.split()
                     ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except OSError as e:
-            raise BadInput(f'{path}: {e.strerror}') from e
-        except ValueError as e:
-            raise BadInput(f'{path}:{number}: not a "base64-token rank" line') from e
-        if not all(bytes([b]) in ranks for b in range(256)):
-            raise BadInput(f'{path}: not all 256 single bytes are in it, so not every text could be encoded')
-        return cls(ranks)
+                except ValueError as e:
+                    raise BadInput(f'{path}:{number}: not a "base64-token rank" line') from e
+        try:
+            return cls(ranks)
+        except BadInput as e:
+            raise BadInput(f'{path}: {e}') from e
 
     def save(self, path):
-        with open(path, 'wb') as f:
+        with checkpoint.whole_file(path) as f:
             for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
                 f.write(base64.b64encode(token) + b' %d\n' % rank)
 
@@ -168,7 +181,13 @@ class Tokenizer:
 
     @classmethod
     def from_state(cls, state):
-        ranks = {base64.b64decode(t): i for i, t in enumerate(state['tokens'])}
+        """Raises BadInput where it is no tokenizer."""
+        try:
+            ranks = {base64.b64decode(t, validate=True): i for i, t in enumerate(state['tokens'])}
+            if state['pattern'] not in PATTERNS or not all(type(state[name]) is int and state[name] >= 0 for name in ('bos', 'pad')):
+                raise ValueError
+        except (KeyError, TypeError, ValueError) as e:
+            raise BadInput('tokenizer: damaged, or of an unknown kind') from e
         return cls(ranks, state['pattern'], state['bos'], state['pad'])
 
 

@@ -12,6 +12,7 @@ Run it again and it continues where it was interrupted (init_from=auto).
     flamingo   both frozen; the resampler and the gated layers between them learn to answer         (§2, §3.3)
     finetune   the same, the vision encoder training too, at a small learning rate                  (appendix)
 """
+import contextlib
 import csv
 import json
 import math
@@ -30,10 +31,11 @@ import evaluate
 from data import Media, Tokenizer, augment, collate, encode, stack_frames
 from kit import checkpoint, pictures
 from kit.bpe import train_bpe
-from kit.configurator import BadInput, BadItem, autocast, command, configure, pick_device, pick_dtype
+from kit.configurator import BadInput, BadItem, autocast, check_memory, check_range, command, configure, pick_device, pick_dtype
 from kit.features import FrozenFeatures, Pixels
 from kit.sources import Report, open_folder, open_source
 from model import GPT, PRESETS, Flamingo, FlamingoConfig
+from vision import SIZES as ENCODERS
 from vision import TEXT_CONTEXT, adaptive_gradient_clip, new_contrastive
 
 KEYS = {
@@ -132,9 +134,11 @@ class VisionStage:
         return self.module(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
 
     def clip(self):
-        """AGC for the NFNet, a plain global norm of 10 for the text tower."""
+        """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm of all before, for nothing may be infinite."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         adaptive_gradient_clip(self.module.vision.parameters(), self.config['agc'])
-        return torch.nn.utils.clip_grad_norm_(self.module.text.parameters(), 10.0)
+        torch.nn.utils.clip_grad_norm_(self.module.text.parameters(), 10.0)
+        return norm
 
     def evaluate(self):
         features = FrozenFeatures(self.module.vision, self.run.pixels, self.run.device)  # of the encoder as it is now
@@ -206,9 +210,9 @@ class FlamingoStage:
         self.run, self.config, self.size = run, run.config, run.size
         contrastive = new_contrastive(self.size)
         path = run.path('vision.pt')
-        checkpoint.load_into(contrastive, run.load_stage('vision')['contrastive'], path)
+        checkpoint.load_into(contrastive, run.load_stage('vision', 'contrastive')['contrastive'], path)
         lm = GPT.from_config(self.size)
-        checkpoint.load_into(lm, run.load_stage('language')['lm'], run.path('language.pt'))
+        checkpoint.load_into(lm, run.load_stage('language', 'lm')['lm'], run.path('language.pt'))
         self.contrastive = contrastive.to(run.device)
         self.module = Flamingo(self.size, contrastive.vision, lm).to(run.device)
         self.sources = {name: run.config['lambda_' + name] for name in SOURCES if run.config[name]}
@@ -244,7 +248,8 @@ class FlamingoStage:
 
     def evaluate(self):
         ask = lambda task, ways=None: evaluate.measure(self.asker, task, 1 if ways else 0, self.config['eval_n'], ways, pairs=self.run.held_out)[0]['value']
-        result = {'naming_2way': ask('naming', 2), 'naming_4way': ask('naming', 4), 'caption': ask('caption')}
+        result = {f'naming_{ways}way': ask('naming', ways) for ways in (2, 4) if evaluate.can_ask(self.run.held_out, ways, 1)}
+        result['caption'] = ask('caption')
         if self.run.held_out is None:
             result['clip'] = ask('clip_caption')
         self.module.train()
@@ -265,7 +270,7 @@ class FinetuneStage(FlamingoStage):
 
     def __init__(self, run):
         super().__init__(run)
-        checkpoint.load_into(self.module, run.load_stage('flamingo')['flamingo'], run.path('flamingo.pt'))
+        checkpoint.load_into(self.module, run.load_stage('flamingo', 'flamingo')['flamingo'], run.path('flamingo.pt'))
         self.module.freeze(vision=False)
         self.n_iter, self.lr = self.config['finetune_iters'], self.config['finetune_lr']
         trained = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
@@ -310,7 +315,7 @@ def copying(lm, run):
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(32):
-        ids = [t for name in made_up_names(rng, 12, 'held') for t in run.tokenizer.encode(' ' + name)][:24]
+        ids = [t for name in made_up_names(rng, 12, 'held') for t in run.tokenizer.encode(' ' + name)][:min(24, lm.n_context // 2)]
         rows.append([run.tokenizer.bos] + ids + ids)
     n = min(map(len, rows))
     tokens = torch.tensor([r[-n:] for r in rows], device=run.device)
@@ -331,25 +336,45 @@ class Run:
         self.config = {k: v for k, v in vars(config).items() if k in KEYS}
         if config.preset not in PRESETS:
             raise BadInput(f'--preset={config.preset}: expected one of {", ".join(PRESETS)}')
-        self.device = pick_device(config.device)
+        self.device = pick_device(config.device, meta=False)
         self.dtype = pick_dtype(config.dtype, self.device)
         sizes = {f.name: self.config[f.name] for f in SIZES if f.name in config.given or f.name not in PRESETS[config.preset]}
         self.config |= {k: v for k, v in PRESETS[config.preset].items() if k in self.config and k not in sizes}
         self.report = Report()
         # A source may be given as the name of another: m3w = 'align' makes pages of the same folder.
-        specs = {role: self.config.get(self.config[role], self.config[role]) for role in (*SOURCES, 'text')}
+        specs = {role: self.config[self.config[role] if self.config[role] in SOURCES else role] for role in (*SOURCES, 'text')}
         self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip)
                         for role, spec in specs.items() if spec}
-        # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
-        self.held_out = None if 'shapes' in specs['m3w'] else held_out(specs['align'] or specs['m3w'], self.config['n_frame'])
         self.tokenizer = self.choose_tokenizer()
-        t = self.tokenizer
-        self.size = FlamingoConfig(**{f.name: self.config[f.name] for f in SIZES}, n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
+        self.size = self.check_size()
         self.pixels = Pixels(self.size.image_size, self.size.n_frame)
+        # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
+        folders = [specs[role] for role in ('align', 'm3w', 'ltip', 'vtp') if specs[role] and not has_shapes(specs[role])]
+        self.held_out = None
+        if folders and not has_shapes(specs['m3w']):
+            self.held_out = evaluate.readable_pairs(held_out(folders[0], self.config['n_frame']), self.pixels, self.report)
+        self.left_out = {}    # pictures met in training that cannot be read: where -> kind
         self.rows = []        # of log.csv
         self.stop = None      # why to stop after this step: a signal's number, or 'time'
+        self.training = True  # is there anything that would be lost?
         self.started = time.time()
         self.minutes_before = 0.0  # of earlier sittings of the same run
+
+    def check_size(self):
+        """-> FlamingoConfig. Raises BadInput where these sizes make no model, or none that this machine could hold."""
+        t = self.tokenizer
+        try:
+            size = FlamingoConfig(**{f.name: self.config[f.name] for f in SIZES}, n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
+        except ValueError as e:
+            raise BadInput(f'--{e}') from e
+        if size.n_context < 64:
+            raise BadInput(f'--n_context={size.n_context}: few-shot prompts need at least 64 tokens')
+        if size.n_token > size.n_context:
+            raise BadInput(f'--n_token={size.n_token}: longer than the context, --n_context={size.n_context}')
+        with torch.device('meta'):  # where tensors have sizes and take no memory
+            n = sum(p.numel() for p in Flamingo(size).parameters())
+        check_memory(4 * n, self.device, f'a model of {n / 1e6:,.0f} million numbers')
+        return size
 
     def choose_tokenizer(self):
         if self.config['tokenizer'] != 'sources':
@@ -366,57 +391,87 @@ class Run:
         documents = []
         for number in range(start, start + n):
             for attempt in range(50):
-                document = self.sources[source].document(number + (attempt << 40))
                 try:
+                    document = self.sources[source].document(number + (attempt << 40))
                     for piece in document.pieces:
                         if isinstance(piece, Media):
                             self.pixels(piece)
                     documents.append(document)
                     break
                 except BadItem as e:
-                    self.report.add(e)
+                    self.leave_out(e)
             else:
                 raise BadInput(f'{source}: 50 documents in a row cannot be read: ' + '; '.join(self.report.lines()))
         return documents
+
+    def leave_out(self, bad_item):
+        """Count a damaged item, once: it is met again in every epoch."""
+        if bad_item.where not in self.left_out:
+            self.left_out[bad_item.where] = bad_item.kind
+            self.report.add(bad_item)
 
     def save_stage(self, stage):
         checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name), config=asdict(self.size), tokenizer=self.tokenizer.state(), keys=self.config,
                         **stage.content())
 
-    def load_stage(self, name):
-        """-> the content of NAME.pt, which must be of the same sizes and words."""
+    def load_stage(self, name, module):
+        """-> the content of NAME.pt, which must hold `module` and be of the same sizes and words."""
         path = self.path(name + '.pt')
-        content = checkpoint.load(path, name)
+        content = checkpoint.load(path, name, config=dict, tokenizer=dict, keys=dict, **{module: dict})
+        made = content['keys']
+        if content['tokenizer'] != self.tokenizer.state():
+            raise BadInput(f'{path} was made with another tokenizer, --tokenizer={made.get("tokenizer")}; now --tokenizer={self.config["tokenizer"]}')
         for key, ours in asdict(self.size).items():
             if content['config'].get(key) != ours:
-                raise BadInput(f'{path} was made with {key}={content["config"].get(key)}, now {key}={ours}')
-        if content['tokenizer'] != self.tokenizer.state():
-            raise BadInput(f'{path} was made with another tokenizer')
+                raise BadInput(f'{path} was made with --preset={made.get("preset")} and {key}={content["config"].get(key)}; '
+                               f'now --preset={self.config["preset"]} and {key}={ours}')
         return content
 
     def on_signal(self, number, frame):
-        """Ctrl-C or a polite kill: finish this step, save, leave. A second one leaves at once."""
-        if self.stop is not None:
+        """Ctrl-C or a polite kill: finish this step, save, leave. A second one, or one when all is saved, leaves at once."""
+        at_once, self.stop = self.stop is not None or not self.training, number
+        if at_once:
             raise KeyboardInterrupt
-        self.stop = number
 
     def save_progress(self, missing, i, stage=None):
         """training.pt: everything needed to go on with step i of stage missing[0] as if nothing had happened."""
-        state = {'missing': missing, 'iter': i, 'keys': self.config, 'rows': self.rows, 'minutes': self.minutes()}
+        state = {'missing': missing, 'iter': i, 'keys': self.config, 'rows': self.rows, 'minutes': self.minutes(), 'left_out': self.left_out}
         if stage is not None:
             state |= {'module': stage.module.state_dict(), 'optimizer': stage.optimizer.state_dict(), 'random': checkpoint.random_state()}
         checkpoint.save(self.path('training.pt'), 'training', **state)
         self.write_log()
+
+    def load_progress(self):
+        """-> what `save_progress` saved; the log and the counts of this run go on from there. Raises BadInput."""
+        path = self.path('training.pt')
+        progress = checkpoint.load(path, 'training', missing=list, iter=int, keys=dict, rows=list, minutes=float, left_out=dict)
+        good = all(name in STAGES for name in progress['missing']) and progress['iter'] >= 0
+        good &= all(isinstance(row, dict) and 'stage' in row for row in progress['rows'])
+        good &= 'module' not in progress or all(isinstance(progress.get(part), dict) for part in ('module', 'optimizer', 'random'))
+        if not good:
+            raise BadInput(f'{path}: damaged: it is no state of this program')
+        check_same_keys(progress['keys'], self.config, path)
+        self.rows, self.minutes_before = progress['rows'], progress['minutes']
+        for where, kind in progress['left_out'].items():
+            self.leave_out(BadItem(kind, where))
+        return progress
 
     def minutes(self):
         """Of training, all sittings together."""
         return self.minutes_before + (time.time() - self.started) / 60
 
     def read_log(self):
-        if not os.path.exists(self.path('log.csv')):
+        path = self.path('log.csv')
+        if not os.path.exists(path):
             return []
-        with open(self.path('log.csv'), encoding='utf-8', newline='') as f:
-            return list(csv.DictReader(f))
+        try:
+            with open(path, encoding='utf-8', newline='') as f:
+                rows = list(csv.DictReader(f))
+            if not all('stage' in row and None not in row for row in rows):
+                raise ValueError('a row without its stage, or with more columns than the first')
+            return rows
+        except (ValueError, csv.Error) as e:  # a UnicodeDecodeError is a ValueError
+            raise BadInput(f'{path}: not a log of this program ({e}); move it away to go on') from e
 
     def write_log(self):
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
@@ -430,6 +485,10 @@ class Run:
 def kind_of(stage_name):
     """A fine-tuned Flamingo is a Flamingo still: sample.py and evaluate.py read it as such."""
     return 'flamingo' if stage_name == 'finetune' else stage_name
+
+
+def has_shapes(spec):
+    return any('shapes' in (entry, entry.rpartition(':')[0]) for entry in spec.split(','))
 
 
 def held_out(spec, n_frame):
@@ -451,13 +510,31 @@ def check_same_keys(saved, now, path):
 # The loop
 
 
+def backward(run, stage, name, i):
+    """Add the gradient of one batch, times its λ, to what is there. Returns the loss, a float."""
+    with autocast(run.device, run.dtype):
+        loss = stage.loss(name, i)
+    (stage.sources.get(name, 1.0) * loss).backward()
+    return loss.item()
+
+
+def not_finite(run, stage, names, i):
+    """Which of the sources of step i gave a loss or gradient that is not finite? Each alone, once more: this is seldom asked."""
+    found = []
+    for name in names:
+        stage.optimizer.zero_grad(set_to_none=True)
+        if not (math.isfinite(backward(run, stage, name, i)) and math.isfinite(stage.clip().item())):
+            found.append(name)
+    return found or names  # each is finite, and their sum is not
+
+
 def train_stage(run, stage, missing, progress=None):
     """Train one stage to its end, from where `progress` (training.pt) left it. Returns whether it came to its end."""
     config, start = run.config, 0
     if progress is not None and 'module' in progress:
-        start = progress['iter']
-        stage.module.load_state_dict(progress['module'])
-        stage.optimizer.load_state_dict(progress['optimizer'])
+        path, start = run.path('training.pt'), progress['iter']
+        checkpoint.load_into(stage.module, progress['module'], path)
+        checkpoint.load_optimizer(stage.optimizer, progress['optimizer'], path)
         checkpoint.set_random_state(progress['random'])
     if config['compile']:
         stage.module.compile()
@@ -466,25 +543,30 @@ def train_stage(run, stage, missing, progress=None):
     last_eval, skipped = '', 0
     clock, n_token = time.time(), 0
     kind = config['flamingo_schedule' if stage.name in ('flamingo', 'finetune') else 'schedule']
+    mixing = config['mixing'] if stage.name == 'flamingo' else 'accumulate'
     for i in bar:
         for group in stage.optimizer.param_groups:
             group['lr'] = stage.lr * group['scale'] * schedule(kind, i, config['warmup'], stage.n_iter)
         # One step: the gradients of one batch from each source, weighted by λ, added up (appendix A.1.3).
-        losses = {}
-        for name in {'accumulate': names, 'round_robin': [names[i % len(names)]], 'merged': ['merged']}[config['mixing'] if stage.name == 'flamingo' else 'accumulate']:
-            with autocast(run.device, run.dtype):
-                loss = stage.loss(name, i)
-            (stage.sources.get(name, 1.0) * loss).backward()
-            losses[name] = loss.item()
+        if mixing == 'merged':
+            batches = ['merged']
+        elif mixing == 'round_robin':
+            batches = [names[i % len(names)]]
+        else:
+            batches = names
+        losses = {name: backward(run, stage, name, i) for name in batches}
         norm = stage.clip().item()  # once, after all sources: clipping each would change their balance
         if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
             stage.optimizer.step()
             skipped = 0
         else:  # a step that would spoil the weights is left out
             skipped += 1
-            tqdm.write(f'{stage.name} step {i}: not finite ({losses}, gradient norm {norm}); skipped')
+            source = ' + '.join(not_finite(run, stage, batches, i))
+            run.rows.append({'stage': stage.name, 'iter': i + 1, 'skipped': source})
+            tqdm.write(f'{stage.name} step {i + 1}: loss or gradient of {source} is not finite; skipped')
             if skipped == 10:
-                raise BadInput(f'{stage.name}: ten steps in a row were not finite; the last good state is in {run.path("training.pt")}')
+                run.write_log()
+                raise BadInput(f'{stage.name}: ten steps in a row were not finite ({source}); the last good state is in {run.path("training.pt")}')
         stage.optimizer.zero_grad(set_to_none=True)
 
         n_token += stage.n_token  # what this step has read, padding included
@@ -515,23 +597,25 @@ def train_stage(run, stage, missing, progress=None):
 def check_values(config):
     """Values of the right type that make no sense. Raises BadInput."""
     choices = {'stage': ('all', *STAGES), 'init_from': ('auto', 'scratch', 'resume'), 'mixing': ('accumulate', 'round_robin', 'merged'),
-               'schedule': SCHEDULES, 'flamingo_schedule': SCHEDULES, 'preset': tuple(PRESETS), 'attend': ('last', 'all_previous')}
+               'schedule': SCHEDULES, 'flamingo_schedule': SCHEDULES, 'preset': tuple(PRESETS), 'attend': ('last', 'all_previous'),
+               'vision': tuple(ENCODERS)}
     for key, allowed in choices.items():
         if getattr(config, key) not in allowed:
             raise BadInput(f'--{key}={getattr(config, key)}: expected {", ".join(allowed[:-1])} or {allowed[-1]}')
+    if not config.out_dir:
+        raise BadInput('--out_dir=: must name a folder')
+    most = {'seed': 2 ** 63 - 1, 'eval_n': 100_000, 'test_n': 100_000}  # a batch, or all episodes of an evaluation, are in memory at once
+    most |= dict.fromkeys((key for key in KEYS if 'batch' in key), 10_000)
     for key, (default, _) in KEYS.items():
-        value = getattr(config, key)
-        if type(default) in (int, float) and value < 0:
-            raise BadInput(f'--{key}={value}: must not be negative')
-        if type(default) is int and value == 0 and key not in ('seed', 'warmup', 'text_layer'):
-            raise BadInput(f'--{key}=0: must be at least 1')
+        if type(default) in (int, float):
+            least = 1 if type(default) is int and key not in ('seed', 'warmup', 'text_layer') else 0
+            check_range(config, least, most.get(key, float('inf')), key)
 
 
 def finish(run):
     """The few-shot table, on screen and in results.json, and samples.png."""
     stage = FlamingoStage(run)
-    content = run.load_stage('flamingo')
-    checkpoint.load_into(stage.module, content['flamingo'], run.path('flamingo.pt'))
+    checkpoint.load_into(stage.module, run.load_stage('flamingo', 'flamingo')['flamingo'], run.path('flamingo.pt'))
     stage.module.eval()
     rows, shown = evaluate.first_table(stage.asker, stage.contrastive, n=run.config['test_n'], pairs=run.held_out)
     with checkpoint.whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:
@@ -545,22 +629,22 @@ def finish(run):
 def carry_out(run, config):
     """All stages that are asked for and missing, in order. Returns why it stopped early: a signal, 'time' or None."""
     wanted = ['vision', 'language', 'flamingo'] if config.stage == 'all' else [config.stage]
+    missing = [name for name in wanted if config.init_from == 'scratch' or not os.path.exists(run.path(name + '.pt'))]
     progress = None
     if config.init_from == 'scratch' or not os.path.exists(run.path('training.pt')):
         if config.init_from == 'resume':
             raise BadInput(f'{run.path("training.pt")}: no such file, nothing to resume')
-        missing = [name for name in wanted if config.init_from == 'scratch' or not os.path.exists(run.path(name + '.pt'))]
         run.rows = [row for row in run.read_log() if row['stage'] not in missing]  # of stages trained before, one by one
         for name in wanted:
             if name not in missing:
-                check_same_keys(checkpoint.load(run.path(name + '.pt'), kind_of(name))['keys'], run.config, run.path(name + '.pt'))
+                path = run.path(name + '.pt')
+                check_same_keys(checkpoint.load(path, kind_of(name), keys=dict)['keys'], run.config, path)
     else:
-        progress = checkpoint.load(run.path('training.pt'), 'training')
-        check_same_keys(progress['keys'], run.config, run.path('training.pt'))
-        missing, run.rows = progress['missing'], progress['rows']
-        run.minutes_before = progress['minutes']
-    finished = not missing and os.path.exists(run.path('results.json'))
-    if finished:
+        progress = run.load_progress()
+        # What was begun is ended, whatever was asked for; its stage, then what is missing besides.
+        begun = progress['missing']
+        missing = begun + [name for name in missing if name not in begun]
+    if not missing and progress is None and ('flamingo' not in wanted or os.path.exists(run.path('results.json'))):
         print(f'{config.out_dir} is complete. --init_from=scratch starts over; python sample.py shows what it learned.')
         return None
     signal.signal(signal.SIGINT, run.on_signal)
@@ -575,11 +659,17 @@ def carry_out(run, config):
         run.save_stage(stage)
         missing, progress = missing[1:], None
         run.save_progress(missing, 0)
+        if run.stop:
+            return run.stop
+    run.training = False
     if 'flamingo' in wanted:
         finish(run)
-    os.remove(run.path('training.pt'))
+    with contextlib.suppress(FileNotFoundError):  # all stages were there, and only results.json was missing
+        os.remove(run.path('training.pt'))
     for line in run.report.lines():
         print('left out', line)
+    if skipped := sum(bool(row.get('skipped')) for row in run.rows):
+        print(f'{skipped} steps were skipped, their loss or gradient not being finite; {run.path("log.csv")} says of which source')
     return None
 
 
@@ -587,7 +677,11 @@ def main():
     config = configure(KEYS, usage=__doc__)
     check_values(config)
     with checkpoint.only_run(config.out_dir):
-        stopped = carry_out(Run(config), config)
+        run = Run(config)
+        try:
+            stopped = carry_out(run, config)
+        except KeyboardInterrupt:  # at once, without finishing the step
+            stopped = run.stop or signal.SIGINT
     if stopped is not None:
         print(f'stopped and saved; to continue: python train.py {shlex.join(a for a in sys.argv[1:] if not a.startswith("--init_from"))}')
         sys.exit(0 if stopped == 'time' else 128 + stopped)

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data import Document, Example, Media
-from kit.configurator import BadInput, BadItem
+from kit.configurator import BadInput, BadItem, one_line, open_file
 
 RECOGNISED = ('a folder with metadata.jsonl (lines of {"file_name": ..., "text": ...}), '
               'or a folder of class folders that hold pictures')
@@ -45,6 +45,7 @@ LIMIT_BYTES = 1 << 30   # of one picture file (some decoders read it whole)
 LIMIT_FRAMES = 10_000   # looked at in one animation
 LIMIT_LINE = 8 << 20    # bytes of one line of metadata.jsonl
 LIMIT_TEXT = 1 << 20    # bytes of one caption
+LIMIT_LIST = 1 << 40    # bytes of a whole metadata.jsonl, which is read line by line
 
 
 # ---------------------------------------------------------------------------------------------
@@ -89,7 +90,9 @@ def read_frames(path, n_frame=8, limit_pixels=64_000_000):
         names = frame_names(path)
         if not names:
             raise BadItem('empty', path, 'a folder without pictures')
-        return [read_file(os.path.join(path, names[k]), 1, limit_pixels)[0] for k in spread(len(names), n_frame)]
+        names = [names[k] for k in spread(len(names), n_frame)]
+        limit_pixels = min(limit_pixels, 2 * limit_pixels // len(names))  # they are in memory together
+        return [read_file(os.path.join(path, name), 1, limit_pixels)[0] for name in names]
 
 
 def read_file(path, n_frame, limit_pixels):
@@ -106,11 +109,12 @@ def read_file(path, n_frame, limit_pixels):
         if n_frame == 1 or image.format not in ANIMATED:
             return [to_rgb(image)]
         first, milliseconds = timeline(image, path, limit_pixels)
-        frames = []
-        for k in sample_times(milliseconds, n_frame):
+        frames = {}
+        times = sample_times(milliseconds, n_frame)
+        for k in dict.fromkeys(times):  # what is shown for long is in memory once
             image.seek(first + k)
-            frames.append(to_rgb(image))
-        return frames
+            frames[k] = to_rgb(image)
+        return [frames[k] for k in times]
 
 
 def check_size(image, path, limit_pixels):
@@ -120,8 +124,8 @@ def check_size(image, path, limit_pixels):
 
 def timeline(image, path, limit_pixels):
     """Play an animation once. Returns the number of its first frame and a list: how long each is shown, in ms."""
-    # Besides the number of frames, bound their pixels: ten thousand large frames would take hours.
-    most = max(1, min(LIMIT_FRAMES, 10 * limit_pixels // (image.width * image.height)))
+    # Besides the number of frames, bound their pixels: ten thousand large frames would take hours (at 30 to 90 million a second).
+    most = max(1, min(LIMIT_FRAMES, 2 * limit_pixels // (image.width * image.height)))
     first = 1 if getattr(image, 'default_image', False) else 0  # APNG: a still for viewers that cannot animate
     milliseconds = []
     for k in range(first, first + most):
@@ -253,7 +257,7 @@ class Report:
 
     def lines(self):
         """['missing: 5 (a.jsonl:3, a.jsonl:8, a.jsonl:9, ...)'], the most frequent kind first."""
-        return [f'{kind}: {n} ({", ".join(self.where[kind])}{", ..." if n > len(self.where[kind]) else ""})'
+        return [one_line(f'{kind}: {n} ({", ".join(self.where[kind])}{", ..." if n > len(self.where[kind]) else ""})')
                 for kind, n in self.count.most_common()]
 
 
@@ -483,41 +487,64 @@ def find_metadata(root):
 def read_metadata(file, split, report):
     """metadata.jsonl -> list of Items; bad lines go into the report. Raises BadInput if it cannot be opened."""
     items, root = [], os.path.realpath(os.path.dirname(file))
+    for number, _, line in read_lines(file, report):
+        where = f'{file}:{number}'
+        try:
+            items.append(read_line(line, root, split, where))
+        except BadItem as e:
+            report.add(BadItem(e.kind, where, e.message))
+    return items
+
+
+def read_lines(file, report):
+    """(number, offset in the file, bytes) of each line that is not empty; lines too long go into the report. Raises BadInput
+    if the file cannot be opened."""
     try:
-        with open(file, 'rb') as f:
+        with open_file(file, LIMIT_LIST) as f:
+            start = 0
             for number in itertools.count(1):
                 line = f.readline(LIMIT_LINE)
                 if not line:
-                    return items
+                    return
                 too_long = len(line) == LIMIT_LINE and not line.endswith(b'\n')
                 while too_long and (rest := f.readline(LIMIT_LINE)) and not rest.endswith(b'\n'):
                     pass
-                if not line.strip():
-                    continue
-                where = f'{file}:{number}'
-                try:
-                    if too_long:
-                        raise BadItem('line too long', where)
-                    items.append(read_line(line, root, split, where))
-                except BadItem as e:
-                    report.add(BadItem(e.kind, where, e.message))
+                if too_long:
+                    report.add(BadItem('line too long', f'{file}:{number}'))
+                elif line.strip():
+                    yield number, start, line
+                start = f.tell()
     except OSError as e:
         raise BadInput(f'{file}: {e.strerror}') from e
 
 
 def read_line(line, root, split, where):
     """One line of metadata.jsonl (bytes) -> Item. Raises BadItem."""
+    fields = parse_json(line, where)
+    name, text = fields.get('file_name'), check_caption(fields.get('text'), where)
+    if not isinstance(name, str) or not name:
+        raise BadItem('no file_name', where)
+    in_split = fields.get('split') or split or 'train'
+    if not isinstance(in_split, str):
+        raise BadItem('bad split', where, repr(in_split))
+    return Item(locate(root, name), text, in_split, text, where)
+
+
+def parse_json(content, where):
+    """bytes -> dict. Raises BadItem."""
     try:
-        fields = json.loads(line.decode('utf-8-sig'))
+        fields = json.loads(content.decode('utf-8-sig'))
     except UnicodeDecodeError as e:
         raise BadItem('not UTF-8', where, str(e)) from e
     except (ValueError, RecursionError) as e:
         raise BadItem('not JSON', where, str(e)) from e
     if not isinstance(fields, dict):
         raise BadItem('not JSON', where, 'not an object')
-    name, text = fields.get('file_name'), fields.get('text')
-    if not isinstance(name, str) or not name:
-        raise BadItem('no file_name', where)
+    return fields
+
+
+def check_caption(text, where):
+    """The caption without spaces around it. Raises BadItem where it is none."""
     if not isinstance(text, str) or not text.strip():
         raise BadItem('no text', where)
     try:
@@ -525,11 +552,7 @@ def read_line(line, root, split, where):
             raise BadItem('text too long', where)
     except UnicodeEncodeError as e:  # JSON can spell half a character, "\ud800"
         raise BadItem('not UTF-8', where, str(e)) from e
-    in_split = fields.get('split') or split or 'train'
-    if not isinstance(in_split, str):
-        raise BadItem('bad split', where, repr(in_split))
-    text = text.strip()
-    return Item(locate(root, name), text, in_split, text, where)
+    return text.strip()
 
 
 # Format 2: class folders (torchvision ImageFolder)
@@ -642,8 +665,10 @@ def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False):
             weights.append(1.0)
         if not path:
             path = entry
-        if weights[-1] <= 0:
-            raise BadInput(f'{role}: the weight of {path} must be above zero')
+        if not 0 < weights[-1] < float('inf'):  # a NaN is neither
+            raise BadInput(f'{role}: the weight of {path} must be a number above zero')
+        if not path:
+            raise BadInput(f'{role}: {spec!r} names no folder before or after one of its commas')
         if path == 'shapes':
             parts.append(Shapes('m3w' if role == 'text' else role))
             continue

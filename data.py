@@ -14,7 +14,7 @@ This file tells how a Document becomes what the model eats (Flamingo §2.1, §3.
 Shapes: B batch, T tokens, N images in the sequence, F frames, H and W pixels.
 """
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Callable
 
@@ -62,6 +62,7 @@ class Document:
     pieces: list
     kind: str = 'page'
     where: str = ''  # file and line, for messages
+    dropped: list = field(default_factory=list)  # pictures that it has lost on the way here: BadItems
 
 
 @dataclass

@@ -161,7 +161,7 @@ class VisionStage:
 
 class LanguageStage:
     """Next word, on text alone."""
-    name, reads = 'language', 'rows'
+    name, reads = 'language', 'texts'
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -171,7 +171,7 @@ class LanguageStage:
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config['weight_decay'])
 
     def loss(self, source, i):
-        tokens, start = (torch.from_numpy(x).to(self.run.device) for x in self.run.batch('rows', source, i))
+        tokens, start = (torch.from_numpy(x).to(self.run.device) for x in self.run.batch('texts', source, i))
         self.n_token = tokens.numel()
         return self.module(tokens[:, :-1], tokens[:, 1:], start)[1]
 
@@ -386,7 +386,7 @@ class Run:
         n = self.config['vision_batch']
         return self.documents(source, i * n, n)
 
-    def rows(self, source, i):
+    def texts(self, source, i):
         """-> token ids (B, T+1) int64: texts one after the other, each after a <BOS>; and where each row starts (B,)."""
         n, number = min(self.config['language_tokens'], self.size.n_context), i << 20  # room for a million texts a step
         rows = []

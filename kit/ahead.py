@@ -41,7 +41,7 @@ class Ahead(torch.utils.data.Dataset):
             batches = {(name, i): run.batch(self.reads, name, i) for name in names}
         except BadInput as e:
             return e
-        entries = [] if self.reads == 'rows' else [entry for batch in batches.values() for entry in batch]
+        entries = [] if self.reads == 'texts' else [entry for batch in batches.values() for entry in batch]
         media = [m for entry in entries for m in (entry.pieces[:1] if self.reads == 'pairs' else entry.media)]
         # numpy, not torch: tensors would travel through shared memory, of which containers have next to none.
         return batches, {m.key: run.pixels(m).numpy() for m in media if m.key}, run.report.news

@@ -73,7 +73,7 @@ def test_schedule(kind, expected):
 
 
 def test_a_batch_is_the_same_whenever_it_is_asked_for(tmp_path):
-    a, b = ((lambda i, run=small_run(tmp_path): run.batch('rows', 'text', i)) for _ in range(2))
+    a, b = ((lambda i, run=small_run(tmp_path): run.batch('texts', 'text', i)) for _ in range(2))
     later = b(5)
     assert all((x == y).all() for x, y in zip(a(5), b(5))) and (later[0] == b(5)[0]).all()
     assert not (a(4)[0] == a(5)[0]).all()

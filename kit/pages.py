@@ -239,7 +239,7 @@ class HtmlPages(WebPages):
                 raise BadItem('too large', file, f'{os.path.getsize(file)} bytes')
             with open(file, 'rb') as f:
                 text = decode_html(f.read())
-            reader = PageReader(lambda src, base, line: self.picture(src, base, file, f'{file}:{line}'))
+            reader = PageReader(lambda src, base, place: self.picture(src, base, file, f'{file}:{place}'))
             reader.feed(text + '\n')  # never close(): what an unfinished tag begins, a browser drops as well
             pieces = reader.done()
         if not pictures:
@@ -329,7 +329,7 @@ CLOSES = {'li': ({'li'}, {'ul', 'ol', 'menu'}), 'dt': ({'dt', 'dd'}, {'dl'}), 'd
 class PageReader(HTMLParser):
     """The visible text of a page and its pictures, in order. Blocks become lines; a picture ends the text before it.
 
-    find(src, base, line) -> Media, or raises BadItem, which goes to `dropped`.
+    find(src, base, 'line:column') -> Media, or raises BadItem, which goes to `dropped`.
     """
 
     def __init__(self, find):
@@ -359,7 +359,8 @@ class PageReader(HTMLParser):
             self.line.append(' ')
         if tag == 'img' and not hidden and attrs.get('src', '').strip():
             try:
-                media = self.find(attrs['src'].strip(), self.base, self.getpos()[0])
+                line, column = self.getpos()
+                media = self.find(attrs['src'].strip(), self.base, f'{line}:{column + 1}')
                 self.end_text()
                 self.pieces.append(media)
             except BadItem as e:

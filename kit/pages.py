@@ -31,6 +31,7 @@ ONE_COLOUR = 3          # levels of 255 between the darkest and the brightest: J
 
 LIMIT_PAGE = 32 << 20   # bytes of one .html file (a page that carries its pictures in itself is large)
 LIMIT_TAGS = 100_000    # tags and pieces of text in one page
+LIMIT_PICTURES = 1_000  # in one page
 LIMIT_DEPTH = 200       # of elements inside one another; browsers stop at 512
 
 
@@ -239,12 +240,13 @@ class HtmlPages(WebPages):
                 raise BadItem('too large', file, f'{os.path.getsize(file)} bytes')
             with open(file, 'rb') as f:
                 text = decode_html(f.read())
-            reader = PageReader(lambda src, base, place: self.picture(src, base, file, f'{file}:{place}'))
-            reader.feed(text + '\n')  # never close(): what an unfinished tag begins, a browser drops as well
-            pieces = reader.done()
-        if not pictures:
-            pieces, reader.dropped = [piece for piece in pieces if isinstance(piece, str)], []
-        return Document(pieces, 'page', file, reader.dropped)
+            find = (lambda src, base, place: self.picture(src, base, file, f'{file}:{place}')) if pictures else None
+            reader = PageReader(find)
+            try:
+                reader.feed(text + '\n')  # never close(): what an unfinished tag begins, a browser drops as well
+            except TooMuch as e:
+                raise BadItem('too large', file, str(e)) from e
+        return Document(reader.done(), 'page', file, reader.dropped)
 
     def picture(self, src, base, file, where):
         """The address in an <img> -> Media. Raises BadItem, also for what the filters leave out."""
@@ -326,10 +328,15 @@ CLOSES = {'li': ({'li'}, {'ul', 'ol', 'menu'}), 'dt': ({'dt', 'dd'}, {'dl'}), 'd
                                                                                       'thead', 'tfoot', 'tr', 'li', 'dt', 'dd'}}}
 
 
+class TooMuch(Exception):
+    """A page beyond the limits."""
+
+
 class PageReader(HTMLParser):
     """The visible text of a page and its pictures, in order. Blocks become lines; a picture ends the text before it.
 
-    find(src, base, 'line:column') -> Media, or raises BadItem, which goes to `dropped`.
+    find(src, base, 'line:column') -> Media, or raises BadItem, which goes to `dropped`; None: no pictures are wanted.
+    Raises TooMuch.
     """
 
     def __init__(self, find):
@@ -357,9 +364,11 @@ class PageReader(HTMLParser):
             self.end_line()
         elif tag in ('td', 'th'):
             self.line.append(' ')
-        if tag == 'img' and not hidden and attrs.get('src', '').strip():
+        if tag == 'img' and self.find and not hidden and attrs.get('src', '').strip():
             try:
                 line, column = self.getpos()
+                if len(self.dropped) + len(self.pieces) > LIMIT_PICTURES:
+                    raise TooMuch(f'more than {LIMIT_PICTURES} pictures')
                 media = self.find(attrs['src'].strip(), self.base, f'{line}:{column + 1}')
                 self.end_text()
                 self.pieces.append(media)
@@ -397,7 +406,7 @@ class PageReader(HTMLParser):
     def one_more(self):
         self.count += 1
         if self.count > LIMIT_TAGS:
-            raise BadItem('too large', f'line {self.getpos()[0]}', f'more than {LIMIT_TAGS} tags')
+            raise TooMuch(f'more than {LIMIT_TAGS} tags')
 
     def end_line(self):
         line = ' '.join(''.join(self.line).split())

@@ -101,7 +101,7 @@ def pax_field(content, key, otherwise):
 
 
 class TarItems:
-    """Items in shards, as numbers: where each picture and each caption is. 36 bytes a pair; captions are read when asked for.
+    """Items in shards, as numbers: where each picture and each caption is. 40 bytes a pair; captions are read when asked for.
 
     rows: (N,5) int64 shard, start of the picture, its size, start of the caption, its size (below zero: of a .json).
     """

@@ -257,9 +257,80 @@ def test_what_is_read_as_pages(tmp_path):
 def test_weights_mix_pages_and_pairs(tmp_path):
     for k in range(2):
         picture(tmp_path / 'pairs' / f'class{k}' / 'a.png')
-    picture(tmp_path / 'a.png')
     lines(tmp_path / 'pages', {'texts': ['a page', None], 'images': [None, 'a.png']})
     picture(tmp_path / 'pages' / 'a.png')
     source = open_source('m3w', f'{tmp_path}/pages:3,{tmp_path}/pairs:1')
     kinds = [source.document(i).kind for i in range(400)]
     assert 260 < kinds.count('page') < 340 and kinds.count('page') + kinds.count('examples') == 400
+
+
+# ---------------------------------------------------------------------------------------------
+# Written as each format and read back
+
+def write_pairs(folder, pairs):
+    """pairs: [(picture, text), ...] as metadata.jsonl, class folders, a tar and COCO -> [what to open]"""
+    import tarfile
+    with open((folder / 'meta' / 'metadata.jsonl'), 'w') as meta, tarfile.open(folder / 'a.tar', 'w') as tar:
+        for k, (image, text) in enumerate(pairs):
+            image.save(folder / 'meta' / f'{k}.png')
+            meta.write(json.dumps({'file_name': f'{k}.png', 'text': text}) + '\n')
+            (folder / 'classes' / text.replace(' ', '_')).mkdir(parents=True)
+            image.save(folder / 'classes' / text.replace(' ', '_') / 'x.png')
+            for name, content in ((f'{k:03}.png', (folder / 'meta' / f'{k}.png').read_bytes()), (f'{k:03}.txt', text.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    coco = {'annotations': [{'id': 7 + k, 'image_id': f'n{k}', 'caption': text} for k, (_, text) in enumerate(pairs)],
+            'images': [{'id': f'n{k}', 'file_name': f'{k}.png'} for k in range(len(pairs))]}
+    (folder / 'captions_val.json').write_text(json.dumps(coco))
+    return folder / 'meta', folder / 'classes', folder / 'a.tar', folder / 'captions_val.json'
+
+
+def content(document):
+    return [piece if isinstance(piece, str) else piece.load()[0].tobytes() for piece in document.pieces]
+
+
+def noise(size=(70, 66)):
+    return Image.fromarray(PIXELS.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def test_pairs_come_back_as_they_were_written(tmp_path):
+    (tmp_path / 'meta').mkdir()
+    pairs = sorted(((noise(), text) for text in ('a red fox', 'zwei Äpfel', '三只 猫', 'x')), key=lambda pair: pair[1])
+    for path in write_pairs(tmp_path, pairs):
+        source = open_path(path, images=str(tmp_path / 'meta'))
+        found = sorted((content(source.at(k)) for k in range(len(source))), key=lambda pieces: pieces[1])
+        assert found == [[image.tobytes(), text] for image, text in pairs], path
+        assert all(source.at(k).kind == 'pair' for k in range(len(source)))
+
+
+def test_pages_come_back_as_they_were_written(tmp_path):
+    """Random pages as OBELICS, MMC4 and HTML. A text that follows a text is one with it, so the pages have none; MMC4 puts a
+    picture before the sentence that it belongs to, so there none stands at the end."""
+    r = np.random.default_rng(1)
+    words = ['one', 'Äpfel', 'a < b & c', '<image>', '"quoted"', '猫']
+    for n in range(12):
+        pieces = []
+        for _ in range(int(r.integers(1, 7))):
+            text = ' '.join(words[k] for k in r.integers(len(words), size=3))
+            pieces.append(noise() if r.random() < 0.6 or pieces and isinstance(pieces[-1], str) else text)
+        pieces.append('the end')
+        if isinstance(pieces[-2], str):
+            del pieces[-2]
+        folder = tmp_path / str(n)
+        (folder / 'html').mkdir(parents=True)
+        for k, piece in enumerate(pieces):
+            if not isinstance(piece, str):
+                piece.save(folder / f'{k}.png'), piece.save(folder / 'html' / f'{k}.png')
+        name = [None if isinstance(piece, str) else f'{k}.png' for k, piece in enumerate(pieces)]
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        obelics = {'texts': [piece if isinstance(piece, str) else None for piece in pieces], 'images': name}
+        mmc4 = {'text_list': texts, 'image_info': [{'image_name': name[k], 'matched_text_index': sum(isinstance(p, str) for p in pieces[:k])}
+                                                   for k in range(len(pieces)) if name[k]]}
+        lines(folder, obelics, mmc4)
+        from html import escape
+        site(folder / 'html', a='<body>' + ''.join(f'<p>{escape(piece)}</p>' if isinstance(piece, str) else f'<img src="{k}.png">'
+                                                   for k, piece in enumerate(pieces)))
+        expected = [piece if isinstance(piece, str) else piece.tobytes() for piece in pieces]
+        for document in (open_path(folder).at(0), open_path(folder).at(1), open_path(folder / 'html').at(0)):
+            assert content(document) == expected and not document.dropped

@@ -16,7 +16,7 @@ from kit.sources import LIMIT_LINE, PICTURES, SPLITS, VIDEOS, Inside, Item, chec
 def find_tars(root, report):
     """[(shard, split)] of a .tar, of a pattern such as 'pairs-{000..127}.tar' or 'pairs-*.tar', and of a folder of them
     (or of split folders that hold them). A shard that is not there goes into the report."""
-    if re.search(r'\.(tar\.\w+|tgz)$', root):
+    if re.search(r'\.(tar\.\w+|tgz)$', root) and not os.path.isdir(root):
         raise BadInput(f'{root}: a packed tar cannot be read at any place; unpack it first (gunzip, unzstd), leaving the .tar')
     if os.path.isdir(root):
         found = [(path, None) for path in sorted(glob.glob(os.path.join(glob.escape(root), '*.tar')), key=natural)]

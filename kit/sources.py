@@ -865,7 +865,8 @@ class Source:
     """What one of the keys m3w, align, ltip, vtp and text stands for: one or several parts, drawn by weight.
 
     document(i) -> data.Document number i of an endless stream; text(i) -> str. Both depend on seed, role and i alone,
-    so a position in the data is one number.
+    so a position in the data is one number, and rank r of R takes the numbers that leave r when divided by R. Of a single
+    part every item comes once an epoch; of several, each is sampled by weight, and passes over some of its items each time.
     """
 
     def __init__(self, role, parts, weights, seed):

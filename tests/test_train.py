@@ -1,4 +1,5 @@
 """What train.py computes, piece by piece."""
+import pickle
 import types
 from functools import partial
 
@@ -8,7 +9,7 @@ from PIL import Image
 
 import train
 from data import Document, Media
-from kit.ahead import look_ahead
+from kit.ahead import Ahead, look_ahead
 from kit.configurator import BadInput, BadItem, configure
 
 
@@ -221,6 +222,15 @@ def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
     resumed = train_with('--workers=1', progress=train.checkpoint.load(str(tmp_path / 'training.pt'), 'training'))
     for name, value in plain.items():
         assert torch.equal(value, helped[name]) and torch.equal(value, resumed[name]), name
+
+
+def test_a_run_can_be_sent_to_a_worker(tmp_path):
+    """Where processes are not forked (macOS, Windows), it is pickled."""
+    run = small_run(tmp_path)
+    sent = pickle.loads(pickle.dumps(Ahead(run, 'sequences', [(2, ['m3w', 'vtp'])])))
+    batches, pixels, bad_items = sent[0]
+    assert all((one.tokens == two.tokens).all() for name in ('m3w', 'vtp') for one, two in zip(run.sequences(name, 2), batches[name, 2], strict=True))
+    assert bad_items == [] and set(pixels) == {m.key for batch in batches.values() for s in batch for m in s.media}
 
 
 def test_a_bad_source_is_known_through_workers(tmp_path):

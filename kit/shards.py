@@ -59,15 +59,18 @@ def tar_members(f, where):
         at = f.tell() - 512
         if len(header) < 512:
             raise BadItem('truncated', f'{where} at byte {at}')
-        try:
-            right = int(header[148:156].strip(b' \0') or b'0', 8) == sum(header[:148]) + 8 * 32 + sum(header[156:])
-            # Above 8 GB the size is written in binary, the first bit being set.
-            length = int.from_bytes(header[125:136], 'big') if header[124] & 128 else int(header[124:136].strip(b' \0') or b'0', 8)
-        except ValueError:
-            right = False
-        if not right:
+        # Above 8 GB the size is written in binary, the first bit being set.
+        length = int.from_bytes(header[125:136], 'big') if header[124] & 128 else octal(header[124:136])
+        if length is None or octal(header[148:156]) != sum(header[:148]) + 8 * 32 + sum(header[156:]):
             raise BadItem('damaged', f'{where} at byte {at}', 'not the header of a member')
         kind, start = header[156:157], at + 512
+        if kind in b'123456':  # links, devices and folders have no body, whatever size they claim
+            length = 0
+        elif kind in b'0\0007' and size is not None:
+            length = size
+        if start + length > end:
+            name = header[:100].split(b'\0')[0] if name is None else name
+            raise BadItem('truncated', f'{where}:{name.decode("utf-8", "replace")}')
         if kind in b'xgLK':  # extended headers, for names too long for this one
             if length > 1 << 20 or extended > 8:
                 raise BadItem('damaged', f'{where} at byte {at}', 'an extended header without end')
@@ -75,15 +78,13 @@ def tar_members(f, where):
             if kind == b'L':
                 name = content.rstrip(b'\0')
             elif kind == b'x':
-                name, size = pax_field(content, b'path', name), pax_field(content, b'size', size)
+                name, digits = pax_field(content, b'path', name), pax_field(content, b'size', b'')
+                size = int(digits) if digits.isdigit() and len(digits) < 20 else size
         else:
-            length = int(size) if size is not None and size.isdigit() and len(size) < 20 else length
             if name is None:
                 name = header[:100].split(b'\0')[0]
                 prefix = header[345:500].split(b'\0')[0]
                 name = prefix + b'/' + name if prefix and header[257:263] == b'ustar\0' else name
-            if start + length > end:
-                raise BadItem('truncated', f'{where}:{name.decode("utf-8", "replace")}')
             outside = name.startswith(b'/') or b'..' in name.split(b'/')
             if kind in b'0\0007':  # no folders, no devices
                 yield b'' if outside else name, start, length
@@ -92,6 +93,12 @@ def tar_members(f, where):
             name, size, extended = None, None, 0
         f.seek(start + -(-length // 512) * 512)
     # An end without the closing zeros is as good: many a tool leaves them out.
+
+
+def octal(field):
+    """A number as tar writes it, b'0000644\\0'; None where it is none. int() would take a sign as well, and lead backwards."""
+    match = re.fullmatch(rb'[ \0]*([0-7]*)[ \0]*', field)
+    return int(match[1] or b'0', 8) if match else None
 
 
 def pax_field(content, key, otherwise):

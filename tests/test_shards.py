@@ -129,6 +129,34 @@ def test_a_shard_cut_short_or_damaged_keeps_what_is_whole(tmp_path):
         media.load()
 
 
+def header(name, size, kind=b'0'):
+    """512 bytes of a tar; size as it is to stand there."""
+    block = bytearray(512)
+    block[:len(name)], block[124:124 + len(size)], block[156:157], block[257:265], block[148:156] = name, size, kind, b'ustar\x0000', b' ' * 8
+    block[148:156] = b'%06o\0 ' % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize('size, kind, trouble', [
+    (b'-0000001000\0', b'0', 'damaged'), (b'+1', b'0', 'damaged'), (b'1_0', b'0', 'damaged'), (b'9', b'0', 'damaged'), (b'\xff' * 12, b'0', 'truncated'),
+    (b'77777777777', b'0', 'truncated'), (b'77777777777', b'x', 'truncated'), (b'77777777777', b'L', 'truncated'), (b'00020000000', b'x', 'truncated'),
+    (b'77777777777', b'5', None), (b'77777777777', b'3', None), (b'0', b'K', None), (b'0', b'S', None)])
+def test_hostile_headers(tmp_path, size, kind, trouble):
+    """Sizes that lead backwards, far beyond the end, or to a body that is not there."""
+    good = shard(tmp_path / 'good.tar', [*pair('a', 'one'), *pair('b', 'two')]).read_bytes()[:4096]
+    (tmp_path / 'a.tar').write_bytes(good + header(b'evil', size, kind) + bytes(1024))
+    pairs = open_folder(tmp_path / 'a.tar')
+    assert [item.text for item in pairs.items] == ['one', 'two'] and pairs.report.as_dict() == ({trouble: 1} if trouble else {})
+
+
+def test_extended_headers_without_end(tmp_path):
+    good = shard(tmp_path / 'good.tar', [*pair('a', 'one')]).read_bytes()[:2048]
+    (tmp_path / 'a.tar').write_bytes(good + header(b'x', b'0', b'x') * 1000)
+    assert open_folder(tmp_path / 'a.tar').report.as_dict() == {'damaged': 1}
+    (tmp_path / 'b.tar').write_bytes(good + header(b'x', b'10000000', b'L') + bytes(2 << 20))
+    assert open_folder(tmp_path / 'b.tar').report.as_dict() == {'damaged': 1}
+
+
 def test_a_bad_picture_in_a_shard_names_it(tmp_path):
     path = shard(tmp_path / 'a.tar', [('k.jpg', encoded((9, 9, 9), 'JPEG', (64, 64))[:300]), ('k.txt', b'cut'), ('n.jpg', b''), ('n.txt', b'nothing')])
     pairs = open_folder(path)

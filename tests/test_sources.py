@@ -443,7 +443,8 @@ def test_large_json_is_read_bit_by_bit(tmp_path):
     assert list(sources.json_array(file, 'images')) == elements
     assert list(sources.json_array(file, 'annotations')) == []
     whole = file.read_text(encoding='utf-8-sig')
-    for damaged in ('', '[1]', whole[:-100], whole[:2 << 20], '{"images": [1 2]}', '{"images" 3}', '{"images": [' + '[' * 100_000, '{"a": "' + 'x' * (20 << 20), 'null'):
+    for damaged in ('', '[1]', whole[:-100], whole[:2 << 20], '{"images": [1 2]}', '{"images" 3}', '{"images": [' + '[' * 100_000,
+                    '{"a": "' + 'x' * (20 << 20), 'null'):
         file.write_text(damaged, encoding='utf-8')
         with pytest.raises(BadInput, match='not a captions file'):
             list(sources.json_array(file, 'images'))

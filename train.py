@@ -21,6 +21,7 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -28,12 +29,14 @@ import torch
 from tqdm import tqdm
 
 import evaluate
-from data import Media, Tokenizer, augment, collate, encode, stack_frames
+from data import Document, Media, Tokenizer, augment, collate, encode, stack_frames
 from kit import checkpoint, pictures
+from kit.ahead import look_ahead
 from kit.bpe import train_bpe
 from kit.configurator import BadInput, BadItem, autocast, check_memory, check_range, command, configure, pick_device, pick_dtype
 from kit.features import FrozenFeatures, Pixels
-from kit.sources import Report, open_folder, open_source
+from kit.pages import is_pages
+from kit.sources import Report, open_folder, open_source, split_spec
 from model import GPT, PRESETS, Flamingo, FlamingoConfig
 from vision import SIZES as ENCODERS
 from vision import TEXT_CONTEXT, adaptive_gradient_clip, new_contrastive
@@ -54,6 +57,8 @@ KEYS = {
     'ltip': ('shapes', 'pairs with long captions'),
     'vtp': ('shapes', 'clips with captions'),
     'text': ('shapes', 'plain text for the language stage'),
+    'images': ('', 'folder of the pictures that a COCO captions file or a documents.jsonl names, where they are not beside it'),
+    'workers': (0, 'processes that read and decode the next steps while the model computes; for pictures larger than the nano size'),
     'lambda_m3w': (1.0, 'weight of each source in the loss (λ; appendix A.1.3)'),
     'lambda_align': (0.2, ''),
     'lambda_ltip': (0.2, ''),
@@ -100,18 +105,18 @@ KEYS |= {f.name: (f.default, 'size; the preset decides unless said') for f in SI
 SOURCES = ('m3w', 'align', 'ltip', 'vtp')
 SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
 # Keys that say how a run is carried out, not what it computes; they may change when it continues.
-FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'log_every', 'max_minutes', 'test_n'}
+FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'workers', 'log_every', 'max_minutes', 'test_n'}
 
 
 # ---------------------------------------------------------------------------------------------
-# The three stages. Each has: name, module, optimizer, n_iter, lr, sources {name: λ}, loss(source, i), clip(),
-# evaluate(), save(). Batch number i of a source is the same whenever it is asked for, so the position in the data
-# is the step number, and resuming needs nothing else.
+# The three stages. Each has: name, reads (which of Run's methods makes its batches), module, optimizer, n_iter, lr,
+# sources {name: λ}, loss(source, i), clip(), evaluate(), save(). Batch number i of a source is the same whenever it is asked
+# for, so the position in the data is the step number, and resuming needs nothing else.
 
 
 class VisionStage:
     """Contrastive: the pictures of a batch against the captions of the batch (appendix B.1)."""
-    name = 'vision'
+    name, reads = 'vision', 'pairs'
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -123,8 +128,7 @@ class VisionStage:
         self.optimizer = adamw(self.module.named_parameters(), self.lr, 0.0)  # the paper: Adam, no weight decay
 
     def loss(self, source, i):
-        n = self.config['vision_batch']
-        documents = self.run.documents(source, i * n, n)
+        documents = self.run.batch('pairs', source, i)
         rng = np.random.default_rng([self.config['seed'], i, SOURCES.index(source)])
         images = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
         if self.config['augment'] > 0:
@@ -161,7 +165,7 @@ class VisionStage:
 
 class LanguageStage:
     """Next word, on text alone."""
-    name = 'language'
+    name, reads = 'language', 'texts'
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -170,21 +174,8 @@ class LanguageStage:
         self.n_iter, self.lr = self.config['language_iters'], self.config['language_lr']
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config['weight_decay'])
 
-    def batch(self, i):
-        """-> token ids (B, T+1): texts one after the other, each after a <BOS>; and where each row starts (B,)."""
-        source, tokenizer, n = self.run.sources['text'], self.run.tokenizer, min(self.config['language_tokens'], self.size.n_context)
-        rows, number = [], i << 20  # room for a million texts a step
-        for _ in range(self.config['language_batch']):
-            row = []
-            while len(row) <= n:
-                row += [tokenizer.bos] + tokenizer.encode(source.text(number))
-                number += 1
-            rows.append(row[:n + 1])
-        rng = np.random.default_rng([self.config['seed'], 8, i])
-        return torch.tensor(rows), torch.from_numpy(rng.integers(self.size.n_context - n + 1, size=len(rows)))
-
     def loss(self, source, i):
-        tokens, start = (x.to(self.run.device) for x in self.batch(i))
+        tokens, start = (torch.from_numpy(x).to(self.run.device) for x in self.run.batch('texts', source, i))
         self.n_token = tokens.numel()
         return self.module(tokens[:, :-1], tokens[:, 1:], start)[1]
 
@@ -204,7 +195,7 @@ class LanguageStage:
 
 class FlamingoStage:
     """Resampler, gated layers and two embedding rows, between the frozen two (§3.3)."""
-    name = 'flamingo'
+    name, reads = 'flamingo', 'sequences'
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -225,15 +216,9 @@ class FlamingoStage:
         self.asker = evaluate.Asker(self.module, run.tokenizer, self.features)
         self.module.train()
 
-    def batch(self, source, i):
-        n = self.config['batch_' + source]
-        rng = np.random.default_rng([self.config['seed'], 7, i, SOURCES.index(source)])
-        return [encode(d, self.run.tokenizer, self.size.n_token, self.size.n_image, rng, self.config['p_next'], blind_loss=self.config['blind_loss'])
-                for d in self.run.documents(source, i * n, n)]
-
     def loss(self, source, i):
         names = self.sources if source == 'merged' else [source]
-        batch = collate([s for name in names for s in self.batch(name, i)], self.run.tokenizer)
+        batch = collate([s for name in names for s in self.run.batch('sequences', name, i)], self.run.tokenizer)
         self.n_token = batch.tokens.numel()
         tokens, image_index, targets = (x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets))
         return self.module(tokens, image_index, targets=targets, **self.see(batch.media))[1]
@@ -343,16 +328,16 @@ class Run:
         self.report = Report()
         # A source may be given as the name of another: m3w = 'align' makes pages of the same folder.
         specs = {role: self.config[self.config[role] if self.config[role] in SOURCES else role] for role in (*SOURCES, 'text')}
-        self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip)
+        self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip, config.images)
                         for role, spec in specs.items() if spec}
+        self.tried, self.failed = Counter(), Counter()  # documents of each source
+        self.ahead = {}                                 # (source, i) -> the batch, where a worker has prepared it
         self.tokenizer = self.choose_tokenizer()
         self.size = self.check_size()
         self.pixels = Pixels(self.size.image_size, self.size.n_frame)
         # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
-        folders = [specs[role] for role in ('align', 'm3w', 'ltip', 'vtp') if specs[role] and not has_shapes(specs[role])]
-        self.held_out = None
-        if folders and not has_shapes(specs['m3w']):
-            self.held_out = evaluate.readable_pairs(held_out(folders[0], self.config['n_frame']), self.pixels, self.report)
+        held = None if 'shapes' in [path for path, _ in split_spec('m3w', specs['m3w'])] else held_out(specs, self.config['n_frame'], config.images)
+        self.held_out = held and evaluate.readable_pairs(held, self.pixels, self.report)
         self.left_out = {}    # pictures met in training that cannot be read: where -> kind
         self.rows = []        # of log.csv
         self.stop = None      # why to stop after this step: a signal's number, or 'time'
@@ -379,30 +364,93 @@ class Run:
     def choose_tokenizer(self):
         if self.config['tokenizer'] != 'sources':
             return Tokenizer.load(self.config['tokenizer'])
-        texts = [source.text(i) for name, source in self.sources.items() if name == 'text' for i in range(4000)]
+        texts = [self.read('text', i, self.sources['text'].text) for i in range(4000) if 'text' in self.sources]
         return Tokenizer(train_bpe(texts, 1022))
 
     def path(self, name):
         return os.path.join(self.config['out_dir'], name)
 
-    def documents(self, source, start, n):
-        """Documents start … start+n-1 of a source. One whose picture cannot be read is counted and replaced by another,
-        always the same one."""
-        documents = []
-        for number in range(start, start + n):
-            for attempt in range(50):
-                try:
-                    document = self.sources[source].document(number + (attempt << 40))
-                    for piece in document.pieces:
-                        if isinstance(piece, Media):
-                            self.pixels(piece)
-                    documents.append(document)
+    def read(self, source, number, make):
+        """make(number of a document or text). One that cannot be read is counted and replaced by another, always the same
+        one. Raises BadInput where most cannot be read."""
+        for attempt in range(50):
+            self.tried[source] += 1
+            try:
+                return make(number + (attempt << 40))
+            except BadItem as e:
+                self.leave_out(e)
+                self.failed[source] += 1
+                if self.tried[source] >= 50 and 2 * self.failed[source] > self.tried[source]:
                     break
+        raise BadInput(f'{source}: {self.failed[source]} of {self.tried[source]} documents cannot be read: ' + '; '.join(self.report.lines()))
+
+    def document(self, source, number):
+        document = self.sources[source].document(number)
+        for bad in document.dropped:
+            self.leave_out(bad)
+        return document
+
+    def batch(self, reads, source, i):
+        """Batch i of a source: as a worker has prepared it, or made here. It is the same, whoever makes it."""
+        return self.ahead.pop((source, i)) if (source, i) in self.ahead else getattr(self, reads)(source, i)
+
+    def documents(self, source, start, n):
+        """Documents start … start+n-1 of a source, all of their pictures readable."""
+        def readable(number):
+            document = self.document(source, number)
+            for piece in document.pieces:
+                if isinstance(piece, Media):
+                    self.pixels(piece)
+            return document
+        return [self.read(source, number, readable) for number in range(start, start + n)]
+
+    def pairs(self, source, i):
+        """-> list of Documents, of a picture and its caption each."""
+        n = self.config['vision_batch']
+        return self.documents(source, i * n, n)
+
+    def texts(self, source, i):
+        """-> token ids (B, T+1) int64: texts one after the other, each after a <BOS>; and where each row starts (B,)."""
+        n, number = min(self.config['language_tokens'], self.size.n_context), i << 20  # room for a million texts a step
+        rows = []
+        for _ in range(self.config['language_batch']):
+            row = []
+            while len(row) <= n:
+                row += [self.tokenizer.bos] + self.tokenizer.encode(self.read(source, number, self.sources[source].text))
+                number += 1
+            rows.append(row[:n + 1])
+        rng = np.random.default_rng([self.config['seed'], 8, i])
+        return np.array(rows), rng.integers(self.size.n_context - n + 1, size=len(rows))
+
+    def sequences(self, source, i):
+        """-> list of data.Encoded whose pictures can be read."""
+        n = self.config['batch_' + source]
+        rng = np.random.default_rng([self.config['seed'], 7, i, SOURCES.index(source)])
+        return [self.read(source, number, lambda number: self.sequence(self.document(source, number), rng)) for number in range(i * n, i * n + n)]
+
+    def sequence(self, document, rng):
+        """Document -> Encoded. Only the pictures in its window are decoded: a page may have many. One that cannot be read
+        is taken out of a page, which is then read again with the same luck."""
+        state = rng.bit_generator.state
+        while True:
+            rng.bit_generator.state = state
+            sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng, self.config['p_next'],
+                              blind_loss=self.config['blind_loss'])
+            bad = []
+            for media in sequence.media:
+                try:
+                    self.pixels(media)
                 except BadItem as e:
+                    if document.kind != 'page':
+                        raise
                     self.leave_out(e)
-            else:
-                raise BadInput(f'{source}: 50 documents in a row cannot be read: ' + '; '.join(self.report.lines()))
-        return documents
+                    bad.append(media)
+            if not bad:
+                return sequence
+            pieces = [piece for piece in document.pieces if not any(piece is media for media in bad)]
+            if not any(isinstance(piece, Media) for piece in pieces):
+                raise BadItem('page without pictures', document.where)
+            document = Document(pieces, document.kind, document.where)
 
     def leave_out(self, bad_item):
         """Count a damaged item, once: it is met again in every epoch."""
@@ -487,15 +535,15 @@ def kind_of(stage_name):
     return 'flamingo' if stage_name == 'finetune' else stage_name
 
 
-def has_shapes(spec):
-    return any('shapes' in (entry, entry.rpartition(':')[0]) for entry in spec.split(','))
-
-
-def held_out(spec, n_frame):
-    """The val (or test) split of a folder; all of it, if it has none: then evaluation shows what was learned by heart."""
-    folder = spec.split(',')[0].rpartition(':')[0] or spec
-    pairs = open_folder(folder if os.path.exists(folder) else spec.split(',')[0], n_frame, split=None)
-    return next((pairs.split(name) for name in ('val', 'test') if name in pairs.splits), pairs)
+def held_out(specs, n_frame, images):
+    """The val (or test) split of the first source of pairs; all of it, if it has none: then evaluation shows what was learned by
+    heart. None where there are no pairs but those of the embedded world."""
+    for role in ('align', 'ltip', 'm3w', 'vtp'):
+        for path, _ in split_spec(role, specs[role]) if specs[role] else []:
+            if path != 'shapes' and not is_pages(path):
+                pairs = open_folder(path, n_frame, split=None, images=images)
+                return next((pairs.split(name) for name in ('val', 'test') if name in pairs.splits), pairs)
+    return None
 
 
 def check_same_keys(saved, now, path):
@@ -542,18 +590,15 @@ def train_stage(run, stage, missing, progress=None):
     bar = tqdm(range(start, stage.n_iter), desc=stage.name, initial=start, total=stage.n_iter)
     last_eval, skipped = '', 0
     clock, n_token = time.time(), 0
-    kind = config['flamingo_schedule' if stage.name in ('flamingo', 'finetune') else 'schedule']
     mixing = config['mixing'] if stage.name == 'flamingo' else 'accumulate'
+    prepared = look_ahead(run, stage.reads, [(i, [names[i % len(names)]] if mixing == 'round_robin' else names) for i in range(start, stage.n_iter)])
+    kind = config['flamingo_schedule' if stage.name in ('flamingo', 'finetune') else 'schedule']
     for i in bar:
         for group in stage.optimizer.param_groups:
             group['lr'] = stage.lr * group['scale'] * schedule(kind, i, config['warmup'], stage.n_iter)
         # One step: the gradients of one batch from each source, weighted by λ, added up (appendix A.1.3).
-        if mixing == 'merged':
-            batches = ['merged']
-        elif mixing == 'round_robin':
-            batches = [names[i % len(names)]]
-        else:
-            batches = names
+        needed = next(prepared)  # the sources of this step
+        batches = ['merged'] if mixing == 'merged' else needed
         losses = {name: backward(run, stage, name, i) for name in batches}
         norm = stage.clip().item()  # once, after all sources: clipping each would change their balance
         if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
@@ -608,7 +653,7 @@ def check_values(config):
     most |= dict.fromkeys((key for key in KEYS if 'batch' in key), 10_000)
     for key, (default, _) in KEYS.items():
         if type(default) in (int, float):
-            least = 1 if type(default) is int and key not in ('seed', 'warmup', 'text_layer') else 0
+            least = 1 if type(default) is int and key not in ('seed', 'warmup', 'text_layer', 'workers') else 0
             check_range(config, least, most.get(key, float('inf')), key)
 
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 import evaluate
 import train
@@ -66,38 +66,24 @@ class Work:
     unit: str = 'tokens'
 
 
-def flash_attention_flops(q, k, v, *_, out_shape=None, **__):
-    return sdpa_flop_count(q, k, v)
-
-
-def flash_attention_backward_flops(grad, q, k, v, *_, out_shape=None, **__):
-    return sdpa_backward_flop_count(grad, q, k, v)
-
-
 # PyTorch counts the attention kernels of GPUs, but not the CPU's.
-CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_attention_flops,
-                 torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flash_attention_backward_flops}
+CPU_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+CPU_ATTENTION = {CPU_FLASH: sdpa_flop_count, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default: sdpa_backward_flop_count}
 
 
-def count_flops(call):
-    """Floating-point operations (a multiplication and an addition are two) of a call's matrix products, convolutions
-    and attention; attention with a mask counts in full."""
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        call()
-    return counter.get_total_flops()
-
-
-class TensorBytes(TorchDispatchMode):
-    """Follows every tensor made inside: `peak` is the most bytes that were alive at one time."""
+class Counter(TorchDispatchMode):
+    """Watches every operation inside. `flops`: of matrix products, convolutions and attention, where a multiplication and
+    an addition are two, and attention with a mask counts in full. `peak`: the most bytes that tensors made inside held at
+    one time; what was there before costs nothing."""
 
     def __init__(self):
         super().__init__()
-        self.now, self.peak, self.known = 0, 0, {}
+        self.flops, self.now, self.peak, self.known = 0, 0, 0, {}
 
     def follow(self, tensor, new):
         storage = tensor.untyped_storage()
         if storage._cdata not in self.known:
-            self.known[storage._cdata] = storage.nbytes() if new else 0  # what was there before costs nothing
+            self.known[storage._cdata] = storage.nbytes() if new else 0
             self.now += self.known[storage._cdata]
             self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self.forget, storage._cdata)
@@ -106,23 +92,28 @@ class TensorBytes(TorchDispatchMode):
         self.now -= self.known.pop(storage, 0)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        for new, values in ((False, (args, kwargs)), (True, out := function(*args, **(kwargs or {})))):
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        if function in CPU_ATTENTION:
+            self.flops += CPU_ATTENTION[function](*(x.shape for x in args[:3 if function is CPU_FLASH else 4]))
+        elif function.overloadpacket in flop_registry:
+            self.flops += flop_registry[function.overloadpacket](*args, **kwargs, out_val=out)
+        for new, values in ((False, (args, kwargs)), (True, out)):
             for x in tree_leaves(values):
                 if isinstance(x, torch.Tensor):
                     self.follow(x, new)
         return out
 
 
-def peak_bytes(call, device):
-    """Bytes a call holds at its peak, beyond what was there before."""
-    if torch.device(device).type == 'cuda':
+def cost(call, device):
+    """-> (FLOPs of a call, bytes it holds at its peak beyond what was there before)"""
+    cuda = torch.device(device).type == 'cuda'
+    if cuda:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
+    with Counter() as counter:
         call()
-        return torch.cuda.max_memory_allocated(device) - before
-    with TensorBytes() as counter:
-        call()
-    return counter.peak
+    return counter.flops, torch.cuda.max_memory_allocated(device) - before if cuda else counter.peak
 
 
 def wait(device):
@@ -170,7 +161,8 @@ def measure(work, rate, device, runs, limit):
         spent = [t for t, _ in times[who]]
         ms, per_s = 1e3 * statistics.median(spent), sum(n for _, n in times[who]) / sum(spent)
         low, _, high = statistics.quantiles(spent, n=4) if len(spent) > 1 else spent * 3
-        mib, share = peak_bytes(call, device) / 2 ** 20, count_flops(call) / (ms / 1e3) / rate
+        flops, held = cost(call, device)
+        mib, share = held / 2 ** 20, flops / (ms / 1e3) / rate
         rows.append({'what': work.what, 'who': who, 'images': work.images, 'ms': ms, 'tokens_per_s': per_s if work.unit == 'tokens' else None,
                      'peak_mib': mib, 'of_peak_flops': share})
         lines.append([work.what, who, '' if work.images is None else work.images, f'{ms:.1f}', f'±{500 * (high - low):.1f}',

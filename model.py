@@ -209,6 +209,15 @@ class Cache:
         self.v[layer][rows, self.position] = v.to(self.v[layer].dtype)
         return self.k[layer][:, :self.n_key].transpose(1, 2), self.v[layer][:, :self.n_key].transpose(1, 2)
 
+    def keep_only(self, index):
+        """index (B,1): the picture that every further word of a row sees. The others are let go, so that no word has to
+        fetch its own from among them. -> the index to go on with (B,1): 1, or 0 for none"""
+        one = (index - 1).clamp(0, self.n_image - 1)
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        self.visual = [[x[rows, one] for x in kv] for kv in self.visual]             # (B,1,H,R,d)
+        seen, self.n_image = (index >= 1) & (index <= self.n_image), 1
+        return seen.long()
+
     def select(self, rows):
         """Keep these rows, in this order; a row may be taken several times (beams, candidates)."""
         self.k = [k.index_select(0, rows) for k in self.k]
@@ -346,7 +355,10 @@ class Flamingo(nn.Module):
         cache.length = length.clone()
         last = (length - 1)[:, None]                                                 # (B,1)
         y = y.gather(1, last.unsqueeze(-1).expand(-1, -1, y.shape[-1])).squeeze(1)   # (B,D)
-        return cache, self.head(y), image_index.gather(1, last)
+        index = image_index.gather(1, last)
+        if cache.n_image > 0 and self.config.attend == 'last':
+            index = cache.keep_only(index)
+        return cache, self.head(y), index
 
     def step(self, cache, tokens, image_index, route=None):
         """tokens (B,T) that follow what the cache holds -> logits (B,T,V+2)"""

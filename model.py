@@ -290,7 +290,11 @@ class Flamingo(nn.Module):
             features = self.see(media, frame_mask)
         if features is None or features.shape[1] == 0:
             return None
-        return self.resampler(features, frame_mask)
+        if frame_mask is None or frame_mask[:, :, 0].all():
+            return self.resampler(features, frame_mask)
+        real = frame_mask.any(-1)                                                    # (B,N); nothing is computed for padding
+        visual = self.resampler(features[real].unsqueeze(1), frame_mask[real].unsqueeze(1)).squeeze(1)  # (M,R,D)
+        return visual.new_zeros(*real.shape, *visual.shape[1:]).index_put((real,), visual)
 
     def visual_keys_values(self, media=None, features=None, frame_mask=None):
         """-> for each gated layer keys and values (B,N,H,R,d), or None for text alone"""

@@ -154,7 +154,7 @@ def matmul_rate(device, dtype, n=2048):
 
 
 def measure(work, rate, device, runs, limit):
-    """-> (rows, lines for the table, {who: median of its time over ours})"""
+    """-> (rows, lines for the table, {peer: median over the turns of its time over ours})"""
     times = take_turns(work.calls, device, runs, limit)
     rows, lines = [], []
     for who, call in work.calls.items():
@@ -322,6 +322,8 @@ class Whole:
 
     def steps(self):
         for stage in (self.vision, self.language, self.flamingo):
+            if self.run.config['compile']:
+                stage.module.compile()
             yield Work('step_' + stage.name, {'ours': stage_step(self.run, stage, self.numbers)})
 
     def parts(self, batch=32):
@@ -388,8 +390,8 @@ def no_grad(call):
 # The script
 
 
-NAMES = ('xattn_forward', 'xattn_train', 'resampler_train', 'generate_cached', 'generate_uncached', 'step_train', 'vision', 'block',
-         'step_vision', 'step_language', 'step_flamingo', 'prefill', 'decode', 'episode', 'data', 'data_vision', 'data_language')
+OF_RUN = ('vision', 'block', 'step_vision', 'step_language', 'step_flamingo', 'prefill', 'decode', 'episode', 'data', 'data_vision', 'data_language')
+NAMES = ('xattn_forward', 'xattn_train', 'resampler_train', 'generate_cached', 'generate_uncached', 'step_train', *OF_RUN)
 
 
 def works(config, device, wanted):
@@ -407,7 +409,7 @@ def works(config, device, wanted):
         for work in (small.generation(True), small.generation(False), small.training()):
             if wanted(work.what):
                 yield work
-    if wanted(*NAMES[6:]):
+    if wanted(*OF_RUN):
         whole = Whole(config)
         for work in itertools.chain(whole.parts(), whole.steps(), whole.answers(), whole.data()):
             if wanted(work.what):
@@ -423,6 +425,10 @@ def main():
     for part in beginnings:
         if not any(name.startswith(part) for name in NAMES):
             raise BadInput(f'--what={config.what}: no row begins with {part!r}; there are {", ".join(NAMES)}')
+    if config.runs < 1:
+        raise BadInput(f'--runs={config.runs}: must be at least 1')
+    if config.width < 16 or config.width % 16:
+        raise BadInput(f'--width={config.width}: must be a multiple of 16, for its 8 heads and the 4 of half the width')
     wanted = lambda *names: any(name.startswith(beginnings) for name in names)
     train.check_values(config)
     device = config.device = pick_device(config.device)
@@ -432,12 +438,12 @@ def main():
     for work in works(config, device, wanted):
         some, more, slower = measure(work, rate, device, config.runs, config.seconds)
         rows, lines = rows + some, lines + more
-        name = work.what + (f', {work.images} image{"s" if work.images != 1 else ""}' if work.images else '')
         if slower:
             fastest = min(slower, key=slower.get)
-            ratios.append(f'{name}: {1 / slower[fastest]:.2f} × the time of {fastest}, the fastest peer (' + ', '.join(f'{who} {1 / r:.2f}' for who, r in slower.items()) + ')')
-        print(*more, sep='\n')
-    print(pictures.text_table(lines, ['what', 'who', 'images', 'ms', '', 'rate', '', 'peak MiB', 'of limit']))
+            name = work.what + (f', {work.images} image{"s" if work.images != 1 else ""}' if work.images else '')
+            ratios.append(f'{name}: {1 / slower[fastest]:.2f} × the time of {fastest}, the fastest peer ({", ".join(f"{who} {1 / r:.2f}" for who, r in slower.items())})')
+        print('.', end='', flush=True)  # one for each piece of work done
+    print('\n' + pictures.text_table(lines, ['what', 'who', 'images', 'ms', '', 'rate', '', 'peak MiB', 'of limit']))
     print(*ratios, sep='\n')
     if config.out:
         with checkpoint.whole_file(config.out, 'w', encoding='utf-8') as f:

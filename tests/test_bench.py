@@ -115,6 +115,12 @@ def test_a_row_that_does_not_exist_is_refused(monkeypatch, tmp_path):
         run(monkeypatch, tmp_path, '--what=xattn_backward')
 
 
+@pytest.mark.parametrize('argument', ['--runs=0', '--width=40', '--width=0'])
+def test_sizes_that_make_no_sense_are_refused(monkeypatch, tmp_path, argument):
+    with pytest.raises(BadInput, match=argument):
+        run(monkeypatch, tmp_path, argument)
+
+
 def test_small_model_writes_all_its_words_and_sees_its_pictures():
     """Otherwise tokens/s would be those of something else."""
     small = bench.SmallModel(16, 'cpu', {})

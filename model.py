@@ -207,8 +207,9 @@ class Cache:
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.lm_layer)]
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.lm_layer)]
         self.length = torch.zeros(n_row, dtype=torch.long, device=device)            # (B,) tokens held
-        self.visual = visual                                                         # per gated layer: (2,B,N,H,R,d)
+        self.visual = visual                                                         # per gated layer: keys and values (B,N,H,R,d)
         self.row = torch.arange(n_row, device=device)                                # whose pictures each row sees
+        self.n_image = 0 if visual[0] is None else visual[0][0].shape[1]
 
     def begin(self, t):
         """Before T more tokens: their positions, and which keys each of them may see."""
@@ -223,6 +224,15 @@ class Cache:
         self.k[layer][rows, self.position] = k.to(self.k[layer].dtype)
         self.v[layer][rows, self.position] = v.to(self.v[layer].dtype)
         return self.k[layer][:, :self.n_key].transpose(1, 2), self.v[layer][:, :self.n_key].transpose(1, 2)
+
+    def keep_only(self, index):
+        """index (B,1): the picture that every further word of a row sees. The others are let go, so that no word has to
+        fetch its own from among them. -> the index to go on with (B,1): 1, or 0 for none"""
+        one = (index - 1).clamp(0, self.n_image - 1)
+        rows = torch.arange(len(index), device=index.device)[:, None]
+        self.visual = [[x[rows, one] for x in kv] for kv in self.visual]             # (B,1,H,R,d)
+        seen, self.n_image = (index >= 1) & (index <= self.n_image), 1
+        return seen.long()
 
     def select(self, rows):
         """Keep these rows, in this order; a row may be taken several times (beams, candidates)."""
@@ -290,17 +300,20 @@ class Flamingo(nn.Module):
             return grid.view(b, n, f, *grid.shape[1:])
         return grid.new_zeros(b, n, f, *grid.shape[1:]).masked_scatter(real[..., None, None], grid)
 
-    def visual_keys_values(self, media=None, features=None, frame_mask=None):
-        """-> for each gated layer (2,B,N,H,R,d), or None for text alone"""
+    def resample(self, media=None, features=None, frame_mask=None):
+        """-> visual tokens (B,N,R,D), or None for text alone"""
         if features is None and media is not None and media.shape[1] > 0:
             features = self.see(media, frame_mask)
         if features is None or features.shape[1] == 0:
-            return [None] * len(self.gated)
+            return None
         # Each position on a scale of one. An encoder's grid can be of any size (our nano NFNet's has an rms of 16), and
         # the time embedding that is added to it would be lost underneath: clips would be pictures.
-        features = F.layer_norm(features, features.shape[-1:])
-        visual = self.resampler(features, frame_mask)                                # (B,N,R,D)
-        return [layer.keys_values(visual) for layer in self.gated]
+        return self.resampler(F.layer_norm(features, features.shape[-1:]), frame_mask)
+
+    def visual_keys_values(self, media=None, features=None, frame_mask=None):
+        """-> for each gated layer keys and values (B,N,H,R,d), or None for text alone"""
+        visual = self.resample(media, features, frame_mask)
+        return [None if visual is None else layer.keys_values(visual) for layer in self.gated]
 
     def embed(self, tokens):
         """(B,T) -> (B,T,D): the frozen table for its own words, the trained rows for the two new ones."""
@@ -308,22 +321,23 @@ class Flamingo(nn.Module):
         known = self.lm.wte(tokens.masked_fill(new, 0))
         return torch.where(new.unsqueeze(-1), self.new_rows[(tokens - self.image).clamp(min=0)].to(known.dtype), known)
 
-    def stream(self, tokens, image_index, visual, cache=None, route=None):
-        """The whole tower: tokens (B,T) -> what the language model would say next, before the head (B,T,D)."""
+    def stream(self, tokens, image_index, visual=None, cache=None, route=None):
+        """The whole tower: tokens (B,T) -> what the language model would say next, before the head (B,T,D).
+        With a cache, visual is not needed: its keys and values are kept there."""
         t = tokens.shape[1]
         if cache is None:
             self.lm.check_length(t)
-            position, row = torch.arange(t, device=tokens.device), None
+            position, row, n_image = torch.arange(t, device=tokens.device), None, 0 if visual is None else visual.shape[1]
         else:
             cache.begin(t)
-            position, row = cache.position, cache.row
-        if visual[0] is not None and route is None and self.config.attend == 'last':
-            route = route_tokens(image_index, visual[0].shape[2], row)               # once, for all gated layers
+            position, row, n_image = cache.position, cache.row, cache.n_image
+        if n_image > 0 and route is None and self.config.attend == 'last':
+            route = route_tokens(image_index, n_image, row)                          # once, for all gated layers
         y = self.embed(tokens) + self.lm.wpe(position)                               # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % self.config.xattn_every == 0:
                 gated = i // self.config.xattn_every
-                y = self.gated[gated](y, None, image_index, visual[gated], route, row)
+                y = self.gated[gated](y, visual, image_index, cache.visual[gated] if cache is not None else None, route, row)
             y = block(y, cache, i)
         return self.lm.ln_f(y)
 
@@ -332,8 +346,7 @@ class Flamingo(nn.Module):
         return torch.cat([y @ self.lm.wte.weight.T, y @ self.new_rows.T.to(y.dtype)], dim=-1)
 
     def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None):
-        visual = self.visual_keys_values(media, features, frame_mask)
-        y = self.stream(tokens, image_index, visual)
+        y = self.stream(tokens, image_index, self.resample(media, features, frame_mask))
         if targets is None:
             return self.head(y), None
         learn = targets != -100                                                      # (B,T)
@@ -356,15 +369,18 @@ class Flamingo(nn.Module):
         visual = self.visual_keys_values(media, features, frame_mask)
         dtype = torch.get_autocast_dtype(tokens.device.type) if torch.is_autocast_enabled(tokens.device.type) else self.lm.wte.weight.dtype
         cache = Cache(self.config, b, t + n_new, tokens.device, dtype, visual)
-        y = self.stream(tokens, image_index, visual, cache)
+        y = self.stream(tokens, image_index, cache=cache)
         cache.length = length.clone()
         last = (length - 1)[:, None]                                                 # (B,1)
         y = y.gather(1, last.unsqueeze(-1).expand(-1, -1, y.shape[-1])).squeeze(1)   # (B,D)
-        return cache, self.head(y), image_index.gather(1, last)
+        index = image_index.gather(1, last)
+        if cache.n_image > 0 and self.config.attend == 'last':
+            index = cache.keep_only(index)
+        return cache, self.head(y), index
 
     def step(self, cache, tokens, image_index, route=None):
         """tokens (B,T) that follow what the cache holds -> logits (B,T,V+2)"""
-        y = self.stream(tokens, image_index, cache.visual, cache, route)
+        y = self.stream(tokens, image_index, cache=cache, route=route)
         cache.length = cache.length + tokens.shape[1]
         return self.head(y)
 
@@ -412,8 +428,8 @@ class Flamingo(nn.Module):
                 break
             if k > 1:
                 cache.select(parent)
-            if i == 0 and cache.visual[0] is not None and self.config.attend == 'last':
-                route = route_tokens(index, cache.visual[0].shape[2], cache.row)     # new words all see what the last one saw
+            if i == 0 and cache.n_image > 0 and self.config.attend == 'last':
+                route = route_tokens(index, cache.n_image, cache.row)                # new words all see what the last one saw
             logits = self.step(cache, word[:, None], index, route)[:, -1]
         best = score.view(b, k).argmax(1) + torch.arange(b, device=tokens.device) * k
         answers = [[w for w in row if w != self.eoc] for row in answer[best].tolist()]

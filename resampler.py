@@ -21,7 +21,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(4 * dim, dim, bias=False)
 
     def forward(self, x):
-        h = F.relu(self.up(self.norm(x))).square()  # (..., 4D)
+        h = self.up(self.norm(x)).relu_().square()  # (..., 4D)
         return self.down(h)                         # (..., D), added to the stream by the caller
 
 
@@ -45,7 +45,7 @@ class ResamplerLayer(nn.Module):
         # Latents stand among the keys too (unlike DETR): they can see what the others already hold.
         source = torch.cat([self.norm_media(media), latents], dim=1)                              # (B,F*S+R,D)
         q = self.to_q(latents).view(b, r, self.n_head, self.head_dim).transpose(1, 2)             # (B,H,R,d)
-        k, v = self.to_kv(source).view(b, -1, 2, self.n_head, self.head_dim).permute(2, 0, 3, 1, 4)  # (B,H,F*S+R,d)
+        k, v = (x.unflatten(-1, (self.n_head, self.head_dim)).transpose(1, 2) for x in self.to_kv(source).chunk(2, dim=-1))  # (B,H,F*S+R,d)
         out = F.scaled_dot_product_attention(q, k, v)                                             # (B,H,R,d)
         return self.to_out(out.transpose(1, 2).reshape(b, r, -1))
 

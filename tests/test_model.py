@@ -679,3 +679,18 @@ def test_presets_are_those_of_the_papers(name):
     if name == 'flamingo-3b':
         assert millions(model.gated) == pytest.approx(1200, rel=0.05)
         assert millions(model.lm) == pytest.approx(1400, rel=0.1)
+
+
+def test_padded_pictures_are_not_resampled():
+    """Rows of 1, 3 and no pictures: four go through the resampler, and what comes out stands where they stood."""
+    model = flamingo()
+    mask = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)[:, :, None]
+    features = torch.randn(3, 3, 1, 4, model.vision.dim)
+    seen = []
+    model.resampler.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:2].numel()))
+    with torch.no_grad():
+        visual = model.resample(features=features, frame_mask=mask)
+        for b, n in itertools.product(range(3), range(3)):
+            expected = model.resampler(features[b:b + 1, n:n + 1])[0, 0] if mask[b, n, 0] else torch.zeros_like(visual[b, n])
+            torch.testing.assert_close(visual[b, n], expected)
+    assert seen[0] == 4

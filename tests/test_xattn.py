@@ -13,10 +13,10 @@ MODES = ['last', 'all_previous']
 D, D_V, R = 8, 6, 2  # widths of text and visual tokens, visual tokens per image
 
 
-def gated_layer(attend='last', dtype=torch.float64):
+def gated_layer(attend='last', dtype=torch.float64, head_dim=3):
     """Every parameter random and large, gates open: nothing can hide behind an initial zero or one."""
     torch.manual_seed(0)
-    layer = GatedCrossAttention(D, D_V, n_head=2, head_dim=3, attend=attend).to(dtype)
+    layer = GatedCrossAttention(D, D_V, n_head=2, head_dim=head_dim, attend=attend).to(dtype)
     with torch.no_grad():
         for p in layer.parameters():
             p.normal_(std=0.6)
@@ -25,9 +25,9 @@ def gated_layer(attend='last', dtype=torch.float64):
     return layer
 
 
-def inputs(b, t, n, seed=1, dtype=torch.float64):
+def inputs(b, t, n, seed=1, dtype=torch.float64, r=R):
     torch.manual_seed(seed)
-    return torch.randn(b, t, D, dtype=dtype), torch.randn(b, n, R, D_V, dtype=dtype)
+    return torch.randn(b, t, D, dtype=dtype), torch.randn(b, n, r, D_V, dtype=dtype)
 
 
 def slow_layer(layer, y, visual, image_index):
@@ -91,6 +91,23 @@ def test_equals_the_slow_loop(page, attend):
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
     gradients = [torch.autograd.grad((out * toward).sum(), leaves, allow_unused=True, materialize_grads=True) for out in (fast, slow)]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('index', [[[1, 1, 2, 3, 3]], [[0, 1, 2, 2, 4], [1, 1, 3, 0, 3]], [[3, 0, 0, 1, 0]]])
+def test_few_tokens_an_image_take_the_cheaper_way_to_the_same(index):
+    """With 40 visual tokens an image and at most two of text, no keys and values are made of visual tokens (they alone
+    would be 2·40·D_v·H·d multiplications an image), yet values and gradients are those of the loop."""
+    layer, index = gated_layer(head_dim=12), torch.tensor(index)
+    y, visual = inputs(*index.shape, 3, r=40)
+    leaves = [y.requires_grad_(), visual.requires_grad_(), *layer.parameters()]
+    with FlopCounterMode(display=False) as counter:
+        fast = layer.cross_attention(y, visual, index)
+    assert counter.get_total_flops() < 2 * len(index) * 3 * 2 * 40 * D_V * 24
+    fast, slow, toward = layer(y, visual, index), slow_layer(layer, y, visual, index), torch.randn(y.shape, dtype=y.dtype)
+    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+    gradients = [torch.autograd.grad((out * toward).sum(), leaves) for out in (fast, slow)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(layer(y, None, index, kv=layer.keys_values(visual)), slow, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize('attend', MODES)

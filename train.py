@@ -3,6 +3,16 @@
     python train.py                                    # all three stages on the embedded world, minutes on a laptop
     python train.py --stage=flamingo --n_latent=16     # one stage, other sizes
     python train.py config/emoji.py --align=pictures   # your own pictures with captions
+    python train.py config/gpt2.py                     # start from GPT-2 and an ImageNet NFNet: see there what to fetch
+
+On many GPUs (the batch of a step is dealt out, so the numbers of a run do not depend on how many there are):
+
+    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py                   # one machine, data-parallel
+    torchrun --standalone --nproc_per_node=8 train.py config/flamingo_3b.py            # the same, weights sharded
+    torchrun --nproc_per_node=8 --nnodes=2 --node_rank=0 --master_addr=10.0.0.1 --master_port=1234 train.py ...  # first of two machines
+    torchrun --nproc_per_node=8 --nnodes=2 --node_rank=1 --master_addr=10.0.0.1 --master_port=1234 train.py ...  # and on the second one
+
+Several machines need one out_dir that all of them can read.
 
 What it leaves in out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png.
 Run it again and it continues where it was interrupted (init_from=auto).
@@ -12,6 +22,7 @@ Run it again and it continues where it was interrupted (init_from=auto).
     flamingo   both frozen; the resampler and the gated layers between them learn to answer         (§2, §3.3)
     finetune   the same, the vision encoder training too, at a small learning rate                  (appendix)
 """
+import contextlib
 import csv
 import json
 import math
@@ -20,21 +31,24 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, fields
+from functools import partial
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 import evaluate
 from data import Media, Tokenizer, augment, collate, encode, stack_frames
-from kit import checkpoint, pictures
+from kit import checkpoint, distributed, pictures
 from kit.bpe import train_bpe
 from kit.configurator import BadInput, BadItem, autocast, command, configure, pick_device, pick_dtype
 from kit.features import FrozenFeatures, Pixels
 from kit.sources import Report, open_folder, open_source
 from model import GPT, PRESETS, Flamingo, FlamingoConfig
-from vision import TEXT_CONTEXT, adaptive_gradient_clip, new_contrastive
+from vision import TEXT_CONTEXT, NFNet, adaptive_gradient_clip, new_contrastive
 
 KEYS = {
     'stage': ('all', 'all, vision, language, flamingo or finetune'),
@@ -44,8 +58,14 @@ KEYS = {
     'device': ('auto', 'auto, cpu, cuda, cuda:1, mps'),
     'dtype': ('auto', 'of activations and frozen weights: auto, float32 or bfloat16'),
     'compile': (False, 'torch.compile the networks'),
+    'shard': (False, 'split weights and optimizer over the processes of torchrun (FSDP), for models that do not fit on one GPU'),
+    'activation_checkpointing': (False, 'keep only what goes into each block and compute the rest again: less memory, a third more work'),
+    'micro_batches': (1, 'read each batch in so many parts, adding up gradients; not in the contrastive stage, whose batch is compared with itself'),
     'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
-    'tokenizer': ('assets/tokenizer.tiktoken', "a tiktoken file, or 'sources' to train one on the captions of the sources"),
+    'tokenizer': ('assets/tokenizer.tiktoken', "a tiktoken file, a folder with GPT-2's vocab.json and merges.txt, 'gpt2' where tiktoken has it "
+                                               "in its cache, or 'sources' to train one on the captions of the sources"),
+    'gpt2': ('', "GPT-2's weights, as published: the language stage starts from them (with language_iters=0 it takes them as they are)"),
+    'nfnet': ('', "timm's dm_nfnet weights, as published: the vision stage starts from them (vision_iters=0: takes them as they are)"),
     # What to learn from: 'shapes', a path, several 'path:weight' with commas, or empty for none.
     'm3w': ('shapes', 'interleaved pages'),
     'align': ('shapes', 'pairs with short, noisy captions'),
@@ -98,13 +118,16 @@ KEYS |= {f.name: (f.default, 'size; the preset decides unless said') for f in SI
 SOURCES = ('m3w', 'align', 'ltip', 'vtp')
 SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
 # Keys that say how a run is carried out, not what it computes; they may change when it continues.
-FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'log_every', 'max_minutes', 'test_n'}
+FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'shard', 'activation_checkpointing', 'micro_batches', 'log_every',
+             'max_minutes', 'test_n'}
+OUT_OF_TIME = 1000  # a reason to stop; the others are numbers of signals
 
 
 # ---------------------------------------------------------------------------------------------
-# The three stages. Each has: name, module, optimizer, n_iter, lr, sources {name: λ}, loss(source, i), clip(),
-# evaluate(), save(). Batch number i of a source is the same whenever it is asked for, so the position in the data
-# is the step number, and resuming needs nothing else.
+# The three stages. Each has: name, module, net (the module as training calls it: DDP around it, or itself), optimizer,
+# n_iter, lr, n_part (micro-batches), sources {name: λ}, loss(source, i, part), clip(), evaluate(), state(), content().
+# Batch number i of a source is the same whenever it is asked for, so the position in the data is the step number, and
+# resuming needs nothing else. Of each batch, a process takes its own rows only.
 
 
 class VisionStage:
@@ -113,28 +136,35 @@ class VisionStage:
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
-        self.module = new_contrastive(self.size).to(run.device)
+        self.module = new_contrastive(self.size)
+        if self.config['nfnet']:
+            self.module.vision = NFNet.from_timm(self.config['nfnet'], self.size.dim_embed)
+            run.expect_sizes('nfnet', {'vision': self.module.vision.size})
         self.sources = {name: run.config['lambda_' + name] and 1.0 for name in ('align', 'ltip') if run.config[name]}
         if not self.sources:
             raise BadInput('the vision stage needs pairs: give align or ltip')
-        self.n_iter, self.lr = self.config['vision_iters'], self.config['vision_lr']
+        self.n_iter, self.lr, self.n_part = self.config['vision_iters'], self.config['vision_lr'], 1
+        vision, text = self.module.vision, self.module.text
+        self.net = run.spread(self.module, blocks=[*vision.blocks, *text.layers.layers], more_blocks=[vision.projection, vision, text],
+                              methods=[(vision, 'embed'), (text, 'embed')])
         self.optimizer = adamw(self.module.named_parameters(), self.lr, 0.0)  # the paper: Adam, no weight decay
+        self.rows = distributed.rows(self.config['vision_batch'], 'vision_batch')
 
-    def loss(self, source, i):
+    def loss(self, source, i, part=0):
         n = self.config['vision_batch']
-        documents = self.run.documents(source, i * n, n)
-        rng = np.random.default_rng([self.config['seed'], i, SOURCES.index(source)])
+        documents = self.run.documents(source, i * n + self.rows.start, len(self.rows))
+        rng = distributed.RowsOf(np.random.default_rng([self.config['seed'], i, SOURCES.index(source)]), n, self.rows)
         images = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
         if self.config['augment'] > 0:
             images = augment(images, rng, self.config['flip'], self.config['augment'])
         tokens, mask = evaluate.pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
         vision, self.n_token = self.module.vision, tokens.numel()
-        return self.module(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
+        return self.net(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
 
     def clip(self):
         """AGC for the NFNet, a plain global norm of 10 for the text tower."""
         adaptive_gradient_clip(self.module.vision.parameters(), self.config['agc'])
-        return torch.nn.utils.clip_grad_norm_(self.module.text.parameters(), 10.0)
+        return distributed.clip_grad_norm(self.module.text.parameters(), 10.0)
 
     def evaluate(self):
         features = FrozenFeatures(self.module.vision, self.run.pixels, self.run.device)  # of the encoder as it is now
@@ -161,31 +191,38 @@ class LanguageStage:
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
-        self.module = GPT.from_config(self.size).to(run.device)
+        self.module = GPT.from_config(self.size)
+        if self.config['gpt2']:
+            self.module = GPT.from_gpt2(self.config['gpt2'])
+            run.expect_sizes('gpt2', self.module.sizes())
         self.sources = {'text': 1.0}
-        self.n_iter, self.lr = self.config['language_iters'], self.config['language_lr']
+        self.n_iter, self.lr, self.n_part = self.config['language_iters'], self.config['language_lr'], self.config['micro_batches']
+        self.net = run.spread(self.module, blocks=self.module.h)
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config['weight_decay'])
+        self.rows = distributed.rows(self.config['language_batch'], 'language_batch', self.n_part)
 
     def batch(self, i):
-        """-> token ids (B, T+1): texts one after the other, each after a <BOS>; and where each row starts (B,)."""
+        """-> token ids (B, T+1): texts one after the other, each after a <BOS>; and where each row starts (B,). This rank's rows."""
         source, tokenizer, n = self.run.sources['text'], self.run.tokenizer, min(self.config['language_tokens'], self.size.n_context)
-        rows, number = [], i << 20  # room for a million texts a step
-        for _ in range(self.config['language_batch']):
-            row = []
+        rows = []
+        for k in self.rows:
+            row, number = [], (i << 20) + (k << 10)  # room for a thousand rows a step, of a thousand texts each
             while len(row) <= n:
                 row += [tokenizer.bos] + tokenizer.encode(source.text(number))
                 number += 1
             rows.append(row[:n + 1])
         rng = np.random.default_rng([self.config['seed'], 8, i])
-        return torch.tensor(rows), torch.from_numpy(rng.integers(self.size.n_context - n + 1, size=len(rows)))
+        start = rng.integers(self.size.n_context - n + 1, size=self.config['language_batch'])
+        return torch.tensor(rows), torch.from_numpy(start[self.rows.start:self.rows.stop])
 
-    def loss(self, source, i):
+    def loss(self, source, i, part=0):
         tokens, start = (x.to(self.run.device) for x in self.batch(i))
         self.n_token = tokens.numel()
-        return self.module(tokens[:, :-1], tokens[:, 1:], start)[1]
+        tokens, start = tokens[part::self.n_part], start[part::self.n_part]
+        return self.net(tokens[:, :-1], tokens[:, 1:], start)[1] / self.n_part
 
     def clip(self):
-        return torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config['grad_clip'])
+        return distributed.clip_grad_norm(self.module.parameters(), self.config['grad_clip'])
 
     def evaluate(self):
         """How sure it is of a random word sequence the second time it sees it: the copying that Flamingo will need."""
@@ -210,29 +247,53 @@ class FlamingoStage:
         lm = GPT.from_config(self.size)
         checkpoint.load_into(lm, run.load_stage('language')['lm'], run.path('language.pt'))
         self.contrastive = contrastive.to(run.device)
-        self.module = Flamingo(self.size, contrastive.vision, lm).to(run.device)
+        self.module = Flamingo(self.size, contrastive.vision, lm)
+        self.prepare()
+        for frozen in self.module.frozen:
+            frozen.to(run.dtype)  # no float32 copy of what is never trained
         self.sources = {name: run.config['lambda_' + name] for name in SOURCES if run.config[name]}
         if not self.sources:
             raise BadInput('the Flamingo stage needs a source: give m3w, align, ltip or vtp')
-        self.n_iter, self.lr = self.config['flamingo_iters'], self.config['flamingo_lr']
+        self.n_part = self.config['micro_batches']
+        self.rows = {name: distributed.rows(self.config['batch_' + name], 'batch_' + name, self.n_part) for name in self.sources}
+        # The vision encoder stays whole (so it does in the paper): its features are kept, and each rank asks when it needs new ones.
+        m = self.module
+        self.net = run.spread(m, blocks=[*m.lm.h, *m.gated, *m.resampler.layers, *([] if m.vision in m.frozen else m.vision.blocks)], replicated=[m.vision],
+                              methods=[*((layer, 'keys_values') for layer in m.gated), (m, 'generate'), (m, 'score')])
         trained = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
         self.optimizer = adamw(trained, self.lr, self.config['weight_decay'], self.config['gate_scale'])
         self.features = FrozenFeatures(self.module.vision, run.pixels, run.device)
-        self.asker = evaluate.Asker(self.module, run.tokenizer, self.features)
+        self.asker = Asker(self.module, run.tokenizer, self.features, shared=not self.config['shard'])
+        self.encoded = None  # the batch at hand: (source, i), sequences
         self.module.train()
 
-    def batch(self, source, i):
-        n = self.config['batch_' + source]
-        rng = np.random.default_rng([self.config['seed'], 7, i, SOURCES.index(source)])
-        return [encode(d, self.run.tokenizer, self.size.n_token, self.size.n_image, rng, self.config['p_next'], blind_loss=self.config['blind_loss'])
-                for d in self.run.documents(source, i * n, n)]
+    def prepare(self):
+        """What fine-tuning does differently."""
+        self.n_iter, self.lr = self.config['flamingo_iters'], self.config['flamingo_lr']
 
-    def loss(self, source, i):
+    def batch(self, source, i):
+        """-> this rank's sequences of batch i"""
+        if self.encoded is None or self.encoded[0] != (source, i):
+            sequences, rows = [], self.rows[source]
+            first = i * self.config['batch_' + source] + rows.start
+            for number, d in enumerate(self.run.documents(source, first, len(rows)), first):
+                rng = np.random.default_rng([self.config['seed'], 7, number, SOURCES.index(source)])  # of its own: whoever reads it, it is the same
+                sequences.append(encode(d, self.run.tokenizer, self.size.n_token, self.size.n_image, rng, self.config['p_next'],
+                                        blind_loss=self.config['blind_loss']))
+            self.encoded = (source, i), sequences
+        return self.encoded[1]
+
+    def loss(self, source, i, part=0):
         names = self.sources if source == 'merged' else [source]
-        batch = collate([s for name in names for s in self.batch(name, i)], self.run.tokenizer)
-        self.n_token = batch.tokens.numel()
+        sequences = [s for name in names for s in self.batch(name, i)]
+        [n_learned] = distributed.total(sum(s.n_learned for s in sequences))  # of all ranks: the mean is over the whole batch
+        batch = collate([s for name in names for s in self.batch(name, i)[part::self.n_part]], self.run.tokenizer)
+        share = (batch.targets != -100).sum().item() * distributed.world() / max(n_learned, 1)
+        if not any(batch.media):  # a picture that nobody looks at: every rank must do the same work, with or without pictures
+            batch.media[0].append(evaluate.BLANK)
+        self.n_token = batch.tokens.numel() * self.n_part
         tokens, image_index, targets = (x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets))
-        return self.module(tokens, image_index, targets=targets, **self.see(batch.media))[1]
+        return share * self.net(tokens, image_index, targets=targets, **self.see(batch.media))[1]
 
     def see(self, media):
         """What the frozen encoder says about these pictures, as keyword arguments of Flamingo.forward."""
@@ -240,7 +301,7 @@ class FlamingoStage:
         return {'features': features, 'frame_mask': frame_mask}
 
     def clip(self):
-        return torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], self.config['grad_clip'])
+        return distributed.clip_grad_norm(self.module.parameters(), self.config['grad_clip'])
 
     def evaluate(self):
         ask = lambda task, ways=None: evaluate.measure(self.asker, task, 1 if ways else 0, self.config['eval_n'], ways, pairs=self.run.held_out)[0]['value']
@@ -263,13 +324,10 @@ class FinetuneStage(FlamingoStage):
     """The end of the paper's appendix: a trained Flamingo goes on at a small learning rate, and its eyes with it."""
     name = 'finetune'
 
-    def __init__(self, run):
-        super().__init__(run)
-        checkpoint.load_into(self.module, run.load_stage('flamingo')['flamingo'], run.path('flamingo.pt'))
+    def prepare(self):
+        checkpoint.load_into(self.module, self.run.load_stage('flamingo')['flamingo'], self.run.path('flamingo.pt'))
         self.module.freeze(vision=False)
         self.n_iter, self.lr = self.config['finetune_iters'], self.config['finetune_lr']
-        trained = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
-        self.optimizer = adamw(trained, self.lr, self.config['weight_decay'], self.config['gate_scale'])
 
     def see(self, media):
         """Pixels this time: features of an encoder that changes cannot be kept."""
@@ -281,6 +339,24 @@ class FinetuneStage(FlamingoStage):
         return super().evaluate()
 
 
+class Asker(evaluate.Asker):
+    """Puts the questions of an evaluation to the model, each rank its share of them. Not where the model itself is
+    shared out (sharded): then every answer needs all ranks, and all ask the same."""
+
+    def __init__(self, *arguments, shared):
+        super().__init__(*arguments)
+        self.shared = shared
+
+    def answer(self, episodes, progress=None):
+        if not self.shared:
+            return super().answer(episodes, progress)
+        mine = super().answer(episodes[distributed.rank()::distributed.world()], progress)
+        answers = [None] * len(episodes)
+        for r, part in enumerate(distributed.gather(mine)):
+            answers[r::distributed.world()] = part
+        return answers
+
+
 STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoStage, FinetuneStage)}
 
 
@@ -288,10 +364,10 @@ def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
     """Weight decay pulls matrices only, and none of the resampler's (appendix A.1.3): a gate, gain or norm that
     decays would undo what it is for. The gates learn `gate_scale` times as fast: while they are shut, everything
     behind them learns through a keyhole."""
-    groups = {'matrix': [], 'other': [], 'gate': []}
+    groups = {'matrix': [], 'other': [], 'scalar': [], 'gate': []}  # scalars apart: they are not sharded, and one step cannot mix the two
     for name, p in named_parameters:
         matrix = p.ndim >= 2 and not name.startswith('resampler.') and name != 'new_rows'
-        groups['gate' if 'alpha_' in name else 'matrix' if matrix else 'other'].append(p)
+        groups['gate' if 'alpha_' in name else 'matrix' if matrix else 'scalar' if p.ndim == 0 else 'other'].append(p)
     groups = [{'params': ps, 'weight_decay': weight_decay if kind == 'matrix' else 0.0, 'scale': gate_scale if kind == 'gate' else 1.0}
               for kind, ps in groups.items() if ps]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
@@ -331,7 +407,7 @@ class Run:
         self.config = {k: v for k, v in vars(config).items() if k in KEYS}
         if config.preset not in PRESETS:
             raise BadInput(f'--preset={config.preset}: expected one of {", ".join(PRESETS)}')
-        self.device = pick_device(config.device)
+        self.device = distributed.begin(pick_device(config.device), config.shard)
         self.dtype = pick_dtype(config.dtype, self.device)
         sizes = {f.name: self.config[f.name] for f in SIZES if f.name in config.given or f.name not in PRESETS[config.preset]}
         self.config |= {k: v for k, v in PRESETS[config.preset].items() if k in self.config and k not in sizes}
@@ -347,15 +423,36 @@ class Run:
         self.size = FlamingoConfig(**{f.name: self.config[f.name] for f in SIZES}, n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
         self.pixels = Pixels(self.size.image_size, self.size.n_frame)
         self.rows = []        # of log.csv
-        self.stop = None      # why to stop after this step: a signal's number, or 'time'
+        self.stop = None      # why to stop after this step: a signal's number, or OUT_OF_TIME
         self.started = time.time()
         self.minutes_before = 0.0  # of earlier sittings of the same run
 
     def choose_tokenizer(self):
-        if self.config['tokenizer'] != 'sources':
-            return Tokenizer.load(self.config['tokenizer'])
+        name = self.config['tokenizer']
+        if self.config['gpt2'] and name == KEYS['tokenizer'][0]:  # weights are worth nothing without the words they were trained on
+            name = self.config['gpt2'] if os.path.isdir(self.config['gpt2']) else os.path.dirname(self.config['gpt2']) or '.'
+        if name == 'gpt2' or os.path.isdir(name):
+            return Tokenizer.from_gpt2(None if name == 'gpt2' else name)
+        if name != 'sources':
+            return Tokenizer.load(name)
         texts = [source.text(i) for name, source in self.sources.items() if name == 'text' for i in range(4000)]
         return Tokenizer(train_bpe(texts, 1022))
+
+    def spread(self, module, blocks, more_blocks=(), replicated=(), methods=()):
+        """Put a stage's module where it is trained -> what to call in training. See kit.distributed.spread."""
+        if self.config['activation_checkpointing']:
+            for block in blocks:
+                block.forward = partial(recompute, block.forward, use_reentrant=False)
+        replicated_blocks = {b for m in replicated for b in m.modules()}
+        return distributed.spread(module, self.device, self.config['shard'], [b for b in (*blocks, *more_blocks) if b not in replicated_blocks],
+                                  replicated, methods)
+
+    def expect_sizes(self, key, theirs):
+        """The sizes of a published network, {name: size}, must be this run's. Raises BadInput."""
+        wrong = [k for k in theirs if theirs[k] != getattr(self.size, k)]
+        if wrong:
+            raise BadInput(f'{self.config[key]} has ' + ', '.join(f'{k}={theirs[k]} (this run: {getattr(self.size, k)})' for k in wrong)
+                           + '; give ' + ('a tokenizer of its own' if wrong == ['n_vocab'] else ' '.join(f'--{k}={theirs[k]}' for k in wrong if k != 'n_vocab')))
 
     def path(self, name):
         return os.path.join(self.config['out_dir'], name)
@@ -380,16 +477,20 @@ class Run:
         return documents
 
     def save_stage(self, stage):
-        checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name), config=asdict(self.size), tokenizer=self.tokenizer.state(), keys=self.config,
-                        **stage.content())
+        content = distributed.whole(stage.content())  # by all ranks, ...
+        if distributed.rank() == 0:                   # ... and written by one
+            checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name), config=asdict(self.size), tokenizer=self.tokenizer.state(), keys=self.config,
+                            **content)
+        distributed.barrier()                         # the others read it next
 
     def load_stage(self, name):
         """-> the content of NAME.pt, which must be of the same sizes and words."""
         path = self.path(name + '.pt')
         content = checkpoint.load(path, name)
         for key, ours in asdict(self.size).items():
-            if content['config'].get(key) != ours:
-                raise BadInput(f'{path} was made with {key}={content["config"].get(key)}, now {key}={ours}')
+            content['config'].setdefault(key, getattr(FlamingoConfig, key))  # a size that is younger than the file
+            if content['config'][key] != ours:
+                raise BadInput(f'{path} was made with {key}={content["config"][key]}, now {key}={ours}')
         if content['tokenizer'] != self.tokenizer.state():
             raise BadInput(f'{path} was made with another tokenizer')
         return content
@@ -404,9 +505,11 @@ class Run:
         """training.pt: everything needed to go on with step i of stage missing[0] as if nothing had happened."""
         state = {'missing': missing, 'iter': i, 'keys': self.config, 'rows': self.rows, 'minutes': self.minutes()}
         if stage is not None:
-            state |= {'module': stage.module.state_dict(), 'optimizer': stage.optimizer.state_dict(), 'random': checkpoint.random_state()}
-        checkpoint.save(self.path('training.pt'), 'training', **state)
-        self.write_log()
+            state |= {'module': distributed.whole(stage.module.state_dict()), 'optimizer': distributed.whole(stage.optimizer.state_dict()),
+                      'random': checkpoint.random_state()}
+        if distributed.rank() == 0:
+            checkpoint.save(self.path('training.pt'), 'training', **state)
+            self.write_log()
 
     def minutes(self):
         """Of training, all sittings together."""
@@ -456,13 +559,13 @@ def train_stage(run, stage, missing, progress=None):
     config, start = run.config, 0
     if progress is not None and 'module' in progress:
         start = progress['iter']
-        stage.module.load_state_dict(progress['module'])
-        stage.optimizer.load_state_dict(progress['optimizer'])
+        distributed.load_module(stage.module, progress['module'])
+        distributed.load_optimizer(stage.optimizer, progress['optimizer'])
         checkpoint.set_random_state(progress['random'])
     if config['compile']:
         stage.module.compile()
     names = list(stage.sources)
-    bar = tqdm(range(start, stage.n_iter), desc=stage.name, initial=start, total=stage.n_iter)
+    bar = tqdm(range(start, stage.n_iter), desc=stage.name, initial=start, total=stage.n_iter, disable=distributed.quiet())
     last_eval, skipped = '', 0
     clock, n_token = time.time(), 0
     kind = config['flamingo_schedule' if stage.name in ('flamingo', 'finetune') else 'schedule']
@@ -470,12 +573,18 @@ def train_stage(run, stage, missing, progress=None):
         for group in stage.optimizer.param_groups:
             group['lr'] = stage.lr * group['scale'] * schedule(kind, i, config['warmup'], stage.n_iter)
         # One step: the gradients of one batch from each source, weighted by λ, added up (appendix A.1.3).
-        losses = {}
-        for name in {'accumulate': names, 'round_robin': [names[i % len(names)]], 'merged': ['merged']}[config['mixing'] if stage.name == 'flamingo' else 'accumulate']:
-            with autocast(run.device, run.dtype):
-                loss = stage.loss(name, i)
-            (stage.sources.get(name, 1.0) * loss).backward()
-            losses[name] = loss.item()
+        mixing = config['mixing'] if stage.name == 'flamingo' else 'accumulate'
+        now = {'accumulate': names, 'round_robin': [names[i % len(names)]], 'merged': ['merged']}[mixing]
+        parts = [(name, part) for name in now for part in range(stage.n_part)]
+        losses = Counter()
+        for name, part in parts:
+            with distributed.accumulating(stage.net, more=(name, part) != parts[-1]):
+                with autocast(run.device, run.dtype):
+                    loss = stage.loss(name, i, part)
+                (stage.sources.get(name, 1.0) * loss).backward()
+            losses[name] += loss.item()
+        distributed.average(stage.module, config['shard'])
+        losses = dict(zip(losses, (x / distributed.world() for x in distributed.total(*losses.values()))))
         norm = stage.clip().item()  # once, after all sources: clipping each would change their balance
         if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
             stage.optimizer.step()
@@ -487,10 +596,11 @@ def train_stage(run, stage, missing, progress=None):
                 raise BadInput(f'{stage.name}: ten steps in a row were not finite; the last good state is in {run.path("training.pt")}')
         stage.optimizer.zero_grad(set_to_none=True)
 
-        n_token += stage.n_token  # what this step has read, padding included
+        n_token += stage.n_token * distributed.world()  # what this step has read, padding included
         done = i + 1 == stage.n_iter
         if config['max_minutes'] and time.time() - run.started > 60 * config['max_minutes']:
-            run.stop = run.stop or 'time'
+            run.stop = run.stop or OUT_OF_TIME
+        run.stop = distributed.largest(run.stop or 0) or None  # one that stops, stops all
         if (i + 1) % config['log_every'] == 0 or done:
             row = {'stage': stage.name, 'iter': i + 1, **{'loss_' + k: round(v, 5) for k, v in losses.items()},
                    'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5), **stage.state()}
@@ -500,7 +610,8 @@ def train_stage(run, stage, missing, progress=None):
             clock, n_token = time.time(), 0
             bar.set_postfix_str(' '.join(f'{k} {v:.3f}' for k, v in losses.items()) + last_eval)
         if (i + 1) % config['eval_every'] == 0 or done:
-            result = stage.evaluate()
+            with autocast(run.device, run.dtype):
+                result = stage.evaluate()
             run.rows.append({'stage': stage.name, 'iter': i + 1, **{'eval_' + k: round(v, 4) for k, v in result.items()}, 'minutes': round(run.minutes(), 3)})
             last_eval = ' | ' + ' '.join(f'{k} {v:.0%}' for k, v in result.items())
             clock = time.time()
@@ -523,17 +634,22 @@ def check_values(config):
         value = getattr(config, key)
         if type(default) in (int, float) and value < 0:
             raise BadInput(f'--{key}={value}: must not be negative')
-        if type(default) is int and value == 0 and key not in ('seed', 'warmup'):
+        taken_as_it_is = key == 'language_iters' and config.gpt2 or key == 'vision_iters' and config.nfnet
+        if type(default) is int and value == 0 and key not in ('seed', 'warmup', 'visual_dim') and not taken_as_it_is:
             raise BadInput(f'--{key}=0: must be at least 1')
 
 
 def finish(run):
     """The few-shot table, on screen and in results.json, and samples.png."""
     stage = FlamingoStage(run)
-    content = run.load_stage('flamingo')
-    checkpoint.load_into(stage.module, content['flamingo'], run.path('flamingo.pt'))
+    distributed.load_module(stage.module, run.load_stage('flamingo')['flamingo'])
     stage.module.eval()
-    rows, shown = evaluate.first_table(stage.asker, stage.contrastive, n=run.config['test_n'], pairs=run.held_out)
+    with autocast(run.device, run.dtype):
+        rows, shown = evaluate.first_table(stage.asker, stage.contrastive, n=run.config['test_n'], pairs=run.held_out)
+    if run.config['vision_iters'] == 0:  # no text tower was trained: what it says about pictures means nothing
+        rows = [r for r in rows if r['task'] not in ('zero_shot', 'retrieval')]
+    if distributed.rank() > 0:
+        return
     with checkpoint.whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:
         json.dump(rows, f, indent=1)
     pictures.save(evaluate.sheet(shown), run.path('samples.png'))
@@ -543,7 +659,7 @@ def finish(run):
 
 
 def carry_out(run, config):
-    """All stages that are asked for and missing, in order. Returns why it stopped early: a signal, 'time' or None."""
+    """All stages that are asked for and missing, in order. Returns why it stopped early: a signal, OUT_OF_TIME or None."""
     wanted = ['vision', 'language', 'flamingo'] if config.stage == 'all' else [config.stage]
     progress = None
     if config.init_from == 'scratch' or not os.path.exists(run.path('training.pt')):
@@ -560,8 +676,10 @@ def carry_out(run, config):
         missing, run.rows = progress['missing'], progress['rows']
         run.minutes_before = progress['minutes']
     finished = not missing and os.path.exists(run.path('results.json'))
+    distributed.barrier()  # all have seen the same files, and only now they may change
     if finished:
-        print(f'{config.out_dir} is complete. --init_from=scratch starts over; python sample.py shows what it learned.')
+        if distributed.rank() == 0:
+            print(f'{config.out_dir} is complete. --init_from=scratch starts over; python sample.py shows what it learned.')
         return None
     signal.signal(signal.SIGINT, run.on_signal)
     signal.signal(signal.SIGTERM, run.on_signal)
@@ -577,20 +695,26 @@ def carry_out(run, config):
         run.save_progress(missing, 0)
     if 'flamingo' in wanted:
         finish(run)
-    os.remove(run.path('training.pt'))
-    for line in run.report.lines():
-        print('left out', line)
+    report = Report()
+    for part in distributed.gather(run.report):
+        report.add_report(part)
+    if distributed.rank() == 0:
+        os.remove(run.path('training.pt'))
+        for line in report.lines():
+            print('left out', line)
     return None
 
 
 def main():
     config = configure(KEYS, usage=__doc__)
     check_values(config)
-    with checkpoint.only_run(config.out_dir):
+    with checkpoint.only_run(config.out_dir) if distributed.rank() == 0 else contextlib.nullcontext():
         stopped = carry_out(Run(config), config)
+    distributed.end()
     if stopped is not None:
-        print(f'stopped and saved; to continue: python train.py {shlex.join(a for a in sys.argv[1:] if not a.startswith("--init_from"))}')
-        sys.exit(0 if stopped == 'time' else 128 + stopped)
+        if distributed.rank() == 0:
+            print(f'stopped and saved; to continue: python train.py {shlex.join(a for a in sys.argv[1:] if not a.startswith("--init_from"))}')
+        sys.exit(0 if stopped == OUT_OF_TIME else 128 + stopped)
 
 
 if __name__ == '__main__':

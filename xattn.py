@@ -108,7 +108,7 @@ class GatedCrossAttention(nn.Module):
     def attend_last(self, q, kv, route):
         """q (B,T,H,d), kv (2,B,N,H,R,d) -> (B,T,H,d): each chunk of tokens with the image it belongs to."""
         if len(route.image) == 0:
-            return torch.zeros_like(q)  # no token sees any image
+            return q * 0 + kv.sum() * 0  # no token sees any image; all parameters get a gradient, if of zero, as on every other rank
         q_chunk = q.flatten(0, 1).index_select(0, route.token)                            # (M*C,H,d)
         q_chunk = q_chunk.unflatten(0, (-1, route.chunk)).transpose(1, 2)                 # (M,H,C,d)
         k, v = (x.flatten(0, 1).index_select(0, route.image) for x in kv)                 # (M,H,R,d) each

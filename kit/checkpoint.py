@@ -168,18 +168,58 @@ def load_into(module, state, path, what=''):
     where = f'{path}: {what} ' if what else f'{path}: '
     if not isinstance(state, dict):
         raise BadInput(f'{where}is not a dict of tensors')
-    expected = module.state_dict()
-    for key in expected:
+    check_state(state, {key: value.shape for key, value in module.state_dict().items()}, where)
+    module.load_state_dict(state)
+
+
+def check_state(state, shapes, where, optional={}):
+    """A state dict must hold every key of `shapes` ({key: shape}), and no key that is neither there nor in `optional`,
+    all of them tensors of their shapes (None: any length). Raises BadInput that names the first one that is wrong."""
+    where = where if where.endswith(': ') or where.endswith(' ') else f'{where}: '
+    for key in shapes:
         if key not in state:
             raise BadInput(f'{where}lacks {key}')
     for key, value in state.items():
-        if key not in expected:
+        if key not in shapes and key not in optional:
             raise BadInput(f'{where}has {key}, which the model lacks')
         if not isinstance(value, torch.Tensor):
             raise BadInput(f'{where}has {key}, which is no tensor')
-        if value.shape != expected[key].shape:
-            raise BadInput(f'{where}has {key} of shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}')
-    module.load_state_dict(state)
+        shape = tuple(shapes[key] if key in shapes else optional[key])
+        if len(shape) != value.ndim or any(a not in (None, b) for a, b in zip(shape, value.shape)):
+            raise BadInput(f'{where}has {key} of shape {tuple(value.shape)}, expected {shape}')
+
+
+def read_published(path):
+    """Weights as others publish them -> (state dict, path of the file). Raises BadInput.
+
+    path: a file of torch.save (.bin, .pth, .pt) or a .safetensors (the optional package of that name reads it), or a
+    folder that holds pytorch_model.bin or model.safetensors. Nothing in a file is executed.
+    """
+    if os.path.isdir(path):
+        names = [n for n in ('pytorch_model.bin', 'model.safetensors') if os.path.exists(os.path.join(path, n))]
+        if not names:
+            raise BadInput(f'{path}: holds neither pytorch_model.bin nor model.safetensors')
+        path = os.path.join(path, names[0])
+    if not os.path.exists(path):
+        raise BadInput(f'{path}: no such file')
+    try:
+        if str(path).endswith('.safetensors'):
+            try:
+                from safetensors.torch import load_file
+            except ImportError as e:
+                raise BadInput(f'{path}: pip install safetensors to read it, or give pytorch_model.bin') from e
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location='cpu', weights_only=True)
+    except BadInput:
+        raise
+    except OSError as e:
+        raise BadInput(f'{path}: {e.strerror or e}') from e
+    except Exception as e:  # a damaged file can fail anywhere in there
+        raise BadInput(f'{path}: damaged, refused, or no file of weights at all ({type(e).__name__})') from e
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise BadInput(f'{path}: not a dict of tensors')
+    return state, path
 
 
 # ---------------------------------------------------------------------------------------------

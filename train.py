@@ -565,7 +565,7 @@ def train_stage(run, stage, missing, progress=None):
     if config['compile']:
         stage.module.compile()
     names = list(stage.sources)
-    bar = tqdm(range(start, stage.n_iter), desc=stage.name, initial=start, total=stage.n_iter, disable=distributed.quiet())
+    bar = tqdm(range(start, stage.n_iter), desc=stage.name, initial=start, total=stage.n_iter)
     last_eval, skipped = '', 0
     clock, n_token = time.time(), 0
     kind = config['flamingo_schedule' if stage.name in ('flamingo', 'finetune') else 'schedule']
@@ -579,7 +579,7 @@ def train_stage(run, stage, missing, progress=None):
         losses = Counter()
         for name, part in parts:
             with distributed.accumulating(stage.net, more=(name, part) != parts[-1]):
-                with autocast(run.device, run.dtype):
+                with autocast(run.device, run.dtype, cache=False):
                     loss = stage.loss(name, i, part)
                 (stage.sources.get(name, 1.0) * loss).backward()
             losses[name] += loss.item()
@@ -602,7 +602,7 @@ def train_stage(run, stage, missing, progress=None):
             run.stop = run.stop or OUT_OF_TIME
         run.stop = distributed.largest(run.stop or 0) or None  # one that stops, stops all
         if (i + 1) % config['log_every'] == 0 or done:
-            row = {'stage': stage.name, 'iter': i + 1, **{'loss_' + k: round(v, 5) for k, v in losses.items()},
+            row = {'stage': stage.name, 'iter': i + 1, **{'loss_' + k: round(v, 6) for k, v in losses.items()},
                    'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5), **stage.state()}
             run.rows.append(row)
             row['tokens_per_s'] = round(n_token / (time.time() - clock))

@@ -8,7 +8,9 @@ so that a step is the one that a single process would take with the whole batch.
 the obvious thing, where there is one process only.
 """
 import contextlib
+import functools
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from kit.configurator import BadInput
 
@@ -51,6 +54,8 @@ def begin(device, shard):
         torch.cuda.set_device(local)
     elif kind != 'cpu':
         raise BadInput(f'--device={device}: torchrun works with cuda and cpu')
+    if rank():  # one set of progress bars is enough
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
     if not dist.is_initialized():
         dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
     return device
@@ -65,11 +70,6 @@ def barrier():
     """Wait until all are here."""
     if world() > 1:
         dist.barrier()
-
-
-def quiet():
-    """Whether progress bars are somebody else's business; None: as tqdm likes it."""
-    return True if rank() else None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -169,6 +169,7 @@ def spread(module, device, shard, blocks=(), replicated=(), methods=()):
             return module
         return DistributedDataParallel(module, device_ids=[device] if torch.device(device).type == 'cuda' else None)
     whole_ones = {p for p in module.parameters() if p.ndim == 0} | {p for m in replicated for p in m.parameters()}
+    warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view')  # harmless: nothing here works in place
     mesh = init_device_mesh(torch.device(device).type, (world(),))
     for unit in (*blocks, module):  # from the inside out, so that at no time the whole model is on one device
         fully_shard(unit, mesh=mesh, ignored_params=whole_ones)

@@ -645,9 +645,8 @@ def finish(run):
     distributed.load_module(stage.module, run.load_stage('flamingo')['flamingo'])
     stage.module.eval()
     with autocast(run.device, run.dtype):
-        rows, shown = evaluate.first_table(stage.asker, stage.contrastive, n=run.config['test_n'], pairs=run.held_out)
-    if run.config['vision_iters'] == 0:  # no text tower was trained: what it says about pictures means nothing
-        rows = [r for r in rows if r['task'] not in ('zero_shot', 'retrieval')]
+        contrastive = stage.contrastive if run.config['vision_iters'] else None
+        rows, shown = evaluate.first_table(stage.asker, contrastive, n=run.config['test_n'], pairs=run.held_out)
     if distributed.rank() > 0:
         return
     with checkpoint.whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:

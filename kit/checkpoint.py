@@ -175,7 +175,7 @@ def load_into(module, state, path, what=''):
 def check_state(state, shapes, where, optional={}):
     """A state dict must hold every key of `shapes` ({key: shape}), and no key that is neither there nor in `optional`,
     all of them tensors of their shapes (None: any length). Raises BadInput that names the first one that is wrong."""
-    where = where if where.endswith(': ') or where.endswith(' ') else f'{where}: '
+    where = where if str(where).endswith(' ') else f'{where}: '
     for key in shapes:
         if key not in state:
             raise BadInput(f'{where}lacks {key}')

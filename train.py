@@ -364,12 +364,14 @@ def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
     """Weight decay pulls matrices only, and none of the resampler's (appendix A.1.3): a gate, gain or norm that
     decays would undo what it is for. The gates learn `gate_scale` times as fast: while they are shut, everything
     behind them learns through a keyhole."""
-    groups = {'matrix': [], 'other': [], 'scalar': [], 'gate': []}  # scalars apart: they are not sharded, and one step cannot mix the two
+    groups = {}
     for name, p in named_parameters:
         matrix = p.ndim >= 2 and not name.startswith('resampler.') and name != 'new_rows'
-        groups['gate' if 'alpha_' in name else 'matrix' if matrix else 'scalar' if p.ndim == 0 else 'other'].append(p)
+        kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
+        # Scalars and the encoder apart: they may be whole where the rest is sharded, and one group cannot mix the two.
+        groups.setdefault((kind, p.ndim == 0, name.startswith('vision.')), []).append(p)
     groups = [{'params': ps, 'weight_decay': weight_decay if kind == 'matrix' else 0.0, 'scale': gate_scale if kind == 'gate' else 1.0}
-              for kind, ps in groups.items() if ps]
+              for (kind, _, _), ps in groups.items()]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
@@ -660,6 +662,10 @@ def finish(run):
 def carry_out(run, config):
     """All stages that are asked for and missing, in order. Returns why it stopped early: a signal, OUT_OF_TIME or None."""
     wanted = ['vision', 'language', 'flamingo'] if config.stage == 'all' else [config.stage]
+    for name in wanted:  # before anything is trained
+        keys = {'vision': ['vision_batch'], 'language': ['language_batch']}.get(name, ['batch_' + source for source in SOURCES if run.config[source]])
+        for key in keys:
+            distributed.rows(run.config[key], key, 1 if name == 'vision' else config.micro_batches)
     progress = None
     if config.init_from == 'scratch' or not os.path.exists(run.path('training.pt')):
         if config.init_from == 'resume':

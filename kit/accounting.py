@@ -91,9 +91,10 @@ def image_flops(c, model):
     counts = []
     features = torch.empty(1, 1, 1, n_position(c, model), model.vision.dim, device='meta')
     visual = torch.empty(1, 1, c.n_latent, c.resampler_dim, device='meta')
+    keys_values = lambda wide: [layer.keys_values(wide) for layer in model.gated]
     for call in (lambda: model.vision(torch.empty(1, 3, c.image_size, c.image_size, device='meta')),
                  lambda: model.resampler(features),
-                 lambda: [layer.keys_values(model.widen(visual)) for layer in model.gated]):
+                 lambda: keys_values(model.widen(visual))):
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # of the fused kernels, the counter knows some only
             call()
         counts.append(counter.get_total_flops())

@@ -379,7 +379,8 @@ def test_the_report_is_printed_for_the_largest_without_allocating_it(capsys):
 SMALL = ['--device=cpu', '--lm_layer=2', '--lm_dim=32', '--lm_head=2', '--xattn_head=2', '--xattn_head_dim=16', '--resampler_dim=32', '--resampler_head=2',
          '--resampler_head_dim=16', '--resampler_layer=1', '--n_latent=4', '--n_frame=2', '--text_dim=32', '--text_head=2', '--dim_embed=32',
          '--vision_batch=4', '--language_batch=4', '--language_tokens=32', '--n_token=96', '--n_image=6', '--batch_m3w=2', '--batch_align=2', '--ltip=',
-         '--batch_vtp=2', '--vision_iters=20', '--language_iters=20', '--flamingo_iters=20', '--log_every=1', '--eval_every=10', '--eval_n=2']
+         '--batch_vtp=2', '--vision_iters=20', '--language_iters=20', '--flamingo_iters=20', '--log_every=1', '--eval_every=5', '--eval_n=2',
+         '--finetune_iters=4']
 
 
 def small_run(out_dir, *arguments):
@@ -481,6 +482,18 @@ def test_pretrained_weights_are_taken_as_they_are(tmp_path, tiny_nfnet):
         small_run(tmp_path / 'out', '--language_iters=0')
 
 
+@pytest.mark.parametrize('name', ['gpt2', 'flamingo_3b', 'flamingo_9b', 'flamingo_80b'])
+def test_configs_are_valid_and_can_be_dealt_out(name, monkeypatch):
+    config = configure(train.KEYS, [os.path.join(ROOT, 'config', name + '.py')])
+    train.check_values(config)
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'x')
+    for n in (8, 64) if name == 'flamingo_80b' else (1, 8):
+        monkeypatch.setenv('WORLD_SIZE', str(n))
+        monkeypatch.setenv('RANK', '0')
+        for key in ('vision_batch', 'language_batch', 'batch_m3w', 'batch_align', 'batch_ltip', 'batch_vtp'):
+            assert len(distributed.rows(getattr(config, key), key, config.micro_batches)) > 0
+
+
 # ---------------------------------------------------------------------------------------------
 # Two processes
 
@@ -510,27 +523,27 @@ def losses(rows):
 
 
 def train_all(out_dir, other=None, *arguments):
-    """20 steps of each stage, and, from the 10th step of `other`'s, its last 10 again -> [losses, losses], answers."""
+    """20 steps of each stage (4 of fine-tuning), and, from the 15th of `other`'s, the last 5 again -> [losses, losses], answers."""
     run = small_run(out_dir, *arguments)
     first, continued = {}, {}
-    for name in ('vision', 'language', 'flamingo'):
+    for name in train.STAGES:
         torch.manual_seed(0)
         stage = train.STAGES[name](run)
         stage.evaluate = dict  # what the stages say about themselves is tested elsewhere
         save = run.save_progress
 
-        def keep_the_tenth(missing, i, stage):
+        def keep_one(missing, i, stage):
             train.Run.save_progress(run, missing, i, stage)
-            if i == 10 and distributed.rank() == 0:
-                shutil.copy(run.path('training.pt'), run.path(f'{stage.name}.10.pt'))
+            if i == 15 and distributed.rank() == 0:
+                shutil.copy(run.path('training.pt'), run.path(f'{stage.name}.15.pt'))
 
-        run.save_progress, run.rows = keep_the_tenth, []
+        run.save_progress, run.rows = keep_one, []
         assert train.train_stage(run, stage, [name])
         run.save_progress = save
         run.save_stage(stage)
         first |= losses(run.rows)
-        if other:
-            continued |= go_on(run, name, f'{other}/{name}.10.pt')
+        if other and name != 'finetune':
+            continued |= go_on(run, name, f'{other}/{name}.15.pt')
     stage.asker.max_new_tokens = 4
     answers = [(a['prediction'], a['logprob']) for task, ways in (('naming', 2), ('caption', None))
                for a in train.evaluate.measure(stage.asker, task, 1 if ways else 0, 2, ways)[2]]
@@ -538,7 +551,7 @@ def train_all(out_dir, other=None, *arguments):
 
 
 def go_on(run, name, path):
-    """The last ten steps of a stage, begun from somebody's tenth -> losses."""
+    """The last five steps of a stage, begun from somebody's fifteenth -> losses."""
     torch.manual_seed(1)
     stage = train.STAGES[name](run)
     stage.evaluate = dict
@@ -562,14 +575,14 @@ def test_two_processes_are_one(alone, tmp_path, shard):
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads((tmp_path / 'said.json').read_text())
     first, continued = ({(stage, i, k): v for stage, i, k, v in rows} for rows in said['losses'])
-    assert len(first) == len(expected) == 20 * (1 + 1 + 3) and len(continued) == 10 * (1 + 1 + 3)
+    assert len(first) == len(expected) == 20 * (1 + 1 + 3) + 4 * 3 and len(continued) == 5 * (1 + 1 + 3)
     for key, value in {**first, **{(*key, 'continued'): v for key, v in continued.items()}}.items():
         assert abs(value - expected[key[:3]]) < 1e-5, key
     for (text, log_p), (expected_text, expected_log_p) in zip(said['answers'], answers):
         assert text == expected_text and log_p == pytest.approx(expected_log_p, abs=1e-3)
     run = small_run(folder)
     for name in ('vision', 'language', 'flamingo'):
-        for key, value in go_on(run, name, tmp_path / f'out/{name}.10.pt').items():
+        for key, value in go_on(run, name, tmp_path / f'out/{name}.15.pt').items():
             assert abs(value - expected[key]) < 1e-5, ('alone again', key)
         a, b = (torch.load(f'{d}/{name}.pt', weights_only=True) for d in (folder, tmp_path / 'out'))
         kind = {'vision': 'contrastive', 'language': 'lm', 'flamingo': 'flamingo'}[name]

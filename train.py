@@ -264,7 +264,7 @@ class FlamingoStage:
         self.optimizer = adamw(trained, self.lr, self.config['weight_decay'], self.config['gate_scale'])
         self.features = FrozenFeatures(self.module.vision, run.pixels, run.device)
         self.asker = Asker(self.module, run.tokenizer, self.features, shared=not self.config['shard'])
-        self.encoded = None  # the batch at hand: (source, i), sequences
+        self.encoded = None, {}  # the step at hand: its number, and {source: sequences}
         self.module.train()
 
     def prepare(self):
@@ -273,15 +273,17 @@ class FlamingoStage:
 
     def batch(self, source, i):
         """-> this rank's sequences of batch i"""
-        if self.encoded is None or self.encoded[0] != (source, i):
+        if self.encoded[0] != i:
+            self.encoded = i, {}
+        if source not in self.encoded[1]:  # or micro-batches would encode it again
             sequences, rows = [], self.rows[source]
             first = i * self.config['batch_' + source] + rows.start
             for number, d in enumerate(self.run.documents(source, first, len(rows)), first):
                 rng = np.random.default_rng([self.config['seed'], 7, number, SOURCES.index(source)])  # of its own: whoever reads it, it is the same
                 sequences.append(encode(d, self.run.tokenizer, self.size.n_token, self.size.n_image, rng, self.config['p_next'],
                                         blind_loss=self.config['blind_loss']))
-            self.encoded = (source, i), sequences
-        return self.encoded[1]
+            self.encoded[1][source] = sequences
+        return self.encoded[1][source]
 
     def loss(self, source, i, part=0):
         names = self.sources if source == 'merged' else [source]
@@ -499,7 +501,7 @@ class Run:
 
     def on_signal(self, number, frame):
         """Ctrl-C or a polite kill: finish this step, save, leave. A second one leaves at once."""
-        if self.stop is not None:
+        if self.stop is not None and distributed.world() == 1:  # torchrun passes every Ctrl-C on, after all have had it already
             raise KeyboardInterrupt
         self.stop = number
 

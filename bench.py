@@ -35,7 +35,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 import evaluate
 import train
 from data import Media, collate
-from kit import checkpoint, peers, pictures
+from kit import accounting, checkpoint, peers, pictures
 from kit.configurator import BadInput, autocast, command, configure, pick_device, pick_dtype
 from model import Flamingo, FlamingoConfig
 from resampler import PerceiverResampler
@@ -294,10 +294,8 @@ def stage_step(run, stage, numbers):
     """A step as in train.train_stage, at the next place in the data."""
     def call():
         i, n_token = next(numbers), 0
-        for name, weight in stage.sources.items():
-            with autocast(run.device, run.dtype):
-                loss = stage.loss(name, i)
-            (weight * loss).backward()
+        for name in stage.sources:
+            train.backward(run, stage, name, i)
             n_token += stage.n_token
         stage.clip()
         stage.optimizer.step()
@@ -342,44 +340,46 @@ class Whole:
     def answers(self):
         asker = self.flamingo.asker
         episodes = evaluate.episodes_of('naming', 1, 16, ways=4)
-        prompts = asker.prompts([e.document() for e in episodes[:8]])
+        prompts = self.autocast(asker.prompts)([e.document() for e in episodes[:8]])
         n_image = prompts['features'].shape[1]
 
+        read, step = self.autocast(self.model.prefill), self.autocast(self.model.step)
+
         def prefill():
-            self.model.prefill(prompts['tokens'], prompts['length'], prompts['image_index'], 2, features=prompts['features'])
+            read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'])
             return prompts['tokens'].numel()
 
-        cache, logits, index = self.model.prefill(prompts['tokens'], prompts['length'], prompts['image_index'], 2, features=prompts['features'])
+        cache, logits, index = read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'])
         word = logits.argmax(-1, keepdim=True)
 
         def decode():
-            self.model.step(cache, word, index)
+            step(cache, word, index)
             cache.length = prompts['length']  # the next run writes to the same place
             return len(word)
 
         self.model.eval()
         yield Work('prefill', {'ours': no_grad(prefill)}, n_image)
         yield Work('decode', {'ours': no_grad(decode)}, n_image)
-        yield Work('episode', {'ours': lambda: len(asker.answer(episodes))}, n_image, 'episodes')
+        yield Work('episode', {'ours': lambda: len(self.autocast(asker.answer)(episodes))}, n_image, 'episodes')
 
     def data(self):
         def flamingo():
             i, n_token = next(self.numbers), 0
             for name in self.flamingo.sources:
-                batch = collate(self.flamingo.batch(name, i), self.run.tokenizer)
+                batch = collate(self.run.sequences(name, i), self.run.tokenizer)
                 for m in (m for row in batch.media for m in row):
                     self.run.pixels(m)
                 n_token += batch.tokens.numel()
             return n_token
 
         def vision():
-            i, n = next(self.numbers), self.run.config['vision_batch']
-            pairs = [d for name in self.vision.sources for d in self.run.documents(name, i * n, n)]
+            i = next(self.numbers)
+            pairs = [d for name in self.vision.sources for d in self.run.pairs(name, i)]
             return sum(isinstance(p, Media) for d in pairs for p in d.pieces)
 
         yield Work('data', {'ours': flamingo})
         yield Work('data_vision', {'ours': vision}, unit='images')
-        yield Work('data_language', {'ours': lambda: self.language.batch(next(self.numbers))[0].numel()})
+        yield Work('data_language', {'ours': lambda: self.run.texts('text', next(self.numbers))[0].size})
 
 
 def no_grad(call):
@@ -418,9 +418,9 @@ def works(config, device, wanted):
 
 def main():
     config = configure(KEYS, usage=__doc__)
+    train.check_values(config)
     if config.device == 'meta':
-        from kit import accounting
-        return accounting.print_tables(config.preset)
+        return print(accounting.report(config.preset))
     beginnings = tuple(part.strip() for part in config.what.split(',') if part.strip()) or ('',)
     for part in beginnings:
         if not any(name.startswith(part) for name in NAMES):
@@ -430,7 +430,6 @@ def main():
     if config.width < 16 or config.width % 16:
         raise BadInput(f'--width={config.width}: must be a multiple of 16, for its 8 heads and the 4 of half the width')
     wanted = lambda *names: any(name.startswith(beginnings) for name in names)
-    train.check_values(config)
     device = config.device = pick_device(config.device)
     rate = matmul_rate(device, pick_dtype(config.dtype, device))
     print(f'{device}, {torch.get_num_threads()} threads: matrix products at {rate / 1e9:,.0f} GFLOP/s')

@@ -16,8 +16,11 @@ Shapes: B batch, T tokens, N images in the sequence, F frames, H and W pixels.
     python data.py PATH     # what a source on disk holds, what is left out of it and why, and a sheet of its first pictures
 """
 import base64
+import hashlib
 import json
+import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Callable
@@ -26,6 +29,7 @@ import numpy as np
 import tiktoken
 import torch
 from PIL import Image
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from kit import checkpoint
 from kit.configurator import BadInput, BadItem, command, configure, open_file
@@ -174,6 +178,33 @@ class Tokenizer:
         except BadInput as e:
             raise BadInput(f'{path}: {e}') from e
 
+    @classmethod
+    def from_gpt2(cls, folder=None):
+        """GPT-2's own: vocab.json and merges.txt of a folder as published on the Hugging Face hub; without a folder, what
+        tiktoken has in its cache. Never fetched from the network. <|endoftext|>, its last id, is <BOS> and <PAD>: GPT-2
+        was trained with it between documents, and padding is neither seen nor learned. Raises BadInput."""
+        if folder is None:
+            names = [f'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{n}' for n in ('vocab.bpe', 'encoder.json')]
+            cache = os.environ.get('TIKTOKEN_CACHE_DIR', os.environ.get('DATA_GYM_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'data-gym-cache')))
+            if not all(os.path.exists(os.path.join(cache, hashlib.sha1(n.encode()).hexdigest())) for n in names):
+                raise BadInput("--tokenizer=gpt2: not in tiktoken's cache, and nothing is fetched unasked; to fetch it: "
+                               'python -c "import tiktoken; tiktoken.get_encoding(\'gpt2\')"')
+            ranks = tiktoken.get_encoding('gpt2')._mergeable_ranks
+        else:
+            merges, vocab = os.path.join(folder, 'merges.txt'), os.path.join(folder, 'vocab.json')
+            try:
+                # tiktoken keeps copies of files by their names; the hashes make it notice that one has changed.
+                hashes = []
+                for path in (merges, vocab):
+                    with open(path, 'rb') as f:
+                        hashes.append(hashlib.sha256(f.read()).hexdigest())
+                ranks = data_gym_to_mergeable_bpe_ranks(merges, vocab, *hashes)
+            except OSError as e:
+                raise BadInput(f'{path}: {e.strerror}') from e
+            except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as e:
+                raise BadInput(f"{folder}: vocab.json and merges.txt are not GPT-2's, or do not belong together") from e
+        return cls(ranks, bos=len(ranks), pad=len(ranks))
+
     def save(self, path):
         with checkpoint.whole_file(path) as f:
             for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
@@ -208,6 +239,11 @@ class Encoded:
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
     loss_mask: np.ndarray    # bool: is there something to learn in predicting this token?
     media: list
+
+    @property
+    def n_learned(self):
+        """How many tokens the loss is a mean over; the first has nothing before it to be predicted from."""
+        return int(self.loss_mask[1:].sum())
 
 
 def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5, blind_loss=True):

@@ -238,14 +238,15 @@ def pad_texts(ids, longest):
 
 
 def first_table(asker, contrastive, n=400, seed=1, pairs=None):
-    """The table that train.py ends with -> (rows, [(title, Document, answer)] to look at)."""
+    """The table that train.py ends with -> (rows, [(title, Document, answer)] to look at). contrastive: None where no text
+    tower was trained, and there is nothing to say without a prompt."""
     plan = [('naming', ways, shots, None) for ways in (2, 4) for shots in (1, 2, 4)]
     plan += [('naming', ways, 1, 'blank_support') for ways in (2, 4)]
     if pairs is None:
-        rows = [zero_shot(contrastive, asker.tokenizer, asker.features, 2 * n)]
+        rows = [zero_shot(contrastive, asker.tokenizer, asker.features, 2 * n)] if contrastive else []
         plan += [(task, None, shots, None) for task in ('caption', 'question', 'clip_caption') for shots in (0, 4, 8)]
     else:
-        rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, Report())
+        rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, Report()) if contrastive else []
         plan += [('caption', None, shots, None) for shots in (0, 4, 8)]
     plan = [(task, ways, shots, control) for task, ways, shots, control in plan if can_ask(pairs, ways, shots)]
     shown = []

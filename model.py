@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kit import checkpoint
+from kit.configurator import BadInput
 from resampler import PerceiverResampler
 from vision import SIZES, NFNet
 from xattn import GatedCrossAttention, route_tokens
@@ -34,6 +36,7 @@ class FlamingoConfig:
     xattn_head: int = 4
     xattn_head_dim: int = 32
     attend: str = 'last'        # or 'all_previous', the paper's ablation
+    visual_dim: int = 0         # width that visual tokens are projected to before all gated layers; 0: as the resampler gives them
     # resampler
     resampler_layer: int = 2
     resampler_dim: int = 128
@@ -55,7 +58,7 @@ class FlamingoConfig:
     def __post_init__(self):
         """Raises ValueError, naming the size, where no model can have it: a stranger's checkpoint may claim anything."""
         for f in fields(self):
-            value, least = getattr(self, f.name), 0 if f.name in ('bos', 'pad') else 1
+            value, least = getattr(self, f.name), 0 if f.name in ('bos', 'pad', 'text_layer', 'visual_dim') else 1
             most = {'layer': 200, 'size': 4096}.get(f.name.rpartition('_')[2], 1 << 20)
             if type(value) is not type(f.default):
                 raise ValueError(f'{f.name}={value!r}: must be of type {type(f.default).__name__}')
@@ -69,7 +72,9 @@ class FlamingoConfig:
                 raise ValueError(f'{dim}={getattr(self, dim)}: must be a multiple of {head}={getattr(self, head)}')
 
 
-# The three large ones are the paper's (Table 5), with its vision encoder, NFNet-F6 at 320 pixels.
+# The three large ones are the paper's (Table 5), with its vision encoder, NFNet-F6 at 320 pixels. Their visual tokens are
+# widened to the language model's width: the paper does not say so, but its counts of 1.6 B and 10 B for the gated layers
+# are 12 D² a layer, keys and values from D-wide tokens; from 1536-wide ones they would be 1.4 B and 8.4 B.
 _PAPER = dict(n_vocab=32000, bos=1, pad=0, n_context=2048, xattn_head_dim=128, resampler_layer=6, resampler_dim=1536, resampler_head=16,
               resampler_head_dim=128, n_latent=64, vision='F6', image_size=320, dim_embed=1376, text_layer=12, text_dim=768,
               text_head=12, n_token=256, n_image=5)
@@ -78,9 +83,9 @@ PRESETS = {
     'gpt2': dict(n_vocab=50257, bos=50256, pad=50256, lm_layer=12, lm_dim=768, lm_head=12, n_context=1024, xattn_head=12, xattn_head_dim=64,
                  resampler_layer=6, resampler_dim=768, resampler_head=12, resampler_head_dim=64, n_latent=64, vision='F0', image_size=256,
                  dim_embed=512, text_layer=4, text_dim=256, text_head=4, n_token=256, n_image=5),
-    'flamingo-3b': dict(_PAPER, lm_layer=24, lm_dim=2048, lm_head=16, xattn_every=1, xattn_head=16),
-    'flamingo-9b': dict(_PAPER, lm_layer=40, lm_dim=4096, lm_head=32, xattn_every=4, xattn_head=32),
-    'flamingo-80b': dict(_PAPER, lm_layer=80, lm_dim=8192, lm_head=64, xattn_every=7, xattn_head=64),
+    'flamingo-3b': dict(_PAPER, lm_layer=24, lm_dim=2048, lm_head=16, xattn_every=1, xattn_head=16, visual_dim=2048),
+    'flamingo-9b': dict(_PAPER, lm_layer=40, lm_dim=4096, lm_head=32, xattn_every=4, xattn_head=32, visual_dim=4096),
+    'flamingo-80b': dict(_PAPER, lm_layer=80, lm_dim=8192, lm_head=64, xattn_every=7, xattn_head=64, visual_dim=8192),
 }
 
 
@@ -175,6 +180,43 @@ class GPT(nn.Module):
     def from_config(cls, config):
         return cls(config.n_vocab, config.lm_layer, config.lm_dim, config.lm_head, config.n_context)
 
+    def sizes(self):
+        """-> dict of the FlamingoConfig fields that describe it"""
+        n_vocab, dim = self.wte.weight.shape
+        return {'n_vocab': n_vocab, 'lm_layer': len(self.h), 'lm_dim': dim, 'lm_head': self.h[0].attn.n_head, 'n_context': self.n_context}
+
+    @classmethod
+    def from_gpt2(cls, path):
+        """GPT-2's weights as published on the Hugging Face hub -> GPT, float32.
+
+        path: pytorch_model.bin or model.safetensors, or the folder with one of them. Sizes are told by the shapes (gpt2,
+        -medium, -large, -xl, distilgpt2 and their fine-tuned kin: heads are always 64 wide). Raises BadInput that names
+        the first key that is missing, unknown or of the wrong shape.
+        """
+        state, path = checkpoint.read_published(path)
+        state = {k.removeprefix('transformer.'): v for k, v in state.items()}
+        for key in ('wte.weight', 'wpe.weight'):
+            if key not in state or state[key].ndim != 2:
+                raise BadInput(f'{path}: not a GPT-2: no matrix {key}')
+        (n_vocab, dim), n_context = state['wte.weight'].shape, len(state['wpe.weight'])
+        n_layer = len({k.split('.')[1] for k in state if k.startswith('h.')})
+        if dim % 64 or not n_layer:
+            raise BadInput(f'{path}: a GPT-2 of {n_layer} layers of width {dim} does not exist: its heads are 64 wide')
+        with torch.device('meta'):  # nothing is drawn at random that the file is going to replace
+            lm = cls(n_vocab, n_layer, dim, dim // 64, n_context)
+        ours = lm.state_dict()
+        # OpenAI's layers compute x W, ours x Wᵀ: these four are stored the other way around.
+        turned = [k for k in ours if k.endswith(('attn.c_attn.weight', 'c_proj.weight', 'mlp.c_fc.weight'))]
+        shapes = {k: v.shape[::-1] if k in turned else v.shape for k, v in ours.items()}
+        # Not weights at all: the causal mask, and the number that masked scores are set to. And the head, a second name of wte.
+        rest = {f'h.{i}.attn.bias': (1, 1, n_context, n_context) for i in range(n_layer)} | {f'h.{i}.attn.masked_bias': () for i in range(n_layer)}
+        rest |= {'lm_head.weight': (n_vocab, dim)}
+        checkpoint.check_shapes(state, shapes, f'{path}: ', optional=rest)
+        if 'lm_head.weight' in state and not torch.equal(state['lm_head.weight'], state['wte.weight']):
+            raise BadInput(f'{path}: lm_head.weight is not wte.weight; a GPT-2 has one table for both')
+        lm.load_state_dict({k: (state[k].T if k in turned else state[k]).float().contiguous() for k in ours}, assign=True)
+        return lm.requires_grad_(True)
+
     def check_length(self, t):
         if t > self.n_context:
             raise ValueError(f'{t} tokens are more than the context of {self.n_context}')
@@ -262,8 +304,10 @@ class Flamingo(nn.Module):
         self.lm = lm or GPT.from_config(config)
         self.resampler = PerceiverResampler(config.resampler_dim, self.vision.dim, config.n_latent, config.resampler_layer,
                                             config.resampler_head, config.resampler_head_dim, config.n_frame)
+        visual_dim = config.visual_dim or config.resampler_dim
+        self.widen = nn.Linear(config.resampler_dim, visual_dim, bias=False) if visual_dim != config.resampler_dim else nn.Identity()
         self.gated = nn.ModuleList(
-            GatedCrossAttention(config.lm_dim, config.resampler_dim, config.xattn_head, config.xattn_head_dim, config.attend)
+            GatedCrossAttention(config.lm_dim, visual_dim, config.xattn_head, config.xattn_head_dim, config.attend)
             for _ in range(0, config.lm_layer, config.xattn_every))
         # <image> and <EOC>: the only words the frozen model does not know. Their rows live apart from its table
         # and are trained (left frozen at random they cost OpenFlamingo 12 points of VQAv2); tied like its own.
@@ -277,6 +321,8 @@ class Flamingo(nn.Module):
         self.requires_grad_(True)
         self.lm.requires_grad_(False)
         self.vision.requires_grad_(not vision)
+        if self.vision.projection is not None:  # into the contrastive space, where Flamingo never goes
+            self.vision.projection.requires_grad_(False)
         self.frozen = [self.lm, self.vision] if vision else [self.lm]
         assert not any(p.requires_grad for m in self.frozen for p in m.parameters())
         return self.train(self.training)
@@ -308,12 +354,14 @@ class Flamingo(nn.Module):
             return None
         # Each position on a scale of one. An encoder's grid can be of any size (our nano NFNet's has an rms of 16), and
         # the time embedding that is added to it would be lost underneath: clips would be pictures.
-        return self.resampler(F.layer_norm(features, features.shape[-1:]), frame_mask)
+        features = F.layer_norm(features, features.shape[-1:])
+        return self.widen(self.resampler(features, frame_mask))
 
     def visual_keys_values(self, media=None, features=None, frame_mask=None):
         """-> for each gated layer keys and values (B,N,H,R,d), or None for text alone"""
         visual = self.resample(media, features, frame_mask)
-        return [None if visual is None else layer.keys_values(visual) for layer in self.gated]
+        # Through `forward`: where weights are sharded over processes, it is what puts a layer together.
+        return [None if visual is None else layer(None, visual) for layer in self.gated]
 
     def embed(self, tokens):
         """(B,T) -> (B,T,D): the frozen table for its own words, the trained rows for the two new ones."""

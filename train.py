@@ -3,6 +3,16 @@
     python train.py                                    # all three stages on the embedded world, minutes on a laptop
     python train.py --stage=flamingo --n_latent=16     # one stage, other sizes
     python train.py config/emoji.py --align=pictures   # your own pictures with captions
+    python train.py config/gpt2.py                     # start from GPT-2 and an ImageNet NFNet: see there what to fetch
+
+On many GPUs (the batch of a step is dealt out, so the numbers of a run do not depend on how many there are):
+
+    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py                   # one machine, data-parallel
+    torchrun --standalone --nproc_per_node=8 train.py config/flamingo_3b.py            # the same, weights sharded
+    torchrun --nproc_per_node=8 --nnodes=2 --node_rank=0 --master_addr=10.0.0.1 --master_port=1234 train.py ...  # first of two machines
+    torchrun --nproc_per_node=8 --nnodes=2 --node_rank=1 --master_addr=10.0.0.1 --master_port=1234 train.py ...  # and on the second one
+
+Several machines need one out_dir that all of them can read.
 
 What it leaves in out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png.
 Run it again and it continues where it was interrupted (init_from=auto).
@@ -23,14 +33,16 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, fields
+from functools import partial
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 import evaluate
 from data import Document, Media, Tokenizer, augment, collate, encode, stack_frames
-from kit import checkpoint, pictures
+from kit import checkpoint, distributed, pictures
 from kit.ahead import look_ahead
 from kit.bpe import train_bpe
 from kit.configurator import BadInput, BadItem, autocast, check_memory, check_range, command, configure, pick_device, pick_dtype
@@ -39,7 +51,7 @@ from kit.pages import is_pages
 from kit.sources import Report, open_folder, open_source, split_spec
 from model import GPT, PRESETS, Flamingo, FlamingoConfig
 from vision import SIZES as ENCODERS
-from vision import TEXT_CONTEXT, adaptive_gradient_clip, new_contrastive
+from vision import TEXT_CONTEXT, NFNet, adaptive_gradient_clip, new_contrastive
 
 KEYS = {
     'stage': ('all', 'all, vision, language, flamingo or finetune'),
@@ -49,8 +61,14 @@ KEYS = {
     'device': ('auto', 'auto, cpu, cuda, cuda:1, mps'),
     'dtype': ('auto', 'of activations and frozen weights: auto, float32 or bfloat16'),
     'compile': (False, 'torch.compile the networks'),
+    'shard': (False, 'split weights and optimizer over the processes of torchrun (FSDP), for models that do not fit on one GPU'),
+    'activation_checkpointing': (False, 'keep only what goes into each block and compute the rest again: less memory, a third more work'),
+    'micro_batches': (1, 'read each batch in so many parts, adding up gradients; not in the contrastive stage, whose batch is compared with itself'),
     'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
-    'tokenizer': ('assets/tokenizer.tiktoken', "a tiktoken file, or 'sources' to train one on the captions of the sources"),
+    'tokenizer': ('assets/tokenizer.tiktoken', "a tiktoken file, a folder with GPT-2's vocab.json and merges.txt, 'gpt2' where tiktoken has it "
+                                               "in its cache, or 'sources' to train one on the captions of the sources"),
+    'gpt2': ('', "GPT-2's weights, as published: the language stage starts from them (with language_iters=0 it takes them as they are)"),
+    'nfnet': ('', "timm's dm_nfnet weights, as published: the vision stage starts from them (vision_iters=0: takes them as they are)"),
     # What to learn from: 'shapes', a path, several 'path:weight' with commas, or empty for none.
     'm3w': ('shapes', 'interleaved pages'),
     'align': ('shapes', 'pairs with short, noisy captions'),
@@ -105,13 +123,16 @@ KEYS |= {f.name: (f.default, 'size; the preset decides unless said') for f in SI
 SOURCES = ('m3w', 'align', 'ltip', 'vtp')
 SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
 # Keys that say how a run is carried out, not what it computes; they may change when it continues.
-FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'workers', 'log_every', 'max_minutes', 'test_n'}
+FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'shard', 'activation_checkpointing', 'micro_batches', 'workers', 'log_every',
+             'max_minutes', 'test_n'}
+OUT_OF_TIME = 1000  # a reason to stop; the others are numbers of signals
 
 
 # ---------------------------------------------------------------------------------------------
-# The three stages. Each has: name, reads (which of Run's methods makes its batches), module, optimizer, n_iter, lr,
-# sources {name: λ}, loss(source, i), clip(), evaluate(), save(). Batch number i of a source is the same whenever it is asked
-# for, so the position in the data is the step number, and resuming needs nothing else.
+# The three stages. Each has: name, reads (which of Run's methods makes its batches), module, net (the module as training calls
+# it: DDP around it, or itself), optimizer, n_iter, lr, n_part (micro-batches), sources {name: λ}, loss(source, i, part), clip(),
+# evaluate(), state(), content(). Batch number i of a source is the same whenever it is asked for, so the position in the data is
+# the step number, and resuming needs nothing else. Of each batch, a process reads its own rows only.
 
 
 class VisionStage:
@@ -120,28 +141,34 @@ class VisionStage:
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
-        self.module = new_contrastive(self.size).to(run.device)
+        self.module = new_contrastive(self.size)
+        if self.config['nfnet']:
+            self.module.vision = NFNet.from_timm(self.config['nfnet'], self.size.dim_embed)
+            run.expect_sizes('nfnet', {'vision': self.module.vision.size})
         self.sources = {name: run.config['lambda_' + name] and 1.0 for name in ('align', 'ltip') if run.config[name]}
         if not self.sources:
             raise BadInput('the vision stage needs pairs: give align or ltip')
-        self.n_iter, self.lr = self.config['vision_iters'], self.config['vision_lr']
+        self.n_iter, self.lr, self.n_part = self.config['vision_iters'], self.config['vision_lr'], 1
+        vision, text = self.module.vision, self.module.text
+        blocks = [*vision.blocks, *text.layers]
+        self.net = run.spread(self.module, [*blocks, vision.projection, vision, text], recomputed=blocks, methods=[(vision, 'embed'), (text, 'embed')])
         self.optimizer = adamw(self.module.named_parameters(), self.lr, 0.0)  # the paper: Adam, no weight decay
 
-    def loss(self, source, i):
-        documents = self.run.batch('pairs', source, i)
-        rng = np.random.default_rng([self.config['seed'], i, SOURCES.index(source)])
+    def loss(self, source, i, part=0):
+        documents, n = self.run.batch('pairs', source, i), self.config['vision_batch']
+        rng = distributed.RowsOf(np.random.default_rng([self.config['seed'], i, SOURCES.index(source)]), n, distributed.rows(n, 'vision_batch'))
         images = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
         if self.config['augment'] > 0:
             images = augment(images, rng, self.config['flip'], self.config['augment'])
         tokens, mask = evaluate.pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
         vision, self.n_token = self.module.vision, tokens.numel()
-        return self.module(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
+        return self.net(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
 
     def clip(self):
         """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm of all before, for nothing may be infinite."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        norm = distributed.grad_norm(self.module.parameters())
         adaptive_gradient_clip(self.module.vision.parameters(), self.config['agc'])
-        torch.nn.utils.clip_grad_norm_(self.module.text.parameters(), 10.0)
+        distributed.clip_grad_norm(self.module.text.parameters(), 10.0)
         return norm
 
     def evaluate(self):
@@ -169,18 +196,23 @@ class LanguageStage:
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
-        self.module = GPT.from_config(self.size).to(run.device)
+        self.module = GPT.from_config(self.size)
+        if self.config['gpt2']:
+            self.module = GPT.from_gpt2(self.config['gpt2'])
+            run.expect_sizes('gpt2', self.module.sizes())
         self.sources = {'text': 1.0}
-        self.n_iter, self.lr = self.config['language_iters'], self.config['language_lr']
+        self.n_iter, self.lr, self.n_part = self.config['language_iters'], self.config['language_lr'], self.config['micro_batches']
+        self.net = run.spread(self.module, self.module.h, recomputed=self.module.h)
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config['weight_decay'])
 
-    def loss(self, source, i):
+    def loss(self, source, i, part=0):
         tokens, start = (torch.from_numpy(x).to(self.run.device) for x in self.run.batch('texts', source, i))
         self.n_token = tokens.numel()
-        return self.module(tokens[:, :-1], tokens[:, 1:], start)[1]
+        tokens, start = tokens[part::self.n_part], start[part::self.n_part]
+        return self.net(tokens[:, :-1], tokens[:, 1:], start)[1] / self.n_part
 
     def clip(self):
-        return torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config['grad_clip'])
+        return distributed.clip_grad_norm(self.module.parameters(), self.config['grad_clip'])
 
     def evaluate(self):
         """How sure it is of a random word sequence the second time it sees it: the copying that Flamingo will need."""
@@ -205,23 +237,40 @@ class FlamingoStage:
         lm = GPT.from_config(self.size)
         checkpoint.load_into(lm, run.load_stage('language', 'lm')['lm'], run.path('language.pt'))
         self.contrastive = contrastive.to(run.device)
-        self.module = Flamingo(self.size, contrastive.vision, lm).to(run.device)
+        self.module = Flamingo(self.size, contrastive.vision, lm)
+        self.prepare()
+        for frozen in self.module.frozen:
+            frozen.to(run.dtype)  # no float32 copy of what is never trained
         self.sources = {name: run.config['lambda_' + name] for name in SOURCES if run.config[name]}
         if not self.sources:
             raise BadInput('the Flamingo stage needs a source: give m3w, align, ltip or vtp')
-        self.n_iter, self.lr = self.config['flamingo_iters'], self.config['flamingo_lr']
+        self.n_part = self.config['micro_batches']
+        # The vision encoder stays whole (so it does in the paper): its features are kept, and each rank asks when it needs new ones.
+        # The resampler is put together at once: how often its layers are called depends on the pictures, which differ by rank.
+        m = self.module
+        self.net = run.spread(m, [*m.lm.h, *m.gated, m.resampler], replicated=[m.vision], methods=[(m, 'generate'), (m, 'score')],
+                              recomputed=[*m.lm.h, *m.gated, *m.resampler.layers, *([] if m.vision in m.frozen else m.vision.blocks)])
         trained = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
         self.optimizer = adamw(trained, self.lr, self.config['weight_decay'], self.config['gate_scale'])
         self.features = FrozenFeatures(self.module.vision, run.pixels, run.device)
-        self.asker = evaluate.Asker(self.module, run.tokenizer, self.features)
+        self.asker = Asker(self.module, run.tokenizer, self.features, shared=not self.config['shard'])
         self.module.train()
 
-    def loss(self, source, i):
+    def prepare(self):
+        """What fine-tuning does differently."""
+        self.n_iter, self.lr = self.config['flamingo_iters'], self.config['flamingo_lr']
+
+    def loss(self, source, i, part=0):
         names = self.sources if source == 'merged' else [source]
-        batch = collate([s for name in names for s in self.run.batch('sequences', name, i)], self.run.tokenizer)
-        self.n_token = batch.tokens.numel()
+        sequences = [self.run.batch('sequences', name, i) for name in names]
+        [n_learned] = distributed.total(sum(s.n_learned for batch in sequences for s in batch))  # of all ranks: the mean is over the whole batch
+        batch = collate([s for batch in sequences for s in batch[part::self.n_part]], self.run.tokenizer)
+        share = (batch.targets != -100).sum().item() * distributed.world() / max(n_learned, 1)
+        if not any(batch.media):  # a picture that nobody looks at: every rank must do the same work, with or without pictures
+            batch.media[0].append(evaluate.BLANK)
+        self.n_token = batch.tokens.numel() * self.n_part
         tokens, image_index, targets = (x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets))
-        return self.module(tokens, image_index, targets=targets, **self.see(batch.media))[1]
+        return share * self.net(tokens, image_index, targets=targets, **self.see(batch.media))[1]
 
     def see(self, media):
         """What the frozen encoder says about these pictures, as keyword arguments of Flamingo.forward."""
@@ -229,7 +278,7 @@ class FlamingoStage:
         return {'features': features, 'frame_mask': frame_mask}
 
     def clip(self):
-        return torch.nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], self.config['grad_clip'])
+        return distributed.clip_grad_norm(self.module.parameters(), self.config['grad_clip'])
 
     def evaluate(self):
         ask = lambda task, ways=None: evaluate.measure(self.asker, task, 1 if ways else 0, self.config['eval_n'], ways, pairs=self.run.held_out)[0]['value']
@@ -253,13 +302,10 @@ class FinetuneStage(FlamingoStage):
     """The end of the paper's appendix: a trained Flamingo goes on at a small learning rate, and its eyes with it."""
     name = 'finetune'
 
-    def __init__(self, run):
-        super().__init__(run)
-        checkpoint.load_into(self.module, run.load_stage('flamingo', 'flamingo')['flamingo'], run.path('flamingo.pt'))
+    def prepare(self):
+        checkpoint.load_into(self.module, self.run.load_stage('flamingo', 'flamingo')['flamingo'], self.run.path('flamingo.pt'))
         self.module.freeze(vision=False)
         self.n_iter, self.lr = self.config['finetune_iters'], self.config['finetune_lr']
-        trained = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
-        self.optimizer = adamw(trained, self.lr, self.config['weight_decay'], self.config['gate_scale'])
 
     def see(self, media):
         """Pixels this time: features of an encoder that changes cannot be kept."""
@@ -271,6 +317,24 @@ class FinetuneStage(FlamingoStage):
         return super().evaluate()
 
 
+class Asker(evaluate.Asker):
+    """Puts the questions of an evaluation to the model, each rank its share of them. Not where the model itself is
+    shared out (sharded): then every answer needs all ranks, and all ask the same."""
+
+    def __init__(self, *arguments, shared):
+        super().__init__(*arguments)
+        self.shared = shared
+
+    def answer(self, episodes, progress=None):
+        if not self.shared:
+            return super().answer(episodes, progress)
+        mine = super().answer(episodes[distributed.rank()::distributed.world()], progress)
+        answers = [None] * len(episodes)
+        for r, part in enumerate(distributed.gather(mine)):
+            answers[r::distributed.world()] = part
+        return answers
+
+
 STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoStage, FinetuneStage)}
 
 
@@ -278,12 +342,14 @@ def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
     """Weight decay pulls matrices only, and none of the resampler's (appendix A.1.3): a gate, gain or norm that
     decays would undo what it is for. The gates learn `gate_scale` times as fast: while they are shut, everything
     behind them learns through a keyhole."""
-    groups = {'matrix': [], 'other': [], 'gate': []}
+    groups = {}
     for name, p in named_parameters:
         matrix = p.ndim >= 2 and not name.startswith('resampler.') and name != 'new_rows'
-        groups['gate' if 'alpha_' in name else 'matrix' if matrix else 'other'].append(p)
+        kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
+        # Scalars and the encoder apart: they may be whole where the rest is sharded, and one group cannot mix the two.
+        groups.setdefault((kind, p.ndim == 0, name.startswith('vision.')), []).append(p)
     groups = [{'params': ps, 'weight_decay': weight_decay if kind == 'matrix' else 0.0, 'scale': gate_scale if kind == 'gate' else 1.0}
-              for kind, ps in groups.items() if ps]
+              for (kind, _, _), ps in groups.items()]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
@@ -321,7 +387,7 @@ class Run:
         self.config = {k: v for k, v in vars(config).items() if k in KEYS}
         if config.preset not in PRESETS:
             raise BadInput(f'--preset={config.preset}: expected one of {", ".join(PRESETS)}')
-        self.device = pick_device(config.device, meta=False)
+        self.device = distributed.begin(pick_device(config.device, meta=False), config.shard)
         self.dtype = pick_dtype(config.dtype, self.device)
         sizes = {f.name: self.config[f.name] for f in SIZES if f.name in config.given or f.name not in PRESETS[config.preset]}
         self.config |= {k: v for k, v in PRESETS[config.preset].items() if k in self.config and k not in sizes}
@@ -331,16 +397,16 @@ class Run:
         self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip, config.images)
                         for role, spec in specs.items() if spec}
         self.tried, self.failed = Counter(), Counter()  # documents of each source
-        self.ahead = {}                                 # (source, i) -> the batch, where a worker has prepared it
+        self.left_out = {}                              # what was met in training and cannot be read: where -> kind
+        self.ahead = {}                                 # (reads, source, i) -> a batch of the step at hand
         self.tokenizer = self.choose_tokenizer()
         self.size = self.check_size()
         self.pixels = Pixels(self.size.image_size, self.size.n_frame)
         # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
         held = None if 'shapes' in [path for path, _ in split_spec('m3w', specs['m3w'])] else held_out(specs, self.config['n_frame'], config.images)
         self.held_out = held and evaluate.readable_pairs(held, self.pixels, self.report)
-        self.left_out = {}    # pictures met in training that cannot be read: where -> kind
         self.rows = []        # of log.csv
-        self.stop = None      # why to stop after this step: a signal's number, or 'time'
+        self.stop = None      # why to stop after this step: a signal's number, or OUT_OF_TIME
         self.training = True  # is there anything that would be lost?
         self.started = time.time()
         self.minutes_before = 0.0  # of earlier sittings of the same run
@@ -358,14 +424,34 @@ class Run:
             raise BadInput(f'--n_token={size.n_token}: longer than the context, --n_context={size.n_context}')
         with torch.device('meta'):  # where tensors have sizes and take no memory
             n = sum(p.numel() for p in Flamingo(size).parameters())
-        check_memory(4 * n, self.device, f'a model of {n / 1e6:,.0f} million numbers')
+        check_memory(4 * n // (distributed.world() if self.config['shard'] else 1), self.device, f'a model of {n / 1e6:,.0f} million numbers')
         return size
 
     def choose_tokenizer(self):
-        if self.config['tokenizer'] != 'sources':
-            return Tokenizer.load(self.config['tokenizer'])
+        name = self.config['tokenizer']
+        if self.config['gpt2'] and name == KEYS['tokenizer'][0]:  # weights are worth nothing without the words they were trained on
+            name = self.config['gpt2'] if os.path.isdir(self.config['gpt2']) else os.path.dirname(self.config['gpt2']) or '.'
+        if name == 'gpt2' or os.path.isdir(name):
+            return Tokenizer.from_gpt2(None if name == 'gpt2' else name)
+        if name != 'sources':
+            return Tokenizer.load(name)
         texts = [self.read('text', i, self.sources['text'].text) for i in range(4000) if 'text' in self.sources]
         return Tokenizer(train_bpe(texts, 1022))
+
+    def spread(self, module, blocks, recomputed, replicated=(), methods=()):
+        """Put a stage's module where it is trained -> what to call in training. recomputed: the blocks that activation
+        checkpointing computes again; the rest as in kit.distributed.spread."""
+        if self.config['activation_checkpointing']:
+            for block in recomputed:
+                block.forward = partial(recompute, block.forward, use_reentrant=False)
+        return distributed.spread(module, self.device, self.config['shard'], blocks, replicated, methods)
+
+    def expect_sizes(self, key, theirs):
+        """The sizes of a published network, {name: size}, must be this run's. Raises BadInput."""
+        wrong = [k for k in theirs if theirs[k] != getattr(self.size, k)]
+        if wrong:
+            raise BadInput(f'{self.config[key]} has ' + ', '.join(f'{k}={theirs[k]} (this run: {getattr(self.size, k)})' for k in wrong)
+                           + '; give ' + ('a tokenizer of its own' if wrong == ['n_vocab'] else ' '.join(f'--{k}={theirs[k]}' for k in wrong if k != 'n_vocab')))
 
     def path(self, name):
         return os.path.join(self.config['out_dir'], name)
@@ -391,8 +477,11 @@ class Run:
         return document
 
     def batch(self, reads, source, i):
-        """Batch i of a source: as a worker has prepared it, or made here. It is the same, whoever makes it."""
-        return self.ahead.pop((source, i)) if (source, i) in self.ahead else getattr(self, reads)(source, i)
+        """This process's rows of batch i of a source: as a worker has prepared them, or made here, once for all micro-batches.
+        They are the same, whoever makes them."""
+        if (reads, source, i) not in self.ahead:
+            self.ahead = {key: batch for key, batch in self.ahead.items() if key[2] == i} | {(reads, source, i): getattr(self, reads)(source, i)}
+        return self.ahead[reads, source, i]
 
     def documents(self, source, start, n):
         """Documents start … start+n-1 of a source, all of their pictures readable."""
@@ -405,35 +494,37 @@ class Run:
         return [self.read(source, number, readable) for number in range(start, start + n)]
 
     def pairs(self, source, i):
-        """-> list of Documents, of a picture and its caption each."""
+        """-> list of Documents, of a picture and its caption each. Here and below: this process's rows of batch i."""
         n = self.config['vision_batch']
-        return self.documents(source, i * n, n)
+        rows = distributed.rows(n, 'vision_batch')
+        return self.documents(source, i * n + rows.start, len(rows))
 
     def texts(self, source, i):
         """-> token ids (B, T+1) int64: texts one after the other, each after a <BOS>; and where each row starts (B,)."""
-        n, number = min(self.config['language_tokens'], self.size.n_context), i << 20  # room for a million texts a step
-        rows = []
-        for _ in range(self.config['language_batch']):
-            row = []
+        n, batch = min(self.config['language_tokens'], self.size.n_context), []
+        rows = distributed.rows(self.config['language_batch'], 'language_batch')
+        for k in rows:
+            row, number = [], (i << 24) + (k << 10)  # room for 16,000 rows a step, of a thousand texts each
             while len(row) <= n:
                 row += [self.tokenizer.bos] + self.tokenizer.encode(self.read(source, number, self.sources[source].text))
                 number += 1
-            rows.append(row[:n + 1])
+            batch.append(row[:n + 1])
         rng = np.random.default_rng([self.config['seed'], 8, i])
-        return np.array(rows), rng.integers(self.size.n_context - n + 1, size=len(rows))
+        start = rng.integers(self.size.n_context - n + 1, size=self.config['language_batch'])
+        return np.array(batch), start[rows.start:rows.stop]
 
     def sequences(self, source, i):
         """-> list of data.Encoded whose pictures can be read."""
         n = self.config['batch_' + source]
-        rng = np.random.default_rng([self.config['seed'], 7, i, SOURCES.index(source)])
-        return [self.read(source, number, lambda number: self.sequence(self.document(source, number), rng)) for number in range(i * n, i * n + n)]
+        rows = distributed.rows(n, 'batch_' + source)
+        return [self.read(source, i * n + k, lambda number: self.sequence(source, number)) for k in rows]
 
-    def sequence(self, document, rng):
-        """Document -> Encoded. Only the pictures in its window are decoded: a page may have many. One that cannot be read
-        is taken out of a page, which is then read again with the same luck."""
-        state = rng.bit_generator.state
+    def sequence(self, source, number):
+        """Document of that number -> Encoded. Only the pictures in its window are decoded: a page may have many. One that
+        cannot be read is taken out of a page, which is then read again with the same luck."""
+        document = self.document(source, number)
         while True:
-            rng.bit_generator.state = state
+            rng = np.random.default_rng([self.config['seed'], 7, number, SOURCES.index(source)])  # of its own: whoever reads it, it is the same
             sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng, self.config['p_next'],
                               blind_loss=self.config['blind_loss'])
             bad = []
@@ -458,9 +549,18 @@ class Run:
             self.left_out[bad_item.where] = bad_item.kind
             self.report.add(bad_item)
 
+    def share_left_out(self):
+        """Every process learns what the others could not read."""
+        for left_out in distributed.gather(self.left_out):
+            for where, kind in left_out.items():
+                self.leave_out(BadItem(kind, where))
+
     def save_stage(self, stage):
-        checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name), config=asdict(self.size), tokenizer=self.tokenizer.state(), keys=self.config,
-                        **stage.content())
+        content = distributed.whole(stage.content())  # by all ranks, ...
+        if distributed.rank() == 0:                   # ... and written by one
+            checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name), config=asdict(self.size), tokenizer=self.tokenizer.state(), keys=self.config,
+                            **content)
+        distributed.barrier()                         # the others read it next
 
     def load_stage(self, name, module):
         """-> the content of NAME.pt, which must hold `module` and be of the same sizes and words."""
@@ -470,24 +570,29 @@ class Run:
         if content['tokenizer'] != self.tokenizer.state():
             raise BadInput(f'{path} was made with another tokenizer, --tokenizer={made.get("tokenizer")}; now --tokenizer={self.config["tokenizer"]}')
         for key, ours in asdict(self.size).items():
-            if content['config'].get(key) != ours:
-                raise BadInput(f'{path} was made with --preset={made.get("preset")} and {key}={content["config"].get(key)}; '
+            content['config'].setdefault(key, getattr(FlamingoConfig, key))  # a size that is younger than the file
+            if content['config'][key] != ours:
+                raise BadInput(f'{path} was made with --preset={made.get("preset")} and {key}={content["config"][key]}; '
                                f'now --preset={self.config["preset"]} and {key}={ours}')
         return content
 
     def on_signal(self, number, frame):
         """Ctrl-C or a polite kill: finish this step, save, leave. A second one, or one when all is saved, leaves at once."""
-        at_once, self.stop = self.stop is not None or not self.training, number
-        if at_once:
+        again = self.stop is not None and distributed.world() == 1  # torchrun passes every Ctrl-C on, after all have had it already
+        self.stop = number
+        if again or not self.training:
             raise KeyboardInterrupt
 
     def save_progress(self, missing, i, stage=None):
         """training.pt: everything needed to go on with step i of stage missing[0] as if nothing had happened."""
+        self.share_left_out()
         state = {'missing': missing, 'iter': i, 'keys': self.config, 'rows': self.rows, 'minutes': self.minutes(), 'left_out': self.left_out}
         if stage is not None:
-            state |= {'module': stage.module.state_dict(), 'optimizer': stage.optimizer.state_dict(), 'random': checkpoint.random_state()}
-        checkpoint.save(self.path('training.pt'), 'training', **state)
-        self.write_log()
+            state |= {'module': distributed.whole(stage.module.state_dict()), 'optimizer': distributed.whole(stage.optimizer.state_dict()),
+                      'random': checkpoint.random_state()}
+        if distributed.rank() == 0:
+            checkpoint.save(self.path('training.pt'), 'training', **state)
+            self.write_log()
 
     def load_progress(self):
         """-> what `save_progress` saved; the log and the counts of this run go on from there. Raises BadInput."""
@@ -558,12 +663,28 @@ def check_same_keys(saved, now, path):
 # The loop
 
 
-def backward(run, stage, name, i):
-    """Add the gradient of one batch, times its λ, to what is there. Returns the loss, a float."""
-    with autocast(run.device, run.dtype):
-        loss = stage.loss(name, i)
-    (stage.sources.get(name, 1.0) * loss).backward()
-    return loss.item()
+def backward(run, stage, name, i, more=False):
+    """Add the gradient of one batch, times its λ, to what is there, one micro-batch after the other. Returns the loss of this
+    process's rows, a float. more: other batches follow, so processes need not exchange their gradients yet."""
+    total = 0.0
+    for part in range(stage.n_part):
+        with distributed.accumulating(stage.net, more or part + 1 < stage.n_part):
+            with autocast(run.device, run.dtype, cache=False):
+                loss = stage.loss(name, i, part)
+            (stage.sources.get(name, 1.0) * loss).backward()
+        total += loss.item()
+    return total
+
+
+def gradients(run, stage, names, i):
+    """The gradients of step i: one batch from each source, weighted by λ, added up (appendix A.1.3), and clipped.
+
+    -> ({source: loss}, global norm before clipping), of all processes together, and the same on all.
+    """
+    losses = [backward(run, stage, name, i, more=name != names[-1]) for name in names]
+    distributed.average(stage.module, run.config['shard'])
+    norm = stage.clip().item()  # once, after all sources: clipping each would change their balance
+    return dict(zip(names, (x / distributed.world() for x in distributed.total(*losses)))), norm
 
 
 def not_finite(run, stage, names, i):
@@ -571,7 +692,8 @@ def not_finite(run, stage, names, i):
     found = []
     for name in names:
         stage.optimizer.zero_grad(set_to_none=True)
-        if not (math.isfinite(backward(run, stage, name, i)) and math.isfinite(stage.clip().item())):
+        losses, norm = gradients(run, stage, [name], i)
+        if not (math.isfinite(losses[name]) and math.isfinite(norm)):
             found.append(name)
     return found or names  # each is finite, and their sum is not
 
@@ -581,8 +703,8 @@ def train_stage(run, stage, missing, progress=None):
     config, start = run.config, 0
     if progress is not None and 'module' in progress:
         path, start = run.path('training.pt'), progress['iter']
-        checkpoint.load_into(stage.module, progress['module'], path)
-        checkpoint.load_optimizer(stage.optimizer, progress['optimizer'], path)
+        distributed.load_module(stage.module, progress['module'], path)
+        distributed.load_optimizer(stage.optimizer, progress['optimizer'], path)
         checkpoint.set_random_state(progress['random'])
     if config['compile']:
         stage.module.compile()
@@ -596,11 +718,9 @@ def train_stage(run, stage, missing, progress=None):
     for i in bar:
         for group in stage.optimizer.param_groups:
             group['lr'] = stage.lr * group['scale'] * schedule(kind, i, config['warmup'], stage.n_iter)
-        # One step: the gradients of one batch from each source, weighted by λ, added up (appendix A.1.3).
         needed = next(prepared)  # the sources of this step
         batches = ['merged'] if mixing == 'merged' else needed
-        losses = {name: backward(run, stage, name, i) for name in batches}
-        norm = stage.clip().item()  # once, after all sources: clipping each would change their balance
+        losses, norm = gradients(run, stage, batches, i)
         if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
             stage.optimizer.step()
             skipped = 0
@@ -608,18 +728,21 @@ def train_stage(run, stage, missing, progress=None):
             skipped += 1
             source = ' + '.join(not_finite(run, stage, batches, i))
             run.rows.append({'stage': stage.name, 'iter': i + 1, 'skipped': source})
-            tqdm.write(f'{stage.name} step {i + 1}: loss or gradient of {source} is not finite; skipped')
+            if distributed.rank() == 0:
+                tqdm.write(f'{stage.name} step {i + 1}: loss or gradient of {source} is not finite; skipped')
             if skipped == 10:
-                run.write_log()
+                if distributed.rank() == 0:
+                    run.write_log()
                 raise BadInput(f'{stage.name}: ten steps in a row were not finite ({source}); the last good state is in {run.path("training.pt")}')
         stage.optimizer.zero_grad(set_to_none=True)
 
-        n_token += stage.n_token  # what this step has read, padding included
+        n_token += stage.n_token * distributed.world()  # what this step has read, padding included
         done = i + 1 == stage.n_iter
         if config['max_minutes'] and time.time() - run.started > 60 * config['max_minutes']:
-            run.stop = run.stop or 'time'
+            run.stop = run.stop or OUT_OF_TIME
+        run.stop = distributed.largest(run.stop or 0) or None  # one that stops, stops all
         if (i + 1) % config['log_every'] == 0 or done:
-            row = {'stage': stage.name, 'iter': i + 1, **{'loss_' + k: round(v, 5) for k, v in losses.items()},
+            row = {'stage': stage.name, 'iter': i + 1, **{'loss_' + k: round(v, 6) for k, v in losses.items()},
                    'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5), **stage.state()}
             run.rows.append(row)
             row['tokens_per_s'] = round(n_token / (time.time() - clock))
@@ -627,7 +750,8 @@ def train_stage(run, stage, missing, progress=None):
             clock, n_token = time.time(), 0
             bar.set_postfix_str(' '.join(f'{k} {v:.3f}' for k, v in losses.items()) + last_eval)
         if (i + 1) % config['eval_every'] == 0 or done:
-            result = stage.evaluate()
+            with autocast(run.device, run.dtype):
+                result = stage.evaluate()
             run.rows.append({'stage': stage.name, 'iter': i + 1, **{'eval_' + k: round(v, 4) for k, v in result.items()}, 'minutes': round(run.minutes(), 3)})
             last_eval = ' | ' + ' '.join(f'{k} {v:.0%}' for k, v in result.items())
             clock = time.time()
@@ -650,19 +774,24 @@ def check_values(config):
     if not config.out_dir:
         raise BadInput('--out_dir=: must name a folder')
     most = {'seed': 2 ** 63 - 1, 'eval_n': 100_000, 'test_n': 100_000}  # a batch, or all episodes of an evaluation, are in memory at once
-    most |= dict.fromkeys((key for key in KEYS if 'batch' in key), 10_000)
+    most |= dict.fromkeys((key for key in KEYS if 'batch' in key), 16_384)  # the paper's largest
     for key, (default, _) in KEYS.items():
         if type(default) in (int, float):
-            least = 1 if type(default) is int and key not in ('seed', 'warmup', 'text_layer', 'workers') else 0
+            taken_as_it_is = key == 'language_iters' and config.gpt2 or key == 'vision_iters' and config.nfnet
+            least = 1 if type(default) is int and key not in ('seed', 'warmup', 'text_layer', 'visual_dim', 'workers') and not taken_as_it_is else 0
             check_range(config, least, most.get(key, float('inf')), key)
 
 
 def finish(run):
     """The few-shot table, on screen and in results.json, and samples.png."""
     stage = FlamingoStage(run)
-    checkpoint.load_into(stage.module, run.load_stage('flamingo', 'flamingo')['flamingo'], run.path('flamingo.pt'))
+    distributed.load_module(stage.module, run.load_stage('flamingo', 'flamingo')['flamingo'], run.path('flamingo.pt'))
     stage.module.eval()
-    rows, shown = evaluate.first_table(stage.asker, stage.contrastive, n=run.config['test_n'], pairs=run.held_out)
+    with autocast(run.device, run.dtype):
+        contrastive = stage.contrastive if run.config['vision_iters'] else None
+        rows, shown = evaluate.first_table(stage.asker, contrastive, n=run.config['test_n'], pairs=run.held_out)
+    if distributed.rank() > 0:
+        return
     with checkpoint.whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:
         json.dump(rows, f, indent=1)
     pictures.save(evaluate.sheet(shown), run.path('samples.png'))
@@ -672,7 +801,7 @@ def finish(run):
 
 
 def carry_out(run, config):
-    """All stages that are asked for and missing, in order. Returns why it stopped early: a signal, 'time' or None."""
+    """All stages that are asked for and missing, in order. Returns why it stopped early: a signal, OUT_OF_TIME or None."""
     wanted = ['vision', 'language', 'flamingo'] if config.stage == 'all' else [config.stage]
     missing = [name for name in wanted if config.init_from == 'scratch' or not os.path.exists(run.path(name + '.pt'))]
     progress = None
@@ -689,8 +818,15 @@ def carry_out(run, config):
         # What was begun is ended, whatever was asked for; its stage, then what is missing besides.
         begun = progress['missing']
         missing = begun + [name for name in missing if name not in begun]
-    if not missing and progress is None and ('flamingo' not in wanted or os.path.exists(run.path('results.json'))):
-        print(f'{config.out_dir} is complete. --init_from=scratch starts over; python sample.py shows what it learned.')
+    for name in missing:  # before anything is trained
+        keys = {'vision': ['vision_batch'], 'language': ['language_batch']}.get(name, ['batch_' + source for source in SOURCES if run.config[source]])
+        for key in keys:
+            distributed.rows(run.config[key], key, 1 if name == 'vision' else config.micro_batches)
+    finished = not missing and progress is None and ('flamingo' not in wanted or os.path.exists(run.path('results.json')))
+    distributed.barrier()  # all have seen the same files, and only now they may change
+    if finished:
+        if distributed.rank() == 0:
+            print(f'{config.out_dir} is complete. --init_from=scratch starts over; python sample.py shows what it learned.')
         return None
     signal.signal(signal.SIGINT, run.on_signal)
     signal.signal(signal.SIGTERM, run.on_signal)
@@ -709,27 +845,31 @@ def carry_out(run, config):
     run.training = False
     if 'flamingo' in wanted:
         finish(run)
-    with contextlib.suppress(FileNotFoundError):  # all stages were there, and only results.json was missing
-        os.remove(run.path('training.pt'))
-    for line in run.report.lines():
-        print('left out', line)
-    if skipped := sum(bool(row.get('skipped')) for row in run.rows):
-        print(f'{skipped} steps were skipped, their loss or gradient not being finite; {run.path("log.csv")} says of which source')
+    run.share_left_out()
+    if distributed.rank() == 0:
+        with contextlib.suppress(FileNotFoundError):  # all stages were there, and only results.json was missing
+            os.remove(run.path('training.pt'))
+        for line in run.report.lines():
+            print('left out', line)
+        if skipped := sum(bool(row.get('skipped')) for row in run.rows):
+            print(f'{skipped} steps were skipped, their loss or gradient not being finite; {run.path("log.csv")} says of which source')
     return None
 
 
 def main():
     config = configure(KEYS, usage=__doc__)
     check_values(config)
-    with checkpoint.only_run(config.out_dir):
+    with checkpoint.only_run(config.out_dir) if distributed.rank() == 0 else contextlib.nullcontext():
         run = Run(config)
         try:
             stopped = carry_out(run, config)
         except KeyboardInterrupt:  # at once, without finishing the step
             stopped = run.stop or signal.SIGINT
+    distributed.end()
     if stopped is not None:
-        print(f'stopped and saved; to continue: python train.py {shlex.join(a for a in sys.argv[1:] if not a.startswith("--init_from"))}')
-        sys.exit(0 if stopped == 'time' else 128 + stopped)
+        if distributed.rank() == 0:
+            print(f'stopped and saved; to continue: python train.py {shlex.join(a for a in sys.argv[1:] if not a.startswith("--init_from"))}')
+        sys.exit(0 if stopped == OUT_OF_TIME else 128 + stopped)
 
 
 if __name__ == '__main__':

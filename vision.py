@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kit import checkpoint, distributed
+from kit.configurator import BadInput
+
 # What each size is made of. F0–F6 share everything but depth; `nano` is small enough for two cores.
 #   stem: channels of the four 3x3 convolutions in front    widths, depths: of the four (three) stages
 #   group: channels per group of the 3x3 convolutions       train, test: resolution in pixels it was made for
@@ -181,6 +184,53 @@ class NFNet(nn.Module):
         """(N,3,H,W) -> (N, n_class) logits, for the published ImageNet heads."""
         return self.head(self.dropout(self.forward(images).mean(1)))
 
+    @classmethod
+    def from_timm(cls, path, dim_embed=0, head=False):
+        """timm's dm_nfnet_f0 … f6 (the weights that DeepMind published, trained on ImageNet) -> NFNet, float32.
+
+        path: the file (.pth, .bin, .safetensors) or the folder with one. Size is told by the depth. head: keep the 1000-way
+        classifier. The projection to dim_embed, which no file has, is random. Pictures are to be normalised by `normalise`;
+        SIZES[size]['train'] and ['test'] are the resolutions in pixels that it was made for.
+        Raises BadInput that names the first key that is missing, unknown or of the wrong shape.
+        """
+        state, path = checkpoint.read_published(path)
+        depth = [len({k.split('.')[2] for k in state if k.startswith(f'stages.{i}.')}) for i in range(4)]
+        size = next((name for name, spec in SIZES.items() if list(spec['depths']) == depth), None)
+        if size is None:
+            raise BadInput(f'{path}: not a dm_nfnet_f0 … f6: its stages have {", ".join(map(str, depth))} blocks')
+        has_head = 'head.fc.weight' in state
+        if head and not has_head:
+            raise BadInput(f'{path}: lacks head.fc.weight')
+        net = cls(size, dim_embed, len(state['head.fc.weight']) if head else 0)
+        ours = {k: v for k, v in net.state_dict().items() if not k.startswith('projection.')}
+        stages = [f'stages.{i}.{j}' for i, n in enumerate(depth) for j in range(n)]
+
+        def theirs(key):
+            """Our name of a weight -> timm's."""
+            where, number, rest = (key.split('.', 2) + ['', ''])[:3]
+            if where == 'stem':
+                return f'stem.conv{int(number) + 1}.{rest}'
+            if where == 'blocks':
+                for a, b in (('squeeze_excite.', 'attn_last.'), ('shortcut.', 'downsample.conv.'), ('skip_gain', 'skipinit_gain')):
+                    rest = rest.replace(a, b)
+                return f'{stages[int(number)]}.{rest}'
+            return key.replace('head.', 'head.fc.')
+
+        names = {key: theirs(key) for key in ours}
+        # theirs: gains as (D,1,1,1), and the two layers of squeeze-excite as 1x1 convolutions
+        shapes = {names[k]: (*v.shape, 1, 1, 1) if k.endswith('.gain') else (*v.shape, 1, 1) if '.fc' in names[k] and 'head' not in k and v.ndim == 2 else v.shape
+                  for k, v in ours.items()}
+        unused = {'head.fc.weight': (None, net.dim), 'head.fc.bias': (None,)} if has_head and not head else {}
+        checkpoint.check_shapes(state, shapes, f'{path}: ', optional=unused)
+        net.load_state_dict({k: state[names[k]].float().reshape(v.shape) for k, v in ours.items()}, strict=False)
+        with torch.no_grad():
+            for conv in (m for m in net.modules() if isinstance(m, WSConv2d)):
+                # timm divides by √(fan_in·(var + 1e-5)), DeepMind's code (and ours) by √max(fan_in·var, 1e-4): the gain takes
+                # up the difference, so that what comes out is timm's.
+                fan_in, var = conv.weight[0].numel(), conv.weight.var(dim=(1, 2, 3), correction=0)
+                conv.gain.mul_(((fan_in * var).clamp(min=conv.eps) / (fan_in * (var + 1e-5))).sqrt())
+        return net
+
 
 class TextTower(nn.Module):
     """A small bidirectional transformer, mean-pooled (the paper: a BERT; its size for the F6 is not stated).
@@ -229,7 +279,9 @@ class Contrastive(nn.Module):
     def forward(self, images, tokens, mask):
         with torch.no_grad():  # clamped here, not in the product below: there its gradient would be lost for good
             self.log_beta.clamp_(max=math.log(100))
-        return contrastive_loss(self.vision.embed(images), self.text.embed(tokens, mask), self.log_beta.exp())
+        v, l = self.vision.embed(images), self.text.embed(tokens, mask)
+        return contrastive_loss(v, l, self.log_beta.exp(), all_v=distributed.gather_rows(v), all_l=distributed.gather_rows(l),
+                                first=distributed.rank() * len(v))
 
 
 def new_contrastive(config):
@@ -238,16 +290,18 @@ def new_contrastive(config):
     return Contrastive(NFNet(config.vision, config.dim_embed), text)
 
 
-def contrastive_loss(v, l, beta, label_smoothing=0.1):
+def contrastive_loss(v, l, beta, label_smoothing=0.1, all_v=None, all_l=None, first=0):
     """v (N,E) pictures, l (N,E) texts, unit length, row i of one belonging to row i of the other -> scalar.
+
+    On many GPUs each compares its own rows with those of all, all_v and all_l (W·N,E), of which its own begin at `first`.
 
     L_txt2im = −1/N Σ_i log [ exp(β l_iᵀv_i) / Σ_j exp(β l_iᵀv_j) ]   and L_im2txt with the roles swapped.
     The paper minimises their *sum* (CLIP halves it).
     """
-    similarity = beta * l @ v.T                          # (N,N) row: text, column: picture
-    pair = torch.arange(len(v), device=v.device)
-    txt2im = F.cross_entropy(similarity, pair, label_smoothing=label_smoothing)
-    im2txt = F.cross_entropy(similarity.T, pair, label_smoothing=label_smoothing)
+    all_v, all_l = v if all_v is None else all_v, l if all_l is None else all_l
+    pair = first + torch.arange(len(v), device=v.device)
+    txt2im = F.cross_entropy(beta * l @ all_v.T, pair, label_smoothing=label_smoothing)  # (N,W·N) row: text, column: picture
+    im2txt = F.cross_entropy(beta * v @ all_l.T, pair, label_smoothing=label_smoothing)  # (N,W·N) row: picture, column: text
     return txt2im + im2txt
 
 

@@ -112,7 +112,8 @@ class GatedCrossAttention(nn.Module):
     def attend_last(self, q, kv, route, visual=None):
         """q (B,T,H,d) -> (B,T,H,d): each chunk of tokens with the image it belongs to. kv None: visual is given instead."""
         if len(route.image) == 0:
-            return torch.zeros_like(q)  # no token sees any image
+            # No token sees any image. All parameters get a gradient, if of zero: other processes may have one, and wait for it.
+            return q * 0 + sum(x.sum() for x in (self.keys_values(visual) if kv is None else kv)) * 0
         q_chunk = q.flatten(0, 1).index_select(0, route.token)                            # (M*C,H,d)
         q_chunk = q_chunk.unflatten(0, (-1, route.chunk)).transpose(1, 2)                 # (M,H,C,d)
         if kv is None and route.whole and 2 * route.chunk * (visual.shape[2] + self.head_dim) < visual.shape[2] * self.head_dim:
@@ -161,9 +162,11 @@ class GatedCrossAttention(nn.Module):
             out = self.attend_all_previous(q, self.keys_values(visual) if kv is None else kv, image_index, row)
         return self.to_out(out.flatten(2))                                                # (B,T,D)
 
-    def forward(self, y, visual, image_index, kv=None, route=None, row=None):
+    def forward(self, y, visual, image_index=None, kv=None, route=None, row=None):
         """kv: keys_values(visual) where they are kept already (then `visual` is not needed); route: the Route
-        where it is known already; row (B,): whose images each row sees, where not its own."""
+        where it is known already; row (B,): whose images each row sees, where not its own. y None: -> keys_values(visual)"""
+        if y is None:
+            return self.keys_values(visual)
         y = y + torch.tanh(self.alpha_x) * self.cross_attention(y, visual, image_index, kv, route, row)
         y = y + torch.tanh(self.alpha_d) * self.feed_forward(y)
         return y

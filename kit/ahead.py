@@ -38,7 +38,7 @@ class Ahead(torch.utils.data.Dataset):
             run.report = Heard()
         run.report.news = []
         try:
-            batches = {(name, i): run.batch(self.reads, name, i) for name in names}
+            batches = {(self.reads, name, i): run.batch(self.reads, name, i) for name in names}
         except BadInput as e:
             return e
         entries = [] if self.reads == 'texts' else [entry for batch in batches.values() for entry in batch]

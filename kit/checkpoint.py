@@ -229,28 +229,80 @@ def check_state(module, state, path, what=''):
     if not isinstance(state, dict):
         raise BadInput(f'{where}is not a dict of tensors')
     expected = module.state_dict()
-    for key in expected:
-        if key not in state:
-            raise BadInput(f'{where}lacks {key}')
+    check_shapes(state, {key: value.shape for key, value in expected.items()}, where)
     for key, value in state.items():
-        if key not in expected:
-            raise BadInput(f'{where}has {key}, which the model lacks')
-        if not isinstance(value, torch.Tensor):
-            raise BadInput(f'{where}has {key}, which is no tensor')
-        if value.shape != expected[key].shape:
-            raise BadInput(f'{where}has {key} of shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}')
         if value.is_floating_point() != expected[key].is_floating_point():
             raise BadInput(f'{where}has {key} of type {value.dtype}, expected {expected[key].dtype}')
 
 
-def load_into(module, state, path, what=''):
-    """Copy the tensors of a state dict into `module`. Raises BadInput, as `check_state` does."""
+def check_shapes(state, shapes, where, optional={}):
+    """A state dict must hold every key of `shapes` ({key: shape}), and no key that is neither there nor in `optional`,
+    all of them tensors of their shapes (None: any length). Raises BadInput that names the first one that is wrong."""
+    for key in shapes:
+        if key not in state:
+            raise BadInput(f'{where}lacks {key}')
+    for key, value in state.items():
+        if key not in shapes and key not in optional:
+            raise BadInput(f'{where}has {key}, which the model lacks')
+        if not isinstance(value, torch.Tensor):
+            raise BadInput(f'{where}has {key}, which is no tensor')
+        shape = tuple(shapes[key] if key in shapes else optional[key])
+        if len(shape) != value.ndim or any(a not in (None, b) for a, b in zip(shape, value.shape)):
+            raise BadInput(f'{where}has {key} of shape {tuple(value.shape)}, expected {shape}')
+
+
+def load_into(module, state, path, what='', place=None):
+    """Copy the tensors of a state dict into `module`. Raises BadInput, as `check_state` does.
+
+    place(tensor, mine): what to make of a tensor first, where the module's own, `mine`, is split over processes.
+    """
     check_state(module, state, path, what)
+    if place is not None:
+        mine = module.state_dict()
+        state = {key: place(value, mine[key]) for key, value in state.items()}
     module.load_state_dict(state)
 
 
-def load_optimizer(optimizer, state, path):
-    """Put back the moments of an optimizer for the same parameters; learning rates and the like stay as they are. Raises BadInput."""
+def read_published(path):
+    """Weights as others publish them -> (state dict, path of the file). Raises BadInput.
+
+    path: a file of torch.save (.bin, .pth, .pt) or a .safetensors (the optional package of that name reads it), or a
+    folder that holds pytorch_model.bin or model.safetensors. Nothing in a file is executed.
+    """
+    if os.path.isdir(path):
+        names = [n for n in ('pytorch_model.bin', 'model.safetensors') if os.path.exists(os.path.join(path, n))]
+        if not names:
+            raise BadInput(f'{path}: holds neither pytorch_model.bin nor model.safetensors')
+        path = os.path.join(path, names[0])
+    if not os.path.exists(path):
+        raise BadInput(f'{path}: no such file')
+    if not os.path.isfile(path):
+        raise BadInput(f'{path}: not a file; published weights were expected')
+    try:
+        if str(path).endswith('.safetensors'):
+            try:
+                from safetensors.torch import load_file
+            except ImportError as e:
+                raise BadInput(f'{path}: pip install safetensors to read it, or give pytorch_model.bin') from e
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location='cpu', weights_only=True)
+    except BadInput:
+        raise
+    except OSError as e:
+        raise BadInput(f'{path}: {e.strerror or e}') from e
+    except Exception as e:  # a damaged file can fail anywhere in there
+        raise BadInput(f'{path}: damaged, refused, or no file of weights at all ({type(e).__name__})') from e
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise BadInput(f'{path}: not a dict of tensors')
+    return state, path
+
+
+def load_optimizer(optimizer, state, path, place=None):
+    """Put back the moments of an optimizer for the same parameters; learning rates and the like stay as they are. Raises BadInput.
+
+    place: as in `load_into`.
+    """
     moments, now = state.get('state'), optimizer.state_dict()
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group['params']))
     good = isinstance(moments, dict) and set(moments) <= set(parameters) and all(
@@ -259,6 +311,8 @@ def load_optimizer(optimizer, state, path):
         for p, moment in ((parameters[k], moment) for k, moment in moments.items()))
     if not good:
         raise BadInput(f'{path}: damaged: its optimizer is not that of this model')
+    if place is not None:
+        moments = {k: {name: place(x, parameters[k]) for name, x in moment.items()} for k, moment in moments.items()}
     optimizer.load_state_dict({'state': moments, 'param_groups': now['param_groups']})
 
 

@@ -237,12 +237,13 @@ def pick_dtype(dtype, device):
     return choices[dtype]
 
 
-def autocast(device, dtype):
-    """The context to run a forward in: mixed precision for bfloat16, nothing at all for float32."""
+def autocast(device, dtype, cache=True):
+    """The context to run a forward in: mixed precision for bfloat16, nothing at all for float32. cache: keep bfloat16
+    copies of float32 weights for the next use inside it; in training there is none, and the copies are as large as the weights."""
     device_type = torch.device(device).type
     if dtype == torch.float32 or device_type == 'meta':  # nothing is computed on meta
         return contextlib.nullcontext()
-    return torch.autocast(device_type, dtype)
+    return torch.autocast(device_type, dtype, cache_enabled=cache)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -252,7 +252,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_pat
     stage, weights = train.VisionStage(run), {}
     loss = stage.loss
 
-    def spoilt(source, i):
+    def spoilt(source, i, part):
         weights.setdefault(i, {n: p.clone() for n, p in stage.module.named_parameters()})
         value = loss(source, i)
         stage.hurt = source == 'align' and i == 3
@@ -272,7 +272,7 @@ def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_state(tmp_path):
     run = small_run(tmp_path, '--vision_iters=50', '--eval_every=1')
     stage = train.VisionStage(run)
     stage.evaluate = lambda: {}
-    loss, stage.loss = stage.loss, lambda source, i: loss(source, i) * (float('inf') if i > 1 else 1)
+    loss, stage.loss = stage.loss, lambda source, i, part: loss(source, i) * (float('inf') if i > 1 else 1)
     save = run.save_progress
     run.save_progress = lambda missing, i, stage=None: save(missing, i, stage) if i <= 2 else None
     with pytest.raises(BadInput, match=r'ten steps in a row .*align \+ ltip.*training\.pt'):

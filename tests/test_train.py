@@ -192,7 +192,7 @@ def test_workers_prepare_the_same_batches(tmp_path, reads, names):
         run.sources['align'] = Listed(good, good, bad, good, good)
     steps = [(i, names) for i in range(3, 8)]
     for (i, _), given in zip(steps, look_ahead(helped, reads, steps), strict=True):
-        assert given == names and set(helped.ahead) == {(name, i) for name in names}
+        assert given == names and set(helped.ahead) == {(reads, name, i) for name in names}
         for name in names:
             batch = helped.batch(reads, name, i)
             for one, two in zip(alone.batch(reads, name, i), batch, strict=True):
@@ -218,7 +218,7 @@ def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
         train.train_stage(run, stage, ['vision'], progress)
         return stage.module.state_dict()
     plain, helped = train_with(), train_with('--workers=2')
-    train_with('--workers=2', stop_at='time')  # after two steps, at the evaluation; saved
+    train_with('--workers=2', stop_at=train.OUT_OF_TIME)  # after two steps, at the evaluation; saved
     resumed = train_with('--workers=1', progress=train.checkpoint.load(str(tmp_path / 'training.pt'), 'training'))
     for name, value in plain.items():
         assert torch.equal(value, helped[name]) and torch.equal(value, resumed[name]), name
@@ -229,7 +229,7 @@ def test_a_run_can_be_sent_to_a_worker(tmp_path):
     run = small_run(tmp_path)
     sent = pickle.loads(pickle.dumps(Ahead(run, 'sequences', [(2, ['m3w', 'vtp'])])))
     batches, pixels, bad_items = sent[0]
-    assert all((one.tokens == two.tokens).all() for name in ('m3w', 'vtp') for one, two in zip(run.sequences(name, 2), batches[name, 2], strict=True))
+    assert all((one.tokens == two.tokens).all() for name in ('m3w', 'vtp') for one, two in zip(run.sequences(name, 2), batches['sequences', name, 2], strict=True))
     assert bad_items == [] and set(pixels) == {m.key for batch in batches.values() for s in batch for m in s.media}
 
 

@@ -1,0 +1,44 @@
+"""The paper's Flamingo-3B: 24 layers of 2048, a gated layer before each, NFNet-F6 at 320 x 320, 64 visual tokens a picture.
+
+    python bench.py --preset=flamingo-3b --device=meta           # parameters beside the paper's, FLOPs, memory
+    torchrun --standalone --nproc_per_node=8 train.py config/flamingo_3b.py \
+        --m3w=PAGES --align=PAIRS --ltip=PAIRS --vtp=CLIPS --text=TEXT --out_dir=out-3b
+
+No weights of these sizes are published that fit: all three stages begin at random. The data is yours (README, "Your own data"); the
+paper's is not public. To fetch public pictures with captions, see config/gpt2.py.
+
+The batch of the contrastive stage is compared with itself and never split into micro-batches: the paper's 16,384 pairs took 512 TPUv4.
+On few GPUs lower vision_batch, and vision_lr with it.
+
+Computed, not measured: in bfloat16 24.5 GiB on one GPU, 5.1 on each of 8, 2.6 on each of 64, for one sequence of 256 tokens and 5
+pictures at a time (bench.py); a batch larger than one sequence a GPU takes that many times the activations. Time: the paper trained its
+80B for 15 days on 1,536 TPUv4; this code has not been run at this size.
+"""
+preset = 'flamingo-3b'
+shard = True                    # torchrun only
+activation_checkpointing = True
+vision_iters = 1200000
+vision_batch = 16384            # pairs of each of align and ltip (appendix B.1)
+vision_lr = 1e-3
+schedule = 'linear'
+language_iters = 100000         # the paper took Chinchilla as it was; give gpt2 and language_iters=0 for a model of your own
+language_batch = 512
+language_tokens = 2048
+language_lr = 1e-4
+batch_m3w = 256                 # of each step; the paper gives batches for its ablations only, these
+batch_align = 512
+batch_ltip = 512
+batch_vtp = 64
+lambda_m3w = 1.0
+lambda_align = 0.2
+lambda_ltip = 0.2
+lambda_vtp = 0.03
+flamingo_iters = 500000
+flamingo_lr = 1e-4
+flamingo_schedule = 'constant'
+warmup = 5000
+gate_scale = 1.0
+augment = 1.0
+flip = True
+micro_batches = 4
+eval_every = 1000

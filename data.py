@@ -12,9 +12,13 @@ This file tells how a Document becomes what the model eats (Flamingo §2.1, §3.
     Batch of tokens (B,T), image_index (B,T), targets (B,T), media [[Media, ...], ...]
 
 Shapes: B batch, T tokens, N images in the sequence, F frames, H and W pixels.
+
+    python data.py PATH     # what a source on disk holds, what is left out of it and why, and a sheet of its first pictures
 """
 import base64
-from dataclasses import dataclass
+import json
+import sys
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Callable
 
@@ -23,7 +27,8 @@ import tiktoken
 import torch
 from PIL import Image
 
-from kit.configurator import BadInput, BadItem
+from kit import checkpoint
+from kit.configurator import BadInput, BadItem, command, configure, open_file
 
 # ---------------------------------------------------------------------------------------------
 # Documents
@@ -62,6 +67,7 @@ class Document:
     pieces: list
     kind: str = 'page'
     where: str = ''  # file and line, for messages
+    dropped: list = field(default_factory=list)  # pictures that it has lost on the way here: BadItems
 
 
 @dataclass
@@ -106,6 +112,9 @@ class Episode:
 
 # GPT-2's own pattern: contractions, words with their leading space, numbers, punctuation, spaces.
 SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+PATTERNS = (SPLIT,)  # that a checkpoint may ask for: a stranger's regular expression can run for ever
+LIMIT_TOKENIZER = 64 << 20  # bytes of a tiktoken file
+LONGEST = 20_000     # characters given to tiktoken at once: a million spaces in a row would overflow its stack and end the process
 
 
 class Tokenizer:
@@ -120,6 +129,8 @@ class Tokenizer:
         n = len(ranks)
         if sorted(ranks.values()) != list(range(n)):
             raise BadInput(f'tokenizer: the ranks must be 0 … {n - 1}, each once')
+        if not all(bytes([b]) in ranks for b in range(256)):
+            raise BadInput('tokenizer: not all 256 single bytes are in it, so not every text could be encoded')
         self.ranks, self.pattern = ranks, pattern
         self.bos = n if bos is None else bos
         self.pad = n + 1 if pad is None else pad
@@ -133,7 +144,15 @@ class Tokenizer:
 
     def encode(self, text):
         """str -> list of ids below V; never <BOS>, <PAD>, <image> or <EOC>, whatever the text says."""
-        return self._bpe.encode_ordinary(text)
+        ids, start = [], 0
+        while start < len(text):
+            stop = start + LONGEST
+            if stop < len(text):
+                space = text.rfind(' ', start + 1, stop)  # tokens begin there anyway
+                stop = space if space > 0 else stop
+            ids += self._bpe.encode_ordinary(text[start:stop])
+            start = stop
+        return ids
 
     def decode(self, ids):
         """list of ids -> str; the four special ids are left out."""
@@ -143,21 +162,20 @@ class Tokenizer:
     def load(cls, path):
         """Read a tiktoken file: a base64 token and its rank on each line."""
         ranks = {}
-        try:
-            with open(path, 'rb') as f:
-                for number, line in enumerate(f, 1):
+        with open_file(path, LIMIT_TOKENIZER) as f:
+            for number, line in enumerate(f, 1):
+                try:
                     token, rank = line.split()
                     ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except OSError as e:
-            raise BadInput(f'{path}: {e.strerror}') from e
-        except ValueError as e:
-            raise BadInput(f'{path}:{number}: not a "base64-token rank" line') from e
-        if not all(bytes([b]) in ranks for b in range(256)):
-            raise BadInput(f'{path}: not all 256 single bytes are in it, so not every text could be encoded')
-        return cls(ranks)
+                except ValueError as e:
+                    raise BadInput(f'{path}:{number}: not a "base64-token rank" line') from e
+        try:
+            return cls(ranks)
+        except BadInput as e:
+            raise BadInput(f'{path}: {e}') from e
 
     def save(self, path):
-        with open(path, 'wb') as f:
+        with checkpoint.whole_file(path) as f:
             for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
                 f.write(base64.b64encode(token) + b' %d\n' % rank)
 
@@ -168,7 +186,13 @@ class Tokenizer:
 
     @classmethod
     def from_state(cls, state):
-        ranks = {base64.b64decode(t): i for i, t in enumerate(state['tokens'])}
+        """Raises BadInput where it is no tokenizer."""
+        try:
+            ranks = {base64.b64decode(t, validate=True): i for i, t in enumerate(state['tokens'])}
+            if state['pattern'] not in PATTERNS or not all(type(state[name]) is int and state[name] >= 0 for name in ('bos', 'pad')):
+                raise ValueError
+        except (KeyError, TypeError, ValueError) as e:
+            raise BadInput('tokenizer: damaged, or of an unknown kind') from e
         return cls(ranks, state['pattern'], state['bos'], state['pad'])
 
 
@@ -371,3 +395,89 @@ def augment(pixels, rng, flip=False, strength=1.0):
     x = x * (1 + strength * draw(-0.25, 0.25, 3, 1, 1))                         # colour cast
     x = (x - 0.5) * (1 + strength * draw(-0.3, 0.3, 1, 1, 1)) + 0.5 + strength * draw(-0.15, 0.15, 1, 1, 1)
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+# ---------------------------------------------------------------------------------------------
+# python data.py PATH
+
+
+KEYS = {
+    'out': ('', 'file for the counts: {"documents", "images", "tokens", "dropped": {kind: count}}'),
+    'picture': ('contact_sheet.png', 'file for the sheet of pictures, each with the text that sees it; empty for none'),
+    'images': ('', 'folder of the pictures that a COCO captions file or a documents.jsonl names, where they are not beside it'),
+    'tokenizer': ('assets/tokenizer.tiktoken', 'a tiktoken file'),
+    'image_size': (48, 'pixels, height and width, as the model will see them'),
+    'n_frame': (8, 'F, most frames of a clip'),
+    'n_token': (192, 'L, most tokens of a page on the sheet'),
+    'n_image': (12, 'N, most pictures of a page on the sheet'),
+    'show': (24, 'pictures on the sheet'),
+}
+
+
+def check_pictures(document, config, report):
+    """-> (the Document, {id of its Media: pixels}). A picture that cannot be read goes into the report and is taken out of a
+    page; where there is nothing to take it out of, or none is left, raises BadItem."""
+    pixels, pieces = {}, []
+    for bad in document.dropped:
+        report.add(bad)
+    for piece in document.pieces:
+        if isinstance(piece, Media):
+            try:
+                pixels[id(piece)] = load_pixels(piece, config.image_size, config.n_frame)
+            except BadItem as e:
+                if document.kind != 'page':
+                    raise
+                report.add(e)
+                continue
+        pieces.append(piece)
+    if not pixels:
+        raise BadItem('page without pictures', document.where)
+    return Document(pieces, document.kind, document.where), pixels
+
+
+def main():
+    from kit import pictures
+    from kit.sources import open_path
+    paths = [argument for argument in sys.argv[1:] if not argument.startswith('-')]
+    config = configure(KEYS, [argument for argument in sys.argv[1:] if argument.startswith('-')], usage=__doc__)
+    if len(paths) != 1:
+        raise BadInput('write python data.py PATH: a folder, a .tar, a captions_*.json, a documents.jsonl')
+    for key in ('image_size', 'n_frame', 'n_token', 'n_image'):
+        if getattr(config, key) < 1:
+            raise BadInput(f'--{key}={getattr(config, key)}: must be at least 1')
+    tokenizer = Tokenizer.load(config.tokenizer)
+    source = open_path(paths[0], config.n_frame, split=None, images=config.images)
+    report, documents, images, tokens, shown = source.report, 0, 0, 0, []
+    for k in range(len(source)):
+        try:
+            document, pixels = check_pictures(source.at(k), config, report)
+        except BadItem as e:
+            report.add(e)
+            continue
+        documents, images, tokens = documents + 1, images + len(pixels), tokens + len(encode(document, tokenizer).tokens)
+        if len(shown) < config.show:
+            page = encode(document, tokenizer, config.n_token, config.n_image)
+            for number, media in enumerate(page.media, 1):
+                frames = [Image.fromarray(frame.transpose(1, 2, 0)) for frame in pixels[id(media)]]
+                text = tokenizer.decode(page.tokens[page.image_index == number].tolist())
+                shown.append((pictures.grid(frames, columns=-(-len(frames) // 2)) if len(frames) > 1 else frames[0], text.strip()))
+
+    found = {'documents': documents, 'images': images, 'tokens': tokens, 'dropped': report.as_dict()}
+    splits = ', '.join(f'{split} {n:,}' for split, n in getattr(source, 'splits', {}).items())
+    print(f'{paths[0]}: {"pairs, " + splits if splits else "pages"}\n{documents:,} documents, {images:,} images, {tokens:,} tokens '
+          '(with <BOS>, <image> and <EOC>)')
+    for line in report.lines():
+        print('left out', line)
+    if config.out:
+        with checkpoint.whole_file(config.out, 'w', encoding='utf-8') as f:
+            json.dump(found, f, indent=1)
+    if config.picture:
+        pictures.save(pictures.contact_sheet(shown[:config.show], columns=6, title=paths[0]), config.picture)
+        print(f'the first pictures, each with the text that sees it: {config.picture}')
+    if 2 * documents < len(source):  # one damaged file is bad luck; most of them are a mistake
+        raise BadInput(f'{paths[0]}: {len(source) - documents} of {len(source)} documents cannot be used')
+
+
+if __name__ == '__main__':
+    from data import main  # by its name: the classes of __main__ would be others than those that kit.sources makes
+    command(main)

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from data import Episode, Example, Media, Tokenizer, collate, encode
 from kit import checkpoint, pictures, shapes
-from kit.configurator import BadInput, BadItem, command, configure, pick_device
+from kit.configurator import BadInput, BadItem, check_range, command, configure, pick_device
 from kit.features import FrozenFeatures, Pixels
-from kit.sources import Report, open_folder, read_frames
+from kit.sources import Pairs, Report, open_folder, parse_json, read_frames, read_lines
 from model import GPT, Flamingo, FlamingoConfig
 from vision import new_contrastive
 
@@ -41,6 +41,9 @@ KEYS = {
     'retrieval': ('', 'a folder with metadata.jsonl: which caption belongs to which picture?'),
     'split': ('', 'with retrieval: the split to use; empty for all'),
 }
+
+MOST_BEAMS = 64      # of generation: each takes the memory of a prompt
+MOST_CHOICES = 1000  # of one episode: each takes the memory of a prompt
 
 # ---------------------------------------------------------------------------------------------
 # Asking a model
@@ -74,10 +77,26 @@ class Asker:
         return dict(tokens=batch.tokens.to(device), length=batch.length.to(device), image_index=batch.image_index.to(device),
                     features=features, frame_mask=frame_mask)
 
+    def candidates(self, choices, n_prompt, where):
+        """Answers to rank -> lists of token ids, each closed by <EOC>. n_prompt: tokens of the prompt before them. Raises
+        BadInput where there are too many, or one is too long to follow it."""
+        if len(choices) > MOST_CHOICES:
+            raise BadInput(f'{where}: {len(choices)} choices are more than {MOST_CHOICES}')
+        ids = [self.tokenizer.encode(' ' + c) + [self.tokenizer.eoc] for c in choices]
+        longest, most = max(map(len, ids)), self.model.lm.n_context + 1
+        if n_prompt + longest > most:
+            raise BadInput(f'{where}: a prompt of {n_prompt} tokens and an answer of {longest} are longer than the context of {most - 1}')
+        return ids
+
     def choose(self, episodes):
         """-> for each episode a dict {choice: log-probability}"""
-        ids = [[self.tokenizer.encode(' ' + c) + [self.tokenizer.eoc] for c in e.choices] for e in episodes]
-        scores = self.model.score(candidates=ids, **self.prompts([e.document() for e in episodes]))
+        prompts = self.prompts([e.document() for e in episodes])
+        ids = [self.candidates(e.choices, n, 'episode') for e, n in zip(episodes, prompts['length'].tolist())]
+        longest = max(len(answer) for answers in ids for answer in answers)
+        # One's long prompt and another's long answer need not fit together, nor all of their choices into memory.
+        if len(episodes) > 1 and (prompts['tokens'].shape[1] + longest > self.model.lm.n_context + 1 or sum(map(len, ids)) > MOST_CHOICES):
+            return [scores for e in episodes for scores in self.choose([e])]
+        scores = self.model.score(candidates=ids, **prompts)
         return [dict(zip(e.choices, s)) for e, s in zip(episodes, scores)]
 
     def write(self, episodes):
@@ -165,6 +184,11 @@ def folder_caption(rng, pairs, ways, shots, i):
     return Episode([Example(pairs.media(int(r)), 'Output:', pairs.items[r].text) for r in rest], Example(pairs.media(int(k)), 'Output:', pairs.items[k].text))
 
 
+def can_ask(pairs, ways, shots):
+    """Are there enough things, and pictures, to ask this of them? pairs: None for the embedded world, which has enough."""
+    return pairs is None or (len({item.label for item in pairs.items}) >= ways if ways else len(pairs) > shots)
+
+
 def measure(asker, task, shots, n, ways=None, control=None, seed=0, pairs=None):
     """-> (row, episodes, answers)"""
     episodes = episodes_of(task, shots, n, ways, seed, pairs)
@@ -223,6 +247,7 @@ def first_table(asker, contrastive, n=400, seed=1, pairs=None):
     else:
         rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, Report())
         plan += [('caption', None, shots, None) for shots in (0, 4, 8)]
+    plan = [(task, ways, shots, control) for task, ways, shots, control in plan if can_ask(pairs, ways, shots)]
     shown = []
     for task, ways, shots, control in tqdm(plan, desc='few-shot table', leave=False):
         result, episodes, answers = measure(asker, task, shots, n, ways, control, seed, pairs)
@@ -269,13 +294,25 @@ def sheet(shown):
 
 def load(path, device='cpu', batch_size=16):
     """flamingo.pt -> (Asker, Contrastive with the same encoder). The file needs nothing beside it. Raises BadInput."""
-    content = checkpoint.load(path, 'flamingo')
-    config, tokenizer = FlamingoConfig(**content['config']), Tokenizer.from_state(content['tokenizer'])
-    contrastive = new_contrastive(config)
-    model = Flamingo(config, contrastive.vision, GPT.from_config(config))
-    checkpoint.load_into(model, content['flamingo'], path)
-    vision = {'vision.' + k: v for k, v in model.vision.state_dict().items()}  # in the file once
-    checkpoint.load_into(contrastive, content['contrastive'] | vision, path)
+    content = checkpoint.load(path, 'flamingo', config=dict, tokenizer=dict, flamingo=dict, contrastive=dict)
+    try:
+        config, tokenizer = FlamingoConfig(**content['config']), Tokenizer.from_state(content['tokenizer'])
+        if (config.n_vocab, config.bos, config.pad) != (tokenizer.n_vocab, tokenizer.bos, tokenizer.pad):
+            raise BadInput(f'its tokenizer has {tokenizer.n_vocab} words, and its model {config.n_vocab}')
+    except (TypeError, ValueError) as e:  # sizes with another name, of another type, or that no model has
+        raise BadInput(f'{path}: {e}') from e
+
+    def fill(check):
+        contrastive = new_contrastive(config)
+        model = Flamingo(config, contrastive.vision, GPT.from_config(config))
+        check(model, content['flamingo'], path)
+        vision = {'vision.' + k: v for k, v in model.vision.state_dict().items()}  # in the file once
+        check(contrastive, content['contrastive'] | vision, path)
+        return contrastive, model
+
+    with torch.device('meta'):  # before any memory is taken: do the tensors in the file have the sizes that it claims?
+        fill(checkpoint.check_state)
+    contrastive, model = fill(checkpoint.load_into)
     features = FrozenFeatures(model.vision, Pixels(config.image_size, config.n_frame), device)
     return Asker(model.to(device), tokenizer, features, batch_size), contrastive.to(device).eval()
 
@@ -298,28 +335,24 @@ def read_episodes(path, report):
         media = None if image is None else file_media(os.path.join(folder, image))
         return Example(media, entry['prompt'], answer)
 
-    with open(path, encoding='utf-8', errors='replace') as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            where = f'{path}:{number}'
-            try:
-                entry = json.loads(line)
-                episode = Episode([example(e, e['answer']) for e in entry['support']], example(entry['query'], entry['answer']), entry.get('choices'))
-                texts = [t for e in [*episode.support, episode.query] for t in (e.prompt, e.answer)] + (episode.choices or [])
-                if not all(isinstance(t, str) for t in texts):
-                    raise TypeError('prompts, answers and choices must be text')
-                if episode.choices is not None and episode.query.answer not in episode.choices:
-                    raise BadItem('choices lack the answer', where)
-                episodes.append(episode)
-            except BadItem as e:
-                report.add(e)
-                episodes.append(None)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-                kind = 'not JSON' if isinstance(e, (json.JSONDecodeError, RecursionError)) else 'not an episode'
-                report.add(BadItem(kind, where, f'lacks {e}' if isinstance(e, KeyError) else str(e)))
-                episodes.append(None)
-    return episodes
+    before = report.total
+    for number, _, line in read_lines(path, report):
+        where = f'{path}:{number}'
+        try:
+            entry = parse_json(line, where)
+            episode = Episode([example(e, e['answer']) for e in entry['support']], example(entry['query'], entry['answer']), entry.get('choices'))
+            texts = [t for e in [*episode.support, episode.query] for t in (e.prompt, e.answer)] + (episode.choices or [])
+            if not all(isinstance(t, str) for t in texts):
+                raise TypeError('prompts, answers and choices must be text')
+            if episode.choices is not None and episode.query.answer not in episode.choices:
+                raise BadItem('choices lack the answer', where)
+            episodes += [None] * (report.total - before) + [episode]  # those left out since the last good one
+            before = report.total
+        except BadItem as e:
+            report.add(e)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            report.add(BadItem('not an episode', where, f'lacks {e}' if isinstance(e, KeyError) else str(e)))
+    return episodes + [None] * (report.total - before)
 
 
 def readable(asker, episodes, path, report):
@@ -328,10 +361,12 @@ def readable(asker, episodes, path, report):
     for number, episode in enumerate(episodes, 1):
         try:
             if episode is not None:
-                for e in [*episode.support, episode.query]:
+                prompt = encode(episode.document(), asker.tokenizer, n_token=asker.model.lm.n_context - 1)
+                if episode.choices is not None:
+                    asker.candidates(episode.choices, len(prompt.tokens), 'episode')
+                for e in [*episode.support, episode.query]:  # last: a prompt that is too long may have any number of them
                     if e.media is not None:
                         asker.features.pixels(e.media)
-                encode(episode.document(), asker.tokenizer, n_token=asker.model.lm.n_context - 1)
             out.append(episode)
         except BadItem as e:
             report.add(BadItem(e.kind, f'{path}, episode {number}', e.where))
@@ -362,21 +397,26 @@ def run_episodes(config, asker):
     return [row('naming', right, len(good), ways.pop() if len(ways) == 1 else None, None)]
 
 
-def retrieval(pairs, contrastive, features, tokenizer, report):
-    """Which caption belongs to which picture, both ways: R@k = the right one is among the first k -> rows."""
-    media, texts = [], []
+def readable_pairs(pairs, pixels, report):
+    """The Pairs whose pictures can be read; what cannot is in the report. Raises BadInput if there are none."""
+    good = []
     for i, item in enumerate(pairs.items):
         try:
-            m = pairs.media(i)
-            features.pixels(m)
-            media.append(m)
-            texts.append(item.text)
+            pixels(pairs.media(i))
+            good.append(item)
         except BadItem as e:
             report.add(e)
-    if not media:
+    if not good:
         raise BadInput(f'{pairs.name}: no picture can be read: ' + '; '.join(report.lines()))
+    return Pairs(good, pairs.name, pairs.n_frame, pairs.n_variant, pairs.seed, pairs.flip, pairs.report)
+
+
+def retrieval(pairs, contrastive, features, tokenizer, report):
+    """Which caption belongs to which picture, both ways: R@k = the right one is among the first k -> rows."""
+    pairs = readable_pairs(pairs, features.pixels, report)
+    media = [pairs.media(i) for i in range(len(pairs))]
     v = embed_media(contrastive.vision, features, media)
-    l = embed_texts(contrastive.text, tokenizer, texts)
+    l = embed_texts(contrastive.text, tokenizer, [item.text for item in pairs.items])
     rows = []
     for way, similarity in (('i2t', v @ l.T), ('t2i', l @ v.T)):
         own = similarity.diagonal()[:, None]
@@ -387,10 +427,12 @@ def retrieval(pairs, contrastive, features, tokenizer, report):
 
 def main():
     config = configure(KEYS, usage=__doc__)
-    for key in ('n', 'batch_size', 'beam_size', 'max_new_tokens'):
-        if getattr(config, key) < 1:
-            raise BadInput(f'--{key}={getattr(config, key)}: must be at least 1')
-    asker, contrastive = load(os.path.join(config.out_dir, config.checkpoint), pick_device(config.device), config.batch_size)
+    check_range(config, 1, 100_000, 'n')
+    check_range(config, 1, 10_000, 'batch_size')
+    check_range(config, 1, MOST_BEAMS, 'beam_size')
+    check_range(config, 1, 1 << 40, 'max_new_tokens')
+    check_range(config, 0, 2 ** 63 - 1, 'seed')
+    asker, contrastive = load(os.path.join(config.out_dir, config.checkpoint), pick_device(config.device, meta=False), config.batch_size)
     asker.beam_size, asker.max_new_tokens = config.beam_size, config.max_new_tokens
     if config.episodes:
         rows = run_episodes(config, asker)

@@ -7,14 +7,14 @@ Shapes, here and in all files: B batch, T tokens, N images in the sequence, F fr
 R visual tokens per image, D width, V vocabulary of the language model, H heads, d head width, K beams.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from resampler import PerceiverResampler
-from vision import NFNet
+from vision import SIZES, NFNet
 from xattn import GatedCrossAttention, route_tokens
 
 
@@ -45,12 +45,28 @@ class FlamingoConfig:
     vision: str = 'nano'        # a key of vision.SIZES
     image_size: int = 48        # pixels, height and width
     dim_embed: int = 128        # width of the contrastive space
-    text_layer: int = 1         # the contrastive text tower
+    text_layer: int = 0         # the contrastive text tower; 0: a bag of words (see vision.TextTower)
     text_dim: int = 128
     text_head: int = 4
     # what a training sequence holds (§5 of the appendix: L=256 tokens, N=5 images)
     n_token: int = 192          # L
     n_image: int = 12           # N
+
+    def __post_init__(self):
+        """Raises ValueError, naming the size, where no model can have it: a stranger's checkpoint may claim anything."""
+        for f in fields(self):
+            value, least = getattr(self, f.name), 0 if f.name in ('bos', 'pad') else 1
+            most = {'layer': 200, 'size': 4096}.get(f.name.rpartition('_')[2], 1 << 20)
+            if type(value) is not type(f.default):
+                raise ValueError(f'{f.name}={value!r}: must be of type {type(f.default).__name__}')
+            if type(value) is int and not least <= value <= most:
+                raise ValueError(f'{f.name}={value}: must be from {least} to {most}')
+        for name, allowed in (('vision', tuple(SIZES)), ('attend', ('last', 'all_previous'))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f'{name}={getattr(self, name)}: must be one of {", ".join(allowed)}')
+        for dim, head in (('lm_dim', 'lm_head'), ('text_dim', 'text_head')):
+            if getattr(self, dim) % getattr(self, head):
+                raise ValueError(f'{dim}={getattr(self, dim)}: must be a multiple of {head}={getattr(self, head)}')
 
 
 # The three large ones are the paper's (Table 5), with its vision encoder, NFNet-F6 at 320 pixels.
@@ -290,11 +306,9 @@ class Flamingo(nn.Module):
             features = self.see(media, frame_mask)
         if features is None or features.shape[1] == 0:
             return None
-        if frame_mask is None or frame_mask[:, :, 0].all():
-            return self.resampler(features, frame_mask)
-        real = frame_mask.any(-1)                                                    # (B,N); nothing is computed for padding
-        visual = self.resampler(features[real].unsqueeze(1), frame_mask[real].unsqueeze(1)).squeeze(1)  # (M,R,D)
-        return visual.new_zeros(*real.shape, *visual.shape[1:]).index_put((real,), visual)
+        # Each position on a scale of one. An encoder's grid can be of any size (our nano NFNet's has an rms of 16), and
+        # the time embedding that is added to it would be lost underneath: clips would be pictures.
+        return self.resampler(F.layer_norm(features, features.shape[-1:]), frame_mask)
 
     def visual_keys_values(self, media=None, features=None, frame_mask=None):
         """-> for each gated layer keys and values (B,N,H,R,d), or None for text alone"""
@@ -399,7 +413,7 @@ class Flamingo(nn.Module):
             log_p[done] = -torch.inf
             log_p[done, self.eoc] = 0.0                                              # a finished answer stays as it is
             if temperature > 0:
-                word = sample(log_p / temperature, top_k, generator)                 # (B,)
+                word = sample(log_p, temperature, top_k, generator)                  # (B,)
                 parent = torch.arange(b, device=tokens.device)
                 score = score + log_p.gather(1, word[:, None]).squeeze(1)
             else:
@@ -451,8 +465,10 @@ class Flamingo(nn.Module):
         return [[next(total) for _ in answers] for answers in candidates]
 
 
-def sample(log_p, top_k, generator):
+def sample(log_p, temperature, top_k, generator):
     """log_p (B,V) -> one word each (B,), drawn from the top_k most likely (0: from all)."""
+    # The best is put at 0 and T within what a float32 can divide by, or a tiny T would leave nothing but -inf, a huge one NaN.
+    log_p = (log_p - log_p.amax(-1, keepdim=True)) / min(max(temperature, 1e-6), 1e6)
     if top_k > 0:
         least = log_p.topk(min(top_k, log_p.shape[-1]), dim=-1).values[:, -1:]
         log_p = log_p.masked_fill(log_p < least, -torch.inf)

@@ -19,8 +19,8 @@ import torch
 import evaluate
 from data import Document, EndOfChunk, Given
 from kit import pictures
-from kit.configurator import BadInput, command, configure, pick_device
-from kit.shapes import naming_episode
+from kit.configurator import BadInput, check_range, command, configure, open_file, pick_device
+from kit.shapes import HELD_PAIRS, naming_episode
 
 KEYS = {
     'out_dir': ('out', 'folder with the flamingo.pt to prompt'),
@@ -72,14 +72,10 @@ def read_prompt(config):
     if config.prompt:
         return parse_prompt(config.prompt), None
     if config.prompt_file:
-        if os.path.exists(config.prompt_file) and not os.path.isfile(config.prompt_file):
-            raise BadInput(f'{config.prompt_file}: not a file')
-        with open(config.prompt_file, 'rb') as f:
-            raw = f.read(MOST_PROMPT + 1)
-        if len(raw) > MOST_PROMPT:
-            raise BadInput(f'{config.prompt_file}: longer than {MOST_PROMPT} bytes')
+        with open_file(config.prompt_file, MOST_PROMPT) as f:
+            raw = f.read()
         try:
-            return parse_prompt(raw.decode('utf-8').rstrip('\n'), config.prompt_file), None
+            return parse_prompt(raw.decode('utf-8-sig').rstrip('\n'), config.prompt_file), None
         except UnicodeDecodeError as e:
             raise BadInput(f'{config.prompt_file}: not UTF-8 at byte {e.start}') from e
     episode = naming_episode(np.random.default_rng([config.seed, 2]), 'held', config.ways, config.shots)
@@ -100,13 +96,14 @@ def as_text(document):
 
 def main():
     config = configure(KEYS, usage=__doc__)
-    for key in ('beam_size', 'num_samples', 'max_new_tokens', 'ways', 'shots'):
-        if getattr(config, key) < 1:
-            raise BadInput(f'--{key}={getattr(config, key)}: must be at least 1')
-    for key in ('temperature', 'top_k'):
-        if getattr(config, key) < 0:
-            raise BadInput(f'--{key}={getattr(config, key)}: must not be negative')
-    device = pick_device(config.device)
+    check_range(config, 1, evaluate.MOST_BEAMS, 'beam_size')
+    check_range(config, 1, 10_000, 'num_samples')
+    check_range(config, 1, 1 << 40, 'max_new_tokens')
+    check_range(config, 1, len(HELD_PAIRS), 'ways')
+    check_range(config, 1, 100, 'shots')
+    check_range(config, 0, float('inf'), 'temperature', 'top_k')
+    check_range(config, 0, 2 ** 63 - 1, 'seed')
+    device = pick_device(config.device, meta=False)
     asker, _ = evaluate.load(os.path.join(config.out_dir, config.checkpoint), device)
     model, tokenizer = asker.model, asker.tokenizer
     document, truth = read_prompt(config)
@@ -118,7 +115,7 @@ def main():
         choices = config.choices.split('|')
         if not all(c.strip() for c in choices):
             raise BadInput('--choices: an answer is empty')
-        ids = [tokenizer.encode(' ' + c.strip()) + [tokenizer.eoc] for c in choices]
+        ids = asker.candidates([c.strip() for c in choices], prompts['tokens'].shape[1], '--choices')
         ranked = dict(zip(choices, model.score(candidates=[ids], **prompts)[0]))
         best = max(ranked, key=ranked.get)
         answers.append((best, {'choices': ranked}))
@@ -133,13 +130,13 @@ def main():
         for _, said in answers:
             print(json.dumps(said, ensure_ascii=False))
     else:
-        print(as_text(document))
+        print(pictures.printable(as_text(document)))
         for answer, said in answers:
             if config.choices:
                 for choice, log_p in sorted(said['choices'].items(), key=lambda item: -item[1]):
-                    print(f'  {choice}  {log_p:.2f}')
+                    print(f'  {pictures.printable(choice)}  {log_p:.2f}')
             else:
-                print(f'  → {answer}' + (f'   (it is: {truth})' if truth else ''))
+                print(f'  → {pictures.printable(answer)}' + (f'   (it is: {truth})' if truth else ''))
     path = os.path.join(config.out_dir, 'sample.png')
     pictures.save(evaluate.sheet([('', document, {'prediction': answers[0][0], 'answer': truth})]), path)
     if not config.json:

@@ -12,6 +12,7 @@ Run it again and it continues where it was interrupted (init_from=auto).
     flamingo   both frozen; the resampler and the gated layers between them learn to answer         (§2, §3.3)
     finetune   the same, the vision encoder training too, at a small learning rate                  (appendix)
 """
+import contextlib
 import csv
 import json
 import math
@@ -20,6 +21,7 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -27,13 +29,16 @@ import torch
 from tqdm import tqdm
 
 import evaluate
-from data import Media, Tokenizer, augment, collate, encode, stack_frames
+from data import Document, Media, Tokenizer, augment, collate, encode, stack_frames
 from kit import checkpoint, pictures
+from kit.ahead import look_ahead
 from kit.bpe import train_bpe
-from kit.configurator import BadInput, BadItem, autocast, command, configure, pick_device, pick_dtype
+from kit.configurator import BadInput, BadItem, autocast, check_memory, check_range, command, configure, pick_device, pick_dtype
 from kit.features import FrozenFeatures, Pixels
-from kit.sources import Report, open_folder, open_source
+from kit.pages import is_pages
+from kit.sources import Report, open_folder, open_source, split_spec
 from model import GPT, PRESETS, Flamingo, FlamingoConfig
+from vision import SIZES as ENCODERS
 from vision import TEXT_CONTEXT, adaptive_gradient_clip, new_contrastive
 
 KEYS = {
@@ -52,6 +57,8 @@ KEYS = {
     'ltip': ('shapes', 'pairs with long captions'),
     'vtp': ('shapes', 'clips with captions'),
     'text': ('shapes', 'plain text for the language stage'),
+    'images': ('', 'folder of the pictures that a COCO captions file or a documents.jsonl names, where they are not beside it'),
+    'workers': (0, 'processes that read and decode the next steps while the model computes; for pictures larger than the nano size'),
     'lambda_m3w': (1.0, 'weight of each source in the loss (λ; appendix A.1.3)'),
     'lambda_align': (0.2, ''),
     'lambda_ltip': (0.2, ''),
@@ -60,7 +67,7 @@ KEYS = {
     'batch_m3w': (24, 'sequences of each source a step, in the Flamingo stage'),
     'batch_align': (8, ''),
     'batch_ltip': (16, ''),
-    'batch_vtp': (8, ''),
+    'batch_vtp': (4, ''),
     'p_next': (0.5, 'chance that the text of a page sees the next picture instead of the one before'),
     'blind_loss': (True, 'learn text that can see no picture, too'),
     # Stage 1
@@ -98,18 +105,18 @@ KEYS |= {f.name: (f.default, 'size; the preset decides unless said') for f in SI
 SOURCES = ('m3w', 'align', 'ltip', 'vtp')
 SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
 # Keys that say how a run is carried out, not what it computes; they may change when it continues.
-FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'log_every', 'max_minutes', 'test_n'}
+FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'workers', 'log_every', 'max_minutes', 'test_n'}
 
 
 # ---------------------------------------------------------------------------------------------
-# The three stages. Each has: name, module, optimizer, n_iter, lr, sources {name: λ}, loss(source, i), clip(),
-# evaluate(), save(). Batch number i of a source is the same whenever it is asked for, so the position in the data
-# is the step number, and resuming needs nothing else.
+# The three stages. Each has: name, reads (which of Run's methods makes its batches), module, optimizer, n_iter, lr,
+# sources {name: λ}, loss(source, i), clip(), evaluate(), save(). Batch number i of a source is the same whenever it is asked
+# for, so the position in the data is the step number, and resuming needs nothing else.
 
 
 class VisionStage:
     """Contrastive: the pictures of a batch against the captions of the batch (appendix B.1)."""
-    name = 'vision'
+    name, reads = 'vision', 'pairs'
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -121,8 +128,7 @@ class VisionStage:
         self.optimizer = adamw(self.module.named_parameters(), self.lr, 0.0)  # the paper: Adam, no weight decay
 
     def loss(self, source, i):
-        n = self.config['vision_batch']
-        documents = self.run.documents(source, i * n, n)
+        documents = self.run.batch('pairs', source, i)
         rng = np.random.default_rng([self.config['seed'], i, SOURCES.index(source)])
         images = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
         if self.config['augment'] > 0:
@@ -132,9 +138,11 @@ class VisionStage:
         return self.module(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
 
     def clip(self):
-        """AGC for the NFNet, a plain global norm of 10 for the text tower."""
+        """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm of all before, for nothing may be infinite."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         adaptive_gradient_clip(self.module.vision.parameters(), self.config['agc'])
-        return torch.nn.utils.clip_grad_norm_(self.module.text.parameters(), 10.0)
+        torch.nn.utils.clip_grad_norm_(self.module.text.parameters(), 10.0)
+        return norm
 
     def evaluate(self):
         features = FrozenFeatures(self.module.vision, self.run.pixels, self.run.device)  # of the encoder as it is now
@@ -157,7 +165,7 @@ class VisionStage:
 
 class LanguageStage:
     """Next word, on text alone."""
-    name = 'language'
+    name, reads = 'language', 'texts'
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -166,21 +174,8 @@ class LanguageStage:
         self.n_iter, self.lr = self.config['language_iters'], self.config['language_lr']
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config['weight_decay'])
 
-    def batch(self, i):
-        """-> token ids (B, T+1): texts one after the other, each after a <BOS>; and where each row starts (B,)."""
-        source, tokenizer, n = self.run.sources['text'], self.run.tokenizer, min(self.config['language_tokens'], self.size.n_context)
-        rows, number = [], i << 20  # room for a million texts a step
-        for _ in range(self.config['language_batch']):
-            row = []
-            while len(row) <= n:
-                row += [tokenizer.bos] + tokenizer.encode(source.text(number))
-                number += 1
-            rows.append(row[:n + 1])
-        rng = np.random.default_rng([self.config['seed'], 8, i])
-        return torch.tensor(rows), torch.from_numpy(rng.integers(self.size.n_context - n + 1, size=len(rows)))
-
     def loss(self, source, i):
-        tokens, start = (x.to(self.run.device) for x in self.batch(i))
+        tokens, start = (torch.from_numpy(x).to(self.run.device) for x in self.run.batch('texts', source, i))
         self.n_token = tokens.numel()
         return self.module(tokens[:, :-1], tokens[:, 1:], start)[1]
 
@@ -200,15 +195,15 @@ class LanguageStage:
 
 class FlamingoStage:
     """Resampler, gated layers and two embedding rows, between the frozen two (§3.3)."""
-    name = 'flamingo'
+    name, reads = 'flamingo', 'sequences'
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
         contrastive = new_contrastive(self.size)
         path = run.path('vision.pt')
-        checkpoint.load_into(contrastive, run.load_stage('vision')['contrastive'], path)
+        checkpoint.load_into(contrastive, run.load_stage('vision', 'contrastive')['contrastive'], path)
         lm = GPT.from_config(self.size)
-        checkpoint.load_into(lm, run.load_stage('language')['lm'], run.path('language.pt'))
+        checkpoint.load_into(lm, run.load_stage('language', 'lm')['lm'], run.path('language.pt'))
         self.contrastive = contrastive.to(run.device)
         self.module = Flamingo(self.size, contrastive.vision, lm).to(run.device)
         self.sources = {name: run.config['lambda_' + name] for name in SOURCES if run.config[name]}
@@ -221,15 +216,9 @@ class FlamingoStage:
         self.asker = evaluate.Asker(self.module, run.tokenizer, self.features)
         self.module.train()
 
-    def batch(self, source, i):
-        n = self.config['batch_' + source]
-        rng = np.random.default_rng([self.config['seed'], 7, i, SOURCES.index(source)])
-        return [encode(d, self.run.tokenizer, self.size.n_token, self.size.n_image, rng, self.config['p_next'], blind_loss=self.config['blind_loss'])
-                for d in self.run.documents(source, i * n, n)]
-
     def loss(self, source, i):
         names = self.sources if source == 'merged' else [source]
-        batch = collate([s for name in names for s in self.batch(name, i)], self.run.tokenizer)
+        batch = collate([s for name in names for s in self.run.batch('sequences', name, i)], self.run.tokenizer)
         self.n_token = batch.tokens.numel()
         tokens, image_index, targets = (x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets))
         return self.module(tokens, image_index, targets=targets, **self.see(batch.media))[1]
@@ -244,7 +233,8 @@ class FlamingoStage:
 
     def evaluate(self):
         ask = lambda task, ways=None: evaluate.measure(self.asker, task, 1 if ways else 0, self.config['eval_n'], ways, pairs=self.run.held_out)[0]['value']
-        result = {'naming_2way': ask('naming', 2), 'naming_4way': ask('naming', 4), 'caption': ask('caption')}
+        result = {f'naming_{ways}way': ask('naming', ways) for ways in (2, 4) if evaluate.can_ask(self.run.held_out, ways, 1)}
+        result['caption'] = ask('caption')
         if self.run.held_out is None:
             result['clip'] = ask('clip_caption')
         self.module.train()
@@ -265,7 +255,7 @@ class FinetuneStage(FlamingoStage):
 
     def __init__(self, run):
         super().__init__(run)
-        checkpoint.load_into(self.module, run.load_stage('flamingo')['flamingo'], run.path('flamingo.pt'))
+        checkpoint.load_into(self.module, run.load_stage('flamingo', 'flamingo')['flamingo'], run.path('flamingo.pt'))
         self.module.freeze(vision=False)
         self.n_iter, self.lr = self.config['finetune_iters'], self.config['finetune_lr']
         trained = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
@@ -310,7 +300,7 @@ def copying(lm, run):
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(32):
-        ids = [t for name in made_up_names(rng, 12, 'held') for t in run.tokenizer.encode(' ' + name)][:24]
+        ids = [t for name in made_up_names(rng, 12, 'held') for t in run.tokenizer.encode(' ' + name)][:min(24, lm.n_context // 2)]
         rows.append([run.tokenizer.bos] + ids + ids)
     n = min(map(len, rows))
     tokens = torch.tensor([r[-n:] for r in rows], device=run.device)
@@ -331,92 +321,205 @@ class Run:
         self.config = {k: v for k, v in vars(config).items() if k in KEYS}
         if config.preset not in PRESETS:
             raise BadInput(f'--preset={config.preset}: expected one of {", ".join(PRESETS)}')
-        self.device = pick_device(config.device)
+        self.device = pick_device(config.device, meta=False)
         self.dtype = pick_dtype(config.dtype, self.device)
         sizes = {f.name: self.config[f.name] for f in SIZES if f.name in config.given or f.name not in PRESETS[config.preset]}
         self.config |= {k: v for k, v in PRESETS[config.preset].items() if k in self.config and k not in sizes}
         self.report = Report()
         # A source may be given as the name of another: m3w = 'align' makes pages of the same folder.
-        specs = {role: self.config.get(self.config[role], self.config[role]) for role in (*SOURCES, 'text')}
-        self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip)
+        specs = {role: self.config[self.config[role] if self.config[role] in SOURCES else role] for role in (*SOURCES, 'text')}
+        self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip, config.images)
                         for role, spec in specs.items() if spec}
-        # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
-        self.held_out = None if 'shapes' in specs['m3w'] else held_out(specs['align'] or specs['m3w'], self.config['n_frame'])
+        self.tried, self.failed = Counter(), Counter()  # documents of each source
+        self.ahead = {}                                 # (source, i) -> the batch, where a worker has prepared it
         self.tokenizer = self.choose_tokenizer()
-        t = self.tokenizer
-        self.size = FlamingoConfig(**{f.name: self.config[f.name] for f in SIZES}, n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
+        self.size = self.check_size()
         self.pixels = Pixels(self.size.image_size, self.size.n_frame)
+        # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
+        held = None if 'shapes' in [path for path, _ in split_spec('m3w', specs['m3w'])] else held_out(specs, self.config['n_frame'], config.images)
+        self.held_out = held and evaluate.readable_pairs(held, self.pixels, self.report)
+        self.left_out = {}    # pictures met in training that cannot be read: where -> kind
         self.rows = []        # of log.csv
         self.stop = None      # why to stop after this step: a signal's number, or 'time'
+        self.training = True  # is there anything that would be lost?
         self.started = time.time()
         self.minutes_before = 0.0  # of earlier sittings of the same run
+
+    def check_size(self):
+        """-> FlamingoConfig. Raises BadInput where these sizes make no model, or none that this machine could hold."""
+        t = self.tokenizer
+        try:
+            size = FlamingoConfig(**{f.name: self.config[f.name] for f in SIZES}, n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
+        except ValueError as e:
+            raise BadInput(f'--{e}') from e
+        if size.n_context < 64:
+            raise BadInput(f'--n_context={size.n_context}: few-shot prompts need at least 64 tokens')
+        if size.n_token > size.n_context:
+            raise BadInput(f'--n_token={size.n_token}: longer than the context, --n_context={size.n_context}')
+        with torch.device('meta'):  # where tensors have sizes and take no memory
+            n = sum(p.numel() for p in Flamingo(size).parameters())
+        check_memory(4 * n, self.device, f'a model of {n / 1e6:,.0f} million numbers')
+        return size
 
     def choose_tokenizer(self):
         if self.config['tokenizer'] != 'sources':
             return Tokenizer.load(self.config['tokenizer'])
-        texts = [source.text(i) for name, source in self.sources.items() if name == 'text' for i in range(4000)]
+        texts = [self.read('text', i, self.sources['text'].text) for i in range(4000) if 'text' in self.sources]
         return Tokenizer(train_bpe(texts, 1022))
 
     def path(self, name):
         return os.path.join(self.config['out_dir'], name)
 
-    def documents(self, source, start, n):
-        """Documents start … start+n-1 of a source. One whose picture cannot be read is counted and replaced by another,
-        always the same one."""
-        documents = []
-        for number in range(start, start + n):
-            for attempt in range(50):
-                document = self.sources[source].document(number + (attempt << 40))
-                try:
-                    for piece in document.pieces:
-                        if isinstance(piece, Media):
-                            self.pixels(piece)
-                    documents.append(document)
+    def read(self, source, number, make):
+        """make(number of a document or text). One that cannot be read is counted and replaced by another, always the same
+        one. Raises BadInput where most cannot be read."""
+        for attempt in range(50):
+            self.tried[source] += 1
+            try:
+                return make(number + (attempt << 40))
+            except BadItem as e:
+                self.leave_out(e)
+                self.failed[source] += 1
+                if self.tried[source] >= 50 and 2 * self.failed[source] > self.tried[source]:
                     break
+        raise BadInput(f'{source}: {self.failed[source]} of {self.tried[source]} documents cannot be read: ' + '; '.join(self.report.lines()))
+
+    def document(self, source, number):
+        document = self.sources[source].document(number)
+        for bad in document.dropped:
+            self.leave_out(bad)
+        return document
+
+    def batch(self, reads, source, i):
+        """Batch i of a source: as a worker has prepared it, or made here. It is the same, whoever makes it."""
+        return self.ahead.pop((source, i)) if (source, i) in self.ahead else getattr(self, reads)(source, i)
+
+    def documents(self, source, start, n):
+        """Documents start … start+n-1 of a source, all of their pictures readable."""
+        def readable(number):
+            document = self.document(source, number)
+            for piece in document.pieces:
+                if isinstance(piece, Media):
+                    self.pixels(piece)
+            return document
+        return [self.read(source, number, readable) for number in range(start, start + n)]
+
+    def pairs(self, source, i):
+        """-> list of Documents, of a picture and its caption each."""
+        n = self.config['vision_batch']
+        return self.documents(source, i * n, n)
+
+    def texts(self, source, i):
+        """-> token ids (B, T+1) int64: texts one after the other, each after a <BOS>; and where each row starts (B,)."""
+        n, number = min(self.config['language_tokens'], self.size.n_context), i << 20  # room for a million texts a step
+        rows = []
+        for _ in range(self.config['language_batch']):
+            row = []
+            while len(row) <= n:
+                row += [self.tokenizer.bos] + self.tokenizer.encode(self.read(source, number, self.sources[source].text))
+                number += 1
+            rows.append(row[:n + 1])
+        rng = np.random.default_rng([self.config['seed'], 8, i])
+        return np.array(rows), rng.integers(self.size.n_context - n + 1, size=len(rows))
+
+    def sequences(self, source, i):
+        """-> list of data.Encoded whose pictures can be read."""
+        n = self.config['batch_' + source]
+        rng = np.random.default_rng([self.config['seed'], 7, i, SOURCES.index(source)])
+        return [self.read(source, number, lambda number: self.sequence(self.document(source, number), rng)) for number in range(i * n, i * n + n)]
+
+    def sequence(self, document, rng):
+        """Document -> Encoded. Only the pictures in its window are decoded: a page may have many. One that cannot be read
+        is taken out of a page, which is then read again with the same luck."""
+        state = rng.bit_generator.state
+        while True:
+            rng.bit_generator.state = state
+            sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng, self.config['p_next'],
+                              blind_loss=self.config['blind_loss'])
+            bad = []
+            for media in sequence.media:
+                try:
+                    self.pixels(media)
                 except BadItem as e:
-                    self.report.add(e)
-            else:
-                raise BadInput(f'{source}: 50 documents in a row cannot be read: ' + '; '.join(self.report.lines()))
-        return documents
+                    if document.kind != 'page':
+                        raise
+                    self.leave_out(e)
+                    bad.append(media)
+            if not bad:
+                return sequence
+            pieces = [piece for piece in document.pieces if not any(piece is media for media in bad)]
+            if not any(isinstance(piece, Media) for piece in pieces):
+                raise BadItem('page without pictures', document.where)
+            document = Document(pieces, document.kind, document.where)
+
+    def leave_out(self, bad_item):
+        """Count a damaged item, once: it is met again in every epoch."""
+        if bad_item.where not in self.left_out:
+            self.left_out[bad_item.where] = bad_item.kind
+            self.report.add(bad_item)
 
     def save_stage(self, stage):
         checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name), config=asdict(self.size), tokenizer=self.tokenizer.state(), keys=self.config,
                         **stage.content())
 
-    def load_stage(self, name):
-        """-> the content of NAME.pt, which must be of the same sizes and words."""
+    def load_stage(self, name, module):
+        """-> the content of NAME.pt, which must hold `module` and be of the same sizes and words."""
         path = self.path(name + '.pt')
-        content = checkpoint.load(path, name)
+        content = checkpoint.load(path, name, config=dict, tokenizer=dict, keys=dict, **{module: dict})
+        made = content['keys']
+        if content['tokenizer'] != self.tokenizer.state():
+            raise BadInput(f'{path} was made with another tokenizer, --tokenizer={made.get("tokenizer")}; now --tokenizer={self.config["tokenizer"]}')
         for key, ours in asdict(self.size).items():
             if content['config'].get(key) != ours:
-                raise BadInput(f'{path} was made with {key}={content["config"].get(key)}, now {key}={ours}')
-        if content['tokenizer'] != self.tokenizer.state():
-            raise BadInput(f'{path} was made with another tokenizer')
+                raise BadInput(f'{path} was made with --preset={made.get("preset")} and {key}={content["config"].get(key)}; '
+                               f'now --preset={self.config["preset"]} and {key}={ours}')
         return content
 
     def on_signal(self, number, frame):
-        """Ctrl-C or a polite kill: finish this step, save, leave. A second one leaves at once."""
-        if self.stop is not None:
+        """Ctrl-C or a polite kill: finish this step, save, leave. A second one, or one when all is saved, leaves at once."""
+        at_once, self.stop = self.stop is not None or not self.training, number
+        if at_once:
             raise KeyboardInterrupt
-        self.stop = number
 
     def save_progress(self, missing, i, stage=None):
         """training.pt: everything needed to go on with step i of stage missing[0] as if nothing had happened."""
-        state = {'missing': missing, 'iter': i, 'keys': self.config, 'rows': self.rows, 'minutes': self.minutes()}
+        state = {'missing': missing, 'iter': i, 'keys': self.config, 'rows': self.rows, 'minutes': self.minutes(), 'left_out': self.left_out}
         if stage is not None:
             state |= {'module': stage.module.state_dict(), 'optimizer': stage.optimizer.state_dict(), 'random': checkpoint.random_state()}
         checkpoint.save(self.path('training.pt'), 'training', **state)
         self.write_log()
+
+    def load_progress(self):
+        """-> what `save_progress` saved; the log and the counts of this run go on from there. Raises BadInput."""
+        path = self.path('training.pt')
+        progress = checkpoint.load(path, 'training', missing=list, iter=int, keys=dict, rows=list, minutes=float, left_out=dict)
+        good = all(name in STAGES for name in progress['missing']) and progress['iter'] >= 0
+        good &= all(isinstance(row, dict) and 'stage' in row for row in progress['rows'])
+        good &= 'module' not in progress or all(isinstance(progress.get(part), dict) for part in ('module', 'optimizer', 'random'))
+        if not good:
+            raise BadInput(f'{path}: damaged: it is no state of this program')
+        check_same_keys(progress['keys'], self.config, path)
+        self.rows, self.minutes_before = progress['rows'], progress['minutes']
+        for where, kind in progress['left_out'].items():
+            self.leave_out(BadItem(kind, where))
+        return progress
 
     def minutes(self):
         """Of training, all sittings together."""
         return self.minutes_before + (time.time() - self.started) / 60
 
     def read_log(self):
-        if not os.path.exists(self.path('log.csv')):
+        path = self.path('log.csv')
+        if not os.path.exists(path):
             return []
-        with open(self.path('log.csv'), encoding='utf-8', newline='') as f:
-            return list(csv.DictReader(f))
+        try:
+            with open(path, encoding='utf-8', newline='') as f:
+                rows = list(csv.DictReader(f))
+            if not all('stage' in row and None not in row for row in rows):
+                raise ValueError('a row without its stage, or with more columns than the first')
+            return rows
+        except (ValueError, csv.Error) as e:  # a UnicodeDecodeError is a ValueError
+            raise BadInput(f'{path}: not a log of this program ({e}); move it away to go on') from e
 
     def write_log(self):
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
@@ -432,11 +535,15 @@ def kind_of(stage_name):
     return 'flamingo' if stage_name == 'finetune' else stage_name
 
 
-def held_out(spec, n_frame):
-    """The val (or test) split of a folder; all of it, if it has none: then evaluation shows what was learned by heart."""
-    folder = spec.split(',')[0].rpartition(':')[0] or spec
-    pairs = open_folder(folder if os.path.exists(folder) else spec.split(',')[0], n_frame, split=None)
-    return next((pairs.split(name) for name in ('val', 'test') if name in pairs.splits), pairs)
+def held_out(specs, n_frame, images):
+    """The val (or test) split of the first source of pairs; all of it, if it has none: then evaluation shows what was learned by
+    heart. None where there are no pairs but those of the embedded world."""
+    for role in ('align', 'ltip', 'm3w', 'vtp'):
+        for path, _ in split_spec(role, specs[role]) if specs[role] else []:
+            if path != 'shapes' and not is_pages(path):
+                pairs = open_folder(path, n_frame, split=None, images=images)
+                return next((pairs.split(name) for name in ('val', 'test') if name in pairs.splits), pairs)
+    return None
 
 
 def check_same_keys(saved, now, path):
@@ -451,13 +558,31 @@ def check_same_keys(saved, now, path):
 # The loop
 
 
+def backward(run, stage, name, i):
+    """Add the gradient of one batch, times its λ, to what is there. Returns the loss, a float."""
+    with autocast(run.device, run.dtype):
+        loss = stage.loss(name, i)
+    (stage.sources.get(name, 1.0) * loss).backward()
+    return loss.item()
+
+
+def not_finite(run, stage, names, i):
+    """Which of the sources of step i gave a loss or gradient that is not finite? Each alone, once more: this is seldom asked."""
+    found = []
+    for name in names:
+        stage.optimizer.zero_grad(set_to_none=True)
+        if not (math.isfinite(backward(run, stage, name, i)) and math.isfinite(stage.clip().item())):
+            found.append(name)
+    return found or names  # each is finite, and their sum is not
+
+
 def train_stage(run, stage, missing, progress=None):
     """Train one stage to its end, from where `progress` (training.pt) left it. Returns whether it came to its end."""
     config, start = run.config, 0
     if progress is not None and 'module' in progress:
-        start = progress['iter']
-        stage.module.load_state_dict(progress['module'])
-        stage.optimizer.load_state_dict(progress['optimizer'])
+        path, start = run.path('training.pt'), progress['iter']
+        checkpoint.load_into(stage.module, progress['module'], path)
+        checkpoint.load_optimizer(stage.optimizer, progress['optimizer'], path)
         checkpoint.set_random_state(progress['random'])
     if config['compile']:
         stage.module.compile()
@@ -465,26 +590,28 @@ def train_stage(run, stage, missing, progress=None):
     bar = tqdm(range(start, stage.n_iter), desc=stage.name, initial=start, total=stage.n_iter)
     last_eval, skipped = '', 0
     clock, n_token = time.time(), 0
+    mixing = config['mixing'] if stage.name == 'flamingo' else 'accumulate'
+    prepared = look_ahead(run, stage.reads, [(i, [names[i % len(names)]] if mixing == 'round_robin' else names) for i in range(start, stage.n_iter)])
     kind = config['flamingo_schedule' if stage.name in ('flamingo', 'finetune') else 'schedule']
     for i in bar:
         for group in stage.optimizer.param_groups:
             group['lr'] = stage.lr * group['scale'] * schedule(kind, i, config['warmup'], stage.n_iter)
         # One step: the gradients of one batch from each source, weighted by λ, added up (appendix A.1.3).
-        losses = {}
-        for name in {'accumulate': names, 'round_robin': [names[i % len(names)]], 'merged': ['merged']}[config['mixing'] if stage.name == 'flamingo' else 'accumulate']:
-            with autocast(run.device, run.dtype):
-                loss = stage.loss(name, i)
-            (stage.sources.get(name, 1.0) * loss).backward()
-            losses[name] = loss.item()
+        needed = next(prepared)  # the sources of this step
+        batches = ['merged'] if mixing == 'merged' else needed
+        losses = {name: backward(run, stage, name, i) for name in batches}
         norm = stage.clip().item()  # once, after all sources: clipping each would change their balance
         if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
             stage.optimizer.step()
             skipped = 0
         else:  # a step that would spoil the weights is left out
             skipped += 1
-            tqdm.write(f'{stage.name} step {i}: not finite ({losses}, gradient norm {norm}); skipped')
+            source = ' + '.join(not_finite(run, stage, batches, i))
+            run.rows.append({'stage': stage.name, 'iter': i + 1, 'skipped': source})
+            tqdm.write(f'{stage.name} step {i + 1}: loss or gradient of {source} is not finite; skipped')
             if skipped == 10:
-                raise BadInput(f'{stage.name}: ten steps in a row were not finite; the last good state is in {run.path("training.pt")}')
+                run.write_log()
+                raise BadInput(f'{stage.name}: ten steps in a row were not finite ({source}); the last good state is in {run.path("training.pt")}')
         stage.optimizer.zero_grad(set_to_none=True)
 
         n_token += stage.n_token  # what this step has read, padding included
@@ -515,23 +642,25 @@ def train_stage(run, stage, missing, progress=None):
 def check_values(config):
     """Values of the right type that make no sense. Raises BadInput."""
     choices = {'stage': ('all', *STAGES), 'init_from': ('auto', 'scratch', 'resume'), 'mixing': ('accumulate', 'round_robin', 'merged'),
-               'schedule': SCHEDULES, 'flamingo_schedule': SCHEDULES, 'preset': tuple(PRESETS), 'attend': ('last', 'all_previous')}
+               'schedule': SCHEDULES, 'flamingo_schedule': SCHEDULES, 'preset': tuple(PRESETS), 'attend': ('last', 'all_previous'),
+               'vision': tuple(ENCODERS)}
     for key, allowed in choices.items():
         if getattr(config, key) not in allowed:
             raise BadInput(f'--{key}={getattr(config, key)}: expected {", ".join(allowed[:-1])} or {allowed[-1]}')
+    if not config.out_dir:
+        raise BadInput('--out_dir=: must name a folder')
+    most = {'seed': 2 ** 63 - 1, 'eval_n': 100_000, 'test_n': 100_000}  # a batch, or all episodes of an evaluation, are in memory at once
+    most |= dict.fromkeys((key for key in KEYS if 'batch' in key), 10_000)
     for key, (default, _) in KEYS.items():
-        value = getattr(config, key)
-        if type(default) in (int, float) and value < 0:
-            raise BadInput(f'--{key}={value}: must not be negative')
-        if type(default) is int and value == 0 and key not in ('seed', 'warmup'):
-            raise BadInput(f'--{key}=0: must be at least 1')
+        if type(default) in (int, float):
+            least = 1 if type(default) is int and key not in ('seed', 'warmup', 'text_layer', 'workers') else 0
+            check_range(config, least, most.get(key, float('inf')), key)
 
 
 def finish(run):
     """The few-shot table, on screen and in results.json, and samples.png."""
     stage = FlamingoStage(run)
-    content = run.load_stage('flamingo')
-    checkpoint.load_into(stage.module, content['flamingo'], run.path('flamingo.pt'))
+    checkpoint.load_into(stage.module, run.load_stage('flamingo', 'flamingo')['flamingo'], run.path('flamingo.pt'))
     stage.module.eval()
     rows, shown = evaluate.first_table(stage.asker, stage.contrastive, n=run.config['test_n'], pairs=run.held_out)
     with checkpoint.whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:
@@ -545,22 +674,22 @@ def finish(run):
 def carry_out(run, config):
     """All stages that are asked for and missing, in order. Returns why it stopped early: a signal, 'time' or None."""
     wanted = ['vision', 'language', 'flamingo'] if config.stage == 'all' else [config.stage]
+    missing = [name for name in wanted if config.init_from == 'scratch' or not os.path.exists(run.path(name + '.pt'))]
     progress = None
     if config.init_from == 'scratch' or not os.path.exists(run.path('training.pt')):
         if config.init_from == 'resume':
             raise BadInput(f'{run.path("training.pt")}: no such file, nothing to resume')
-        missing = [name for name in wanted if config.init_from == 'scratch' or not os.path.exists(run.path(name + '.pt'))]
         run.rows = [row for row in run.read_log() if row['stage'] not in missing]  # of stages trained before, one by one
         for name in wanted:
             if name not in missing:
-                check_same_keys(checkpoint.load(run.path(name + '.pt'), kind_of(name))['keys'], run.config, run.path(name + '.pt'))
+                path = run.path(name + '.pt')
+                check_same_keys(checkpoint.load(path, kind_of(name), keys=dict)['keys'], run.config, path)
     else:
-        progress = checkpoint.load(run.path('training.pt'), 'training')
-        check_same_keys(progress['keys'], run.config, run.path('training.pt'))
-        missing, run.rows = progress['missing'], progress['rows']
-        run.minutes_before = progress['minutes']
-    finished = not missing and os.path.exists(run.path('results.json'))
-    if finished:
+        progress = run.load_progress()
+        # What was begun is ended, whatever was asked for; its stage, then what is missing besides.
+        begun = progress['missing']
+        missing = begun + [name for name in missing if name not in begun]
+    if not missing and progress is None and ('flamingo' not in wanted or os.path.exists(run.path('results.json'))):
         print(f'{config.out_dir} is complete. --init_from=scratch starts over; python sample.py shows what it learned.')
         return None
     signal.signal(signal.SIGINT, run.on_signal)
@@ -575,11 +704,17 @@ def carry_out(run, config):
         run.save_stage(stage)
         missing, progress = missing[1:], None
         run.save_progress(missing, 0)
+        if run.stop:
+            return run.stop
+    run.training = False
     if 'flamingo' in wanted:
         finish(run)
-    os.remove(run.path('training.pt'))
+    with contextlib.suppress(FileNotFoundError):  # all stages were there, and only results.json was missing
+        os.remove(run.path('training.pt'))
     for line in run.report.lines():
         print('left out', line)
+    if skipped := sum(bool(row.get('skipped')) for row in run.rows):
+        print(f'{skipped} steps were skipped, their loss or gradient not being finite; {run.path("log.csv")} says of which source')
     return None
 
 
@@ -587,7 +722,11 @@ def main():
     config = configure(KEYS, usage=__doc__)
     check_values(config)
     with checkpoint.only_run(config.out_dir):
-        stopped = carry_out(Run(config), config)
+        run = Run(config)
+        try:
+            stopped = carry_out(run, config)
+        except KeyboardInterrupt:  # at once, without finishing the step
+            stopped = run.stop or signal.SIGINT
     if stopped is not None:
         print(f'stopped and saved; to continue: python train.py {shlex.join(a for a in sys.argv[1:] if not a.startswith("--init_from"))}')
         sys.exit(0 if stopped == 'time' else 128 + stopped)

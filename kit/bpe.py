@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 
 from data import Tokenizer
-from kit.configurator import command, configure
+from kit.configurator import check_range, command, configure
 
 # data.SPLIT in the words of Python's own `re`, which has no \p{L}.
 WORDS = re.compile(r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+""")
@@ -56,6 +56,8 @@ def main():
         'n_text': (20000, 'texts of the embedded world to learn from'),
     }
     config = configure(keys, usage=__doc__)
+    check_range(config, 256, 1 << 20, 'n_rank')  # every byte is one
+    check_range(config, 1, 10_000_000, 'n_text')
     pages, short, long = Shapes('m3w'), Shapes('align'), Shapes('ltip')
     rng = np.random.default_rng(0)
     texts = [pages.text(i, rng) for i in range(config.n_text)]

@@ -4,8 +4,10 @@ A checkpoint is a dict of tensors and plain values with two marks, `format` (the
 `kind` (what it holds). Nothing in it is ever executed, so a stranger's checkpoint is as safe as a picture.
 """
 import contextlib
+import errno
 import os
 import pickle
+import pickletools
 import random
 import re
 import warnings
@@ -23,6 +25,7 @@ except ImportError:  # Windows: runs are not kept apart there
     fcntl = None
 
 FORMAT = 1
+NO_LINKS = getattr(os, 'O_NOFOLLOW', 0)
 
 # ---------------------------------------------------------------------------------------------
 # Whole files
@@ -33,14 +36,19 @@ def whole_file(path, mode='wb', encoding=None):
     """Write a file that appears under its name only when it is whole; until then the old one stays.
 
     mode: 'wb', or 'w' for text (UTF-8 unless `encoding` says otherwise). Yields the open file. Raises BadInput
-    where it cannot be written: no such folder, read-only, disk full.
+    where it cannot be written: no such folder, read-only, disk full, or something there that is not a file.
     """
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f'.{name}.tmp-{os.getpid()}')  # same folder: a rename cannot cross disks
     if 'b' not in mode:
         encoding = encoding or 'utf-8'
     try:
-        with open(temporary, mode, encoding=encoding) as f:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(errno.EEXIST, 'not a file')  # renamed onto /dev/null, the file would replace the device
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)  # of a killed run that had our number
+        with open(temporary, mode.replace('w', 'x'), encoding=encoding) as f:
+            lock(f)  # says that it is being written, and no leftover
             yield f
             f.flush()
             os.fsync(f.fileno())  # the bytes reach the disk before the name does, even if the power fails
@@ -60,12 +68,29 @@ def whole_file(path, mode='wb', encoding=None):
             os.close(descriptor)
 
 
+def lock(f):
+    """Keep an open file to this process until it is closed, or the process ends, however it ends. Returns whether it was free."""
+    try:
+        if fcntl:
+            # lockf and not flock: worker processes would inherit a flock and outlive a killed run for seconds.
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
+
+
 def clean(folder):
-    """Delete what killed runs left half-written in `folder`. Returns how many files that were."""
-    leftovers = [name for name in os.listdir(folder) if re.fullmatch(r'\..+\.tmp-\d+', name)]
-    for name in leftovers:
-        os.remove(os.path.join(folder, name))
-    return len(leftovers)
+    """Delete what killed runs left half-written in `folder`; what another process is writing just now stays."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if re.fullmatch(r'\..+\.tmp-\d+', name) and os.path.isfile(path):
+            with contextlib.suppress(OSError):  # written to its end in this very moment, or not ours to delete
+                with open(path, 'rb+') as f:
+                    unused = lock(f)
+                if unused:
+                    os.remove(path)
 
 
 @contextlib.contextmanager
@@ -76,22 +101,19 @@ def only_run(out_dir):
     """
     try:
         os.makedirs(out_dir, exist_ok=True)
-        f = open(os.path.join(out_dir, '.lock'), 'a+')
+        # Not through a link: in a folder from elsewhere it could lead to any file, which would then be emptied.
+        f = open(os.path.join(out_dir, '.lock'), 'ab+', buffering=0, opener=lambda path, flags: os.open(path, flags | NO_LINKS, 0o666))
     except OSError as e:
         raise BadInput(f'{out_dir}: {e.strerror}') from e
     with f:
-        try:
-            if fcntl:
-                # lockf and not flock: worker processes would inherit a flock and outlive a killed run for seconds.
-                fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as e:
+        if not lock(f):
             f.seek(0)
-            raise BadInput(f'{out_dir} is in use by another run (pid {f.read().strip() or "unknown"})') from e
-        except OSError:
-            pass  # a file system without locks
-        f.truncate(0)
-        f.write(str(os.getpid()))
-        f.flush()
+            raise BadInput(f'{out_dir} is in use by another run (pid {f.read(20).decode(errors="replace").strip() or "unknown"})')
+        try:
+            f.truncate(0)
+            f.write(b'%d' % os.getpid())
+        except OSError as e:
+            raise BadInput(f'{out_dir}: cannot be written ({e.strerror})') from e
         clean(out_dir)
         yield
 
@@ -112,24 +134,55 @@ def save(path, kind, **content):
             raise
 
 
-def check_plain(value, where=''):
-    """Raises TypeError with the path of keys to the first thing that `load` would refuse.
+def check_plain(value, where='', seen=None):
+    """-> how many bytes the tensors in it take. Raises TypeError with the path of keys to the first thing that `load`
+    would refuse.
 
     Exact types on purpose: a numpy float is a float to isinstance, but needs code to be loaded again.
     """
+    seen = set() if seen is None else seen
+    if isinstance(value, (dict, list, tuple)):
+        if id(value) in seen:  # met before; a list may even hold itself
+            return 0
+        seen.add(id(value))
     if type(value) in (dict, OrderedDict):
-        for key, item in value.items():
-            check_plain(key, f'{where}: the key {key!r}')
-            check_plain(item, f'{where}.{key}' if where else str(key))
-    elif type(value) in (list, tuple):
-        for i, item in enumerate(value):
-            check_plain(item, f'{where}[{i}]')
-    elif not isinstance(value, torch.Tensor) and type(value) not in (str, int, float, bool, type(None)):
+        return sum(check_plain(key, f'{where}: the key {key!r}', seen) + check_plain(item, f'{where}.{key}' if where else str(key), seen)
+                   for key, item in value.items())
+    if type(value) in (list, tuple):
+        return sum(check_plain(item, f'{where}[{i}]', seen) for i, item in enumerate(value))
+    if isinstance(value, torch.Tensor):
+        n_byte = value.numel() * value.element_size()
+        if value.layout != torch.strided or value.is_quantized or value.is_meta or n_byte > value.untyped_storage().nbytes():
+            raise TypeError(f'{where}: a checkpoint holds plain tensors, each number written out')
+        return n_byte
+    if type(value) not in (str, int, float, bool, type(None)):
         raise TypeError(f'{where}: a checkpoint holds tensors and plain values, not {type(value).__name__}')
+    return 0
 
 
-def load(path, kind, map_location='cpu'):
-    """Read a checkpoint of `kind` -> dict. Raises BadInput; nothing in the file is executed."""
+# All that tensors and plain values need. weights_only allows more: bytearray(10 ** 11), for one, would fill the memory.
+HARMLESS = re.compile(r'torch \w+Storage|torch\._utils _rebuild_tensor_v2|collections OrderedDict')
+NAMES_CODE = ('GLOBAL', 'STACK_GLOBAL', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX', 'EXT1', 'EXT2', 'EXT4')
+
+
+def look_inside(f, path):
+    """Read what a checkpoint would do, without doing it. f: the open file. Raises BadInput where it would call anything
+    but what is HARMLESS, or unpack to more than its own size."""
+    with zipfile.ZipFile(f) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:  # torch never compresses; zeros would shrink a thousandfold
+                raise BadInput(f'{path}: refused, because it is compressed and could unpack to any size')
+            if entry.filename.endswith('data.pkl'):
+                for operation, argument, _ in pickletools.genops(archive.read(entry)):
+                    if operation.name in NAMES_CODE and not HARMLESS.fullmatch(str(argument)):
+                        raise BadInput(f'{path}: refused, because it holds more than tensors and plain values; nothing in it was run')
+
+
+def load(path, kind, map_location='cpu', **fields):
+    """Read a checkpoint of `kind` -> dict. fields: what must be in it, and of which type (config=dict).
+
+    Raises BadInput. Nothing in the file is executed, and no more memory is taken than the file has bytes.
+    """
     if not os.path.exists(path):
         raise BadInput(f'{path}: no such file')
     if not os.path.isfile(path):
@@ -139,8 +192,11 @@ def load(path, kind, map_location='cpu'):
             warnings.simplefilter('ignore')  # torch comments on odd files before it refuses them
             if not zipfile.is_zipfile(f):  # the table of contents is at the very end: a truncated file has none
                 raise BadInput(f'{path}: damaged, truncated or no checkpoint at all')
+            look_inside(f, path)
             f.seek(0)
             content = torch.load(f, map_location=map_location, weights_only=True)
+            if check_plain(content) > os.fstat(f.fileno()).st_size:
+                raise BadInput(f'{path}: refused, because its tensors claim to be larger than the file')
     except (BadInput, torch.OutOfMemoryError):
         raise
     except OSError as e:
@@ -156,12 +212,16 @@ def load(path, kind, map_location='cpu'):
         age = 'newer' if content['format'] > FORMAT else 'older'
         raise BadInput(f'{path}: has format {content["format"]}, {age} than format {FORMAT}, the one that this code reads')
     if content['kind'] != kind:
-        raise BadInput(f'{path} holds a {content["kind"]}, a {kind} was expected')
+        raise BadInput(f'{path} holds a {str(content["kind"])[:40]}, a {kind} was expected')
+    for name, wanted in fields.items():
+        if not isinstance(content.get(name), wanted):
+            raise BadInput(f'{path}: damaged: {name} is missing, or not what it should be')
     return content
 
 
-def load_into(module, state, path, what=''):
-    """Copy the tensors of a state dict into `module`: every key, no other key, the same shapes. Raises BadInput.
+def check_state(module, state, path, what=''):
+    """Does a state dict fit `module`: every key, no other key, the same shapes? Raises BadInput. The module may be on
+    `meta`, where it takes no memory.
 
     path and what ('vision', ...): for the message, where the state came from.
     """
@@ -179,7 +239,27 @@ def load_into(module, state, path, what=''):
             raise BadInput(f'{where}has {key}, which is no tensor')
         if value.shape != expected[key].shape:
             raise BadInput(f'{where}has {key} of shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}')
+        if value.is_floating_point() != expected[key].is_floating_point():
+            raise BadInput(f'{where}has {key} of type {value.dtype}, expected {expected[key].dtype}')
+
+
+def load_into(module, state, path, what=''):
+    """Copy the tensors of a state dict into `module`. Raises BadInput, as `check_state` does."""
+    check_state(module, state, path, what)
     module.load_state_dict(state)
+
+
+def load_optimizer(optimizer, state, path):
+    """Put back the moments of an optimizer for the same parameters; learning rates and the like stay as they are. Raises BadInput."""
+    moments, now = state.get('state'), optimizer.state_dict()
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group['params']))
+    good = isinstance(moments, dict) and set(moments) <= set(parameters) and all(
+        isinstance(moment, dict) and all(isinstance(x, torch.Tensor) and x.is_floating_point() and x.shape in (p.shape, ()) for x in moment.values())
+        and set(moment) == {'step', 'exp_avg', 'exp_avg_sq'} and moment['exp_avg'].shape == moment['exp_avg_sq'].shape == p.shape
+        for p, moment in ((parameters[k], moment) for k, moment in moments.items()))
+    if not good:
+        raise BadInput(f'{path}: damaged: its optimizer is not that of this model')
+    optimizer.load_state_dict({'state': moments, 'param_groups': now['param_groups']})
 
 
 # ---------------------------------------------------------------------------------------------
@@ -198,9 +278,12 @@ def random_state():
 
 
 def set_random_state(state):
-    """Put back what `random_state` gave; cards that this machine lacks are left out."""
-    random.setstate(state['python'])
-    np.random.set_state(state['numpy'])
-    torch.set_rng_state(state['torch'].cpu())  # generators want their state on the cpu, wherever the file was loaded to
-    for i, numbers in zip(range(torch.cuda.device_count()), state['cuda']):
-        torch.cuda.set_rng_state(numbers.cpu(), i)
+    """Put back what `random_state` gave; cards that this machine lacks are left out. Raises BadInput."""
+    try:
+        random.setstate(state['python'])
+        np.random.set_state(state['numpy'])
+        torch.set_rng_state(state['torch'].cpu())  # generators want their state on the cpu, wherever the file was loaded to
+        for i, numbers in zip(range(torch.cuda.device_count()), state['cuda']):
+            torch.cuda.set_rng_state(numbers.cpu(), i)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as e:
+        raise BadInput(f'the saved random state is damaged ({type(e).__name__})') from e

@@ -15,6 +15,7 @@ import difflib
 import errno
 import math
 import os
+import stat
 import sys
 from types import SimpleNamespace
 
@@ -42,8 +43,27 @@ class BadItem(Exception):
         return f'{self.where}: {self.kind}' + (f' ({self.message})' if self.message else '')
 
 
+def open_file(path, limit):
+    """Open a file that the user names, for reading bytes. limit: bytes; what is read from it is held in memory.
+
+    Raises BadInput where it is missing, larger than the limit, or not a file: a folder, or a pipe or device, which may
+    never end.
+    """
+    try:
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):
+            raise BadInput(f'{path}: not a file')
+        if info.st_size > limit:
+            raise BadInput(f'{path}: {info.st_size} bytes are more than {limit}')
+        return open(path, 'rb')
+    except OSError as e:
+        raise BadInput(f'{path}: {e.strerror}') from e
+
+
 # ---------------------------------------------------------------------------------------------
 # Configuration
+
+LIMIT_CONFIG = 1 << 20  # bytes of a config file
 
 
 def configure(keys, argv=None, usage=''):
@@ -79,14 +99,12 @@ def read_config_file(path, keys):
     if not os.path.exists(path):
         hint = f' (write --{path} to set a key)' if '=' in path else ''
         raise BadInput(f'no such config file: {path}{hint}')
-    if not os.path.isfile(path):
-        raise BadInput(f'{path}: not a file; a config file was expected')
     try:
-        with open(path, 'rb') as f:
+        with open_file(path, LIMIT_CONFIG) as f:
             source = f.read().decode('utf-8-sig')
         statements = ast.parse(source).body
-    except OSError as e:
-        raise BadInput(f'{path}: {e.strerror}') from e
+    except BadInput:
+        raise
     except UnicodeDecodeError as e:
         line = e.object[:e.start].count(b'\n') + 1
         raise BadInput(f'{path}:{line}: not UTF-8 text') from e
@@ -112,7 +130,10 @@ def read_config_file(path, keys):
         default = keys[name][0]
         if isinstance(value, str) != isinstance(default, str):
             raise BadInput(f'{where}: {name} must be {wanted(default)}, not {value!r}')
-        text = value if isinstance(value, str) else repr(value)
+        try:
+            text = value if isinstance(value, str) else repr(value)
+        except ValueError as e:  # 0xfff..., thousands of digits long
+            raise BadInput(f'{where}: {name} must be {wanted(default)} of a reasonable length') from e
         values[name] = parse(text, default, f'{where}: {name} = {text}')
     return values
 
@@ -132,7 +153,7 @@ def wanted(default):
 def parse(text, default, where):
     """str -> a value of default's type. Raises BadInput."""
     kind = type(default)
-    if kind is str:
+    if kind is str and '\0' not in text:  # which no file name can hold
         return text  # verbatim: quotes, spaces and `=` are the user's own
     try:
         if kind is bool:
@@ -145,6 +166,14 @@ def parse(text, default, where):
     except (KeyError, ValueError):
         pass
     raise BadInput(f'{where}: expected {wanted(default)}')
+
+
+def check_range(config, low, high, *keys):
+    """Raises BadInput where one of the keys is below `low` or above `high`."""
+    for key in keys:
+        value = getattr(config, key)
+        if not low <= value <= high:
+            raise BadInput(f'--{key}={value}: must be at ' + (f'least {low}' if value < low else f'most {high}'))
 
 
 def print_help(keys, usage):
@@ -160,8 +189,11 @@ def print_help(keys, usage):
 # Device and precision
 
 
-def pick_device(device):
-    """'' or 'auto' -> the best device there is; any other name is checked. Returns str. Raises BadInput."""
+def pick_device(device, meta=True):
+    """'' or 'auto' -> the best device there is; any other name is checked. Returns str. Raises BadInput.
+
+    meta: whether 'meta' will do, on which things have a size and nothing is computed.
+    """
     if device in ('', 'auto'):
         if torch.cuda.is_available():
             return 'cuda'
@@ -174,7 +206,21 @@ def pick_device(device):
         torch.empty(1, device=device)  # the one test that holds for every kind of device and every index
     except Exception as e:  # which error it is depends on the device and on how torch was built
         raise BadInput(f'--device={device}: not available on this machine; --device=auto takes what there is') from e
+    if not meta and torch.device(device).type == 'meta':
+        raise BadInput('--device=meta: nothing is computed there; try auto, cpu, cuda, cuda:1 or mps')
     return device
+
+
+def check_memory(n_byte, device, what):
+    """Raises BadInput where `what` alone is larger than the memory of the device: the system would kill us without a word."""
+    if torch.device(device).type == 'cuda':
+        total = torch.cuda.mem_get_info(device)[1]
+    elif hasattr(os, 'sysconf'):
+        total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    else:  # Windows does not tell
+        return
+    if n_byte > total:
+        raise BadInput(f'{what} would take {n_byte / 2 ** 30:,.0f} GiB, and {device} has {total / 2 ** 30:,.0f} GiB: choose a smaller one')
 
 
 def pick_dtype(dtype, device):
@@ -214,6 +260,8 @@ def command(main):
     `--debug=True` on the command line shows the traceback instead.
     """
     debug = {'--debug=True', '--debug=true', '--debug=1'} & set(sys.argv[1:])
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')  # a letter that the terminal lacks is no reason to fail
     try:
         main()
         sys.stdout.flush()  # a reader that has gone away is noticed here, not when Python shuts down
@@ -230,4 +278,11 @@ def command(main):
                 raise  # no file to name: more likely our mistake than the user's
             e = e.strerror if e.filename is None else f'{e.filename}: {e.strerror}'
         print(f'error: {one_line(e)}', file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as e:
+        # torch says it in three ways: an error of its own, Python's, and on the CPU a RuntimeError like any other.
+        full = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(e) or 'not enough memory' in str(e)
+        if debug or not full:
+            raise
+        print('error: out of memory: make batches, sizes or counts smaller (--debug=True shows where)', file=sys.stderr)
         sys.exit(2)

@@ -257,6 +257,12 @@ def random_picture(rng, split, pair=None):
     return int(rng.integers(n)) if pair is None else pair + len(pairs) * int(rng.integers(n // len(pairs)))
 
 
+def training_picture(rng):
+    """-> (Media, Scene)"""
+    i = random_picture(rng, 'train')
+    return picture_media('train', i), scene('train', i)
+
+
 def made_up_names(rng, n, split='train'):
     """n different made-up names of a split."""
     names = []
@@ -352,21 +358,21 @@ def naming_page(rng, n_image=(8, 13), ways=(2, 6)):
     return Document(pieces, 'examples')
 
 
-def caption_page(rng, n_image=(4, 10)):
+def caption_page(rng, n_image=(4, 12)):
     pieces = []
     for _ in range(int(rng.integers(*n_image))):
-        i = random_picture(rng, 'train')
-        pieces += Example(picture_media('train', i), 'Output:', caption(scene('train', i))).pieces()
+        media, s = training_picture(rng)
+        pieces += Example(media, 'Output:', caption(s)).pieces()
     return Document(pieces, 'examples')
 
 
-def question_page(rng, n_image=(4, 8)):
+def question_page(rng, n_image=(4, 12)):
     pieces = []
     for _ in range(int(rng.integers(*n_image))):
-        i = random_picture(rng, 'train')
-        asked = questions(scene('train', i))
+        media, s = training_picture(rng)
+        asked = questions(s)
         _, question, answer = asked[int(rng.integers(len(asked)))]
-        pieces += Example(picture_media('train', i), question_prompt(question), answer).pieces()
+        pieces += Example(media, question_prompt(question), answer).pieces()
     return Document(pieces, 'examples')
 
 
@@ -375,9 +381,9 @@ def story_page(rng, n_image=(3, 7)):
     above = rng.random() < 0.5
     pieces = ['Some things I saw.']
     for _ in range(int(rng.integers(*n_image))):
-        i = random_picture(rng, 'train')
-        said = long_caption(scene('train', i))
-        pieces += [picture_media('train', i), f' Above you see {said}'] if above else [f' Below you see {said}', picture_media('train', i)]
+        media, s = training_picture(rng)
+        said = long_caption(s)
+        pieces += [media, f' Above you see {said}'] if above else [f' Below you see {said}', media]
     return Document(pieces, 'page')
 
 
@@ -389,7 +395,8 @@ def clip_page(rng, n_clip=(2, 6)):
     return Document(pieces, 'examples')
 
 
-PAGES = ((naming_page, 0.65), (caption_page, 0.2), (question_page, 0.1), (story_page, 0.05))
+PAGES = ((naming_page, 0.55), (caption_page, 0.15), (question_page, 0.12), (clip_page, 0.13), (story_page, 0.05))
+FIRST_PAGES = ((caption_page, 0.8), (clip_page, 0.2))
 # The first pages have captions only; the others come in over as many again. *Why.* Captions tie what the encoder sees
 # to words that the language model knows, and that opens the gates. Names mean nothing to it; while the gates are shut
 # their loss is pure noise, and enough of it keeps them shut (with 45 % naming pages from the start, still at chance
@@ -410,15 +417,12 @@ class Shapes:
 
     def document(self, i, rng):
         if self.role == 'm3w':
-            if rng.random() > i / ONLY_CAPTIONS - 1:
-                return caption_page(rng)
-            make, share = zip(*PAGES)
+            make, share = zip(*(FIRST_PAGES if rng.random() > i / ONLY_CAPTIONS - 1 else PAGES))
             return make[int(rng.choice(len(make), p=share))](rng)
         if self.role == 'vtp':
             return clip_page(rng)
-        k = random_picture(rng, 'train')
-        s = scene('train', k)
-        return Document([picture_media('train', k), noisy_caption(s, rng) if self.role == 'align' else long_caption(s)], 'pair')
+        media, s = training_picture(rng)
+        return Document([media, noisy_caption(s, rng) if self.role == 'align' else long_caption(s)], 'pair')
 
     def text(self, i, rng):
         make, share = zip(*TEXTS)

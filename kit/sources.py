@@ -1,17 +1,23 @@
 """Reading what people have on disk, whatever state it is in.
 
-    open_folder(path)  ──►  Pairs: a list of (picture, caption)  ──►  Pages: few-shot pages made of them
-          │                     │ document(i, rng)                       │ document(i, rng), text(i, rng)
-          ▼                     ▼                                        ▼
-      Report: what          Document([Media, 'a red ring'])       Document([Media, 'Output:', ' dax', Media, ...])
-      was left out
+    open_path(path)  ──►  Pairs: a list of (picture, caption)  ──►  Pages: few-shot pages made of them
+        │   │                 │ document(i, rng)                       │ document(i, rng), text(i, rng)
+        │   │                 ▼                                        ▼
+        │   │             Document([Media, 'a red ring'])       Document([Media, 'Output:', ' dax', Media, ...])
+        │   └───────────►  WebPages (kit/pages.py): pages that somebody wrote, texts and pictures in their order
+        ▼
+      Report: what was left out
 
-Opening a source reads names and captions only; pictures are decoded when their Media is loaded. A stranger's
-data holds anything, so there are two kinds of trouble: the user pointed at the wrong thing (BadInput, one line),
-or a single item is damaged (BadItem, which is counted and skipped).
+Opening a source reads names and captions only, and keeps where a picture is rather than the picture: memory stays flat,
+and any item can be had by its number. Pictures are decoded when their Media is loaded. A stranger's data holds anything,
+so there are two kinds of trouble: the user pointed at the wrong thing (BadInput, one line), or a single item is damaged
+(BadItem, which is counted and skipped).
 """
 import contextlib
 import functools
+import glob
+import hashlib
+import io
 import itertools
 import json
 import os
@@ -26,12 +32,16 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data import Document, Example, Media
-from kit.configurator import BadInput, BadItem
+from kit.configurator import BadInput, BadItem, one_line, open_file
 
-RECOGNISED = ('a folder with metadata.jsonl (lines of {"file_name": ..., "text": ...}), '
-              'or a folder of class folders that hold pictures')
+RECOGNISED = ('a folder with metadata.jsonl (lines of {"file_name": ..., "text": ...}), a folder of class folders that hold '
+              'pictures, .tar shards of pairs (key.jpg + key.txt or key.json), captions_*.json (COCO, with --images=DIR), '
+              'documents.jsonl, or a folder of .html pages')
 
 SPLITS = ('train', 'val', 'valid', 'validation', 'test')  # what a top-level folder is called when it is a split
+
+VIDEOS = '.mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .ts .3gp'.split()
+FFMPEG = 'make a folder of frames of each: ffmpeg -i clip.mp4 -vf fps=1 clip/%05d.jpg'  # one frame a second (§3.2)
 
 PICTURES = ('.png .apng .jpg .jpeg .jfif .gif .webp .avif .bmp .tif .tiff .ppm .pgm .pbm .pnm .pfm .jp2 .ico').split()
 
@@ -43,8 +53,9 @@ ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # not TIFF and MPO: those hold pages,
 # Bounds, so that no file can fill the memory or take for ever.
 LIMIT_BYTES = 1 << 30   # of one picture file (some decoders read it whole)
 LIMIT_FRAMES = 10_000   # looked at in one animation
-LIMIT_LINE = 8 << 20    # bytes of one line of metadata.jsonl
+LIMIT_LINE = 8 << 20    # bytes of one line of metadata.jsonl and documents.jsonl
 LIMIT_TEXT = 1 << 20    # bytes of one caption
+LIMIT_LIST = 1 << 40    # bytes of a whole metadata.jsonl, which is read line by line
 
 
 # ---------------------------------------------------------------------------------------------
@@ -75,13 +86,48 @@ def only_bad_items(where):
         raise BadItem('truncated' if cut_short else 'damaged', where, f'{type(e).__name__}: {e}') from e
 
 
+@dataclass(frozen=True)
+class Inside:
+    """A picture inside another file: `size` bytes of `path` from `start` on (a member of a tar), or, where a page
+    carries its picture in itself (a data: address), `content`."""
+    path: str
+    start: int = 0
+    size: int = 0
+    content: bytes | None = None
+
+    def read(self):
+        """bytes. Raises BadItem where the file does not hold as many."""
+        if self.content is not None:
+            return self.content
+        if self.size > LIMIT_BYTES:
+            raise BadItem('too large', str(self), f'{self.size} bytes')
+        with open(self.path, 'rb') as f:
+            f.seek(self.start)
+            content = f.read(self.size)
+        if len(content) < self.size:
+            raise BadItem('truncated', str(self))
+        return content
+
+    def __str__(self):
+        if self.content is not None:
+            return self.path
+        with open(self.path, 'rb') as f:  # its name stands in the 512 bytes before it: no need to remember it
+            f.seek(max(0, self.start - 512))
+            name = f.read(100).split(b'\0')[0].decode('utf-8', 'replace')
+        return f'{self.path}:{name}'
+
+
 def read_frames(path, n_frame=8, limit_pixels=64_000_000):
-    """The frames of a picture (one), an animation, or a folder of frames (up to n_frame).
+    """The frames of a picture (one), an animation, or a folder of frames (up to n_frame). path: of a file or a folder,
+    or an Inside.
 
     Animations are sampled at 1 frame a second (Flamingo §3.2). A folder of frames, in natural order (2 before
     10), is taken to be at 1 frame a second already. What is longer than n_frame seconds is spread evenly.
     Returns a list of PIL RGB pictures, at least one. Raises BadItem and nothing else.
     """
+    if isinstance(path, Inside):
+        with only_bad_items(str(path)):
+            return read_file(path, n_frame, limit_pixels)
     path = os.fspath(path)
     with only_bad_items(path):
         if not os.path.isdir(path):
@@ -89,39 +135,61 @@ def read_frames(path, n_frame=8, limit_pixels=64_000_000):
         names = frame_names(path)
         if not names:
             raise BadItem('empty', path, 'a folder without pictures')
-        return [read_file(os.path.join(path, names[k]), 1, limit_pixels)[0] for k in spread(len(names), n_frame)]
+        names = [names[k] for k in spread(len(names), n_frame)]
+        limit_pixels = min(limit_pixels, 2 * limit_pixels // len(names))  # they are in memory together
+        return [read_file(os.path.join(path, name), 1, limit_pixels)[0] for name in names]
 
 
 def read_file(path, n_frame, limit_pixels):
     """`read_frames` of a single file."""
-    info = os.stat(path)
-    if not stat.S_ISREG(info.st_mode):
-        raise BadItem('not a file', path)  # opening a pipe would wait for ever
-    if info.st_size == 0:
-        raise BadItem('empty', path)
-    if info.st_size > LIMIT_BYTES:
-        raise BadItem('too large', path, f'{info.st_size} bytes')
-    with Image.open(path, formats=FORMATS) as image:
-        check_size(image, path, limit_pixels)  # as the header declares it: nothing is decoded yet
+    with open_picture(path, limit_pixels) as image:
         if n_frame == 1 or image.format not in ANIMATED:
             return [to_rgb(image)]
         first, milliseconds = timeline(image, path, limit_pixels)
-        frames = []
-        for k in sample_times(milliseconds, n_frame):
+        frames = {}
+        times = sample_times(milliseconds, n_frame)
+        for k in dict.fromkeys(times):  # what is shown for long is in memory once
             image.seek(first + k)
-            frames.append(to_rgb(image))
-        return frames
+            frames[k] = to_rgb(image)
+        return [frames[k] for k in times]
+
+
+def open_picture(path, limit_pixels=64_000_000):
+    """A PIL picture of which only the header has been read; it is not larger than limit_pixels. Raises anything."""
+    file = path
+    if isinstance(path, Inside):
+        content = path.read()
+        if not content:
+            raise BadItem('empty', str(path))
+        file = io.BytesIO(content)
+    else:
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):
+            raise BadItem('not a file', path)  # opening a pipe would wait for ever
+        if info.st_size == 0:
+            raise BadItem('empty', path)
+        if is_video(path):
+            raise BadItem('a video', path, FFMPEG)
+        if info.st_size > LIMIT_BYTES:
+            raise BadItem('too large', path, f'{info.st_size} bytes')
+    image = Image.open(file, formats=FORMATS)
+    try:
+        check_size(image, path, limit_pixels)  # as the header declares it: nothing is decoded yet
+    except BadItem:
+        image.close()
+        raise
+    return image
 
 
 def check_size(image, path, limit_pixels):
     if image.width * image.height > limit_pixels:
-        raise BadItem('too large', path, f'{image.width} x {image.height} pixels')
+        raise BadItem('too large', str(path), f'{image.width} x {image.height} pixels')
 
 
 def timeline(image, path, limit_pixels):
     """Play an animation once. Returns the number of its first frame and a list: how long each is shown, in ms."""
-    # Besides the number of frames, bound their pixels: ten thousand large frames would take hours.
-    most = max(1, min(LIMIT_FRAMES, 10 * limit_pixels // (image.width * image.height)))
+    # Besides the number of frames, bound their pixels: ten thousand large frames would take hours (at 30 to 90 million a second).
+    most = max(1, min(LIMIT_FRAMES, 2 * limit_pixels // (image.width * image.height)))
     first = 1 if getattr(image, 'default_image', False) else 0  # APNG: a still for viewers that cannot animate
     milliseconds = []
     for k in range(first, first + most):
@@ -134,7 +202,7 @@ def timeline(image, path, limit_pixels):
         duration = image.info.get('duration', 0)
         milliseconds.append(duration if duration > 10 else 100)  # as browsers do: 0 means "whatever is usual"
     if not milliseconds:
-        raise BadItem('truncated', path, 'no frames')
+        raise BadItem('truncated', str(path), 'no frames')
     return first, milliseconds
 
 
@@ -162,6 +230,10 @@ def frame_names(folder):
 
 def is_picture(name):
     return os.path.splitext(name)[1].lower() in PICTURES and not name.startswith('.')
+
+
+def is_video(name):
+    return os.path.splitext(name)[1].lower() in VIDEOS
 
 
 def natural(name):
@@ -208,7 +280,7 @@ def load_variant(path, n_frame=8, variant=0, flip=False):
     frames = read_frames(path, n_frame)
     if variant == 0:
         return frames
-    rng = np.random.default_rng([zlib.crc32(os.fsencode(path)), variant])
+    rng = np.random.default_rng([zlib.crc32(os.fsencode(str(path))), variant])
     angle, scale = np.radians(rng.uniform(-10, 10)), rng.uniform(0.85, 1.1)
     dx, dy = rng.uniform(-0.08, 0.08, size=2)
     gamma = rng.uniform(0.85, 1.15, size=3)  # a power keeps white white: no seam where the white filling begins
@@ -225,21 +297,48 @@ def load_variant(path, n_frame=8, variant=0, flip=False):
     return out
 
 
+def media_of(path, n_frame, variant=0, flip=False):
+    """A picture or clip as Media. path: as for `read_frames`. Raises BadItem when there is no such file."""
+    if isinstance(path, Inside) and path.content is not None:
+        key = f'data:{hashlib.sha256(path.content).hexdigest()}:{n_frame} frames'
+    elif isinstance(path, Inside):
+        with only_bad_items(path.path):
+            info = os.stat(path.path)
+        key = f'{path.path}@{path.start}+{path.size}:{info.st_mtime_ns}:{n_frame} frames'
+    else:
+        with only_bad_items(path):
+            info = [os.stat(path)]
+            if stat.S_ISDIR(info[0].st_mode):  # a folder keeps its own date when a frame in it changes
+                info = [os.stat(os.path.join(path, name)) for name in frame_names(path)] or info
+        # An animation's pixels depend on how many frames are taken.
+        key = f'{path}:{max(s.st_mtime_ns for s in info)}:{sum(s.st_size for s in info)}:{n_frame} frames'
+    if variant:
+        key += f':v{variant}' + ('f' if flip else '')
+    return Media(key, functools.partial(load_variant, path, n_frame, variant, flip))
+
+
 # ---------------------------------------------------------------------------------------------
 # Pictures with captions
 
 class Report:
-    """What was left out of a source: how many items of each kind, and where the first few are."""
+    """What was left out of a source: how many items of each kind, and where the first few are.
+
+    The same thing at the same place counts once, however many epochs come across it.
+    """
 
     def __init__(self):
-        self.count, self.where = Counter(), {}
+        self.count, self.where, self.seen = Counter(), {}, set()
 
     def add(self, bad_item):
+        if (this := hash((bad_item.kind, bad_item.where))) in self.seen:
+            return
+        self.seen.add(this)
         self.count[bad_item.kind] += 1
         self.where[bad_item.kind] = (self.where.get(bad_item.kind, []) + [bad_item.where])[:3]
 
     def add_report(self, other):
         self.count += other.count
+        self.seen |= other.seen
         for kind, places in other.where.items():
             self.where[kind] = (self.where.get(kind, []) + places)[:3]
 
@@ -253,13 +352,33 @@ class Report:
 
     def lines(self):
         """['missing: 5 (a.jsonl:3, a.jsonl:8, a.jsonl:9, ...)'], the most frequent kind first."""
-        return [f'{kind}: {n} ({", ".join(self.where[kind])}{", ..." if n > len(self.where[kind]) else ""})'
-                for kind, n in self.count.most_common()]
+        return [one_line(f'{kind}: {n} ({", ".join(self.where[kind])}{", ..." if n > len(self.where[kind]) else ""})'
+                         + (f'; {FFMPEG}' if kind == 'a video' else '')) for kind, n in self.count.most_common()]
 
 
-@dataclass
+class Epochs:
+    """Which of n things is number i of an endless stream: each epoch runs through all of them once, in its own order.
+
+    *Why no shuffle buffer:* things are addressed by number, so a permutation of the numbers mixes the whole source rather
+    than a buffer's worth of it, a position to resume at is one number, and any split of the numbers over ranks or workers
+    shows each thing once an epoch, whoever asks and in whatever order. It costs 8 bytes a thing, and reads on disk that
+    jump, which only a spinning one minds.
+    """
+
+    def __init__(self, n, seed):
+        self.n, self.seed = n, seed
+        self.last = (-1, None)  # the last permutation, only to save time
+
+    def __call__(self, i):
+        epoch, k = divmod(i, self.n)
+        if self.last[0] != epoch:
+            self.last = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n))
+        return int(self.last[1][k])
+
+
+@dataclass(slots=True)
 class Item:
-    """A picture or clip on disk (absolute path) and its caption. label: what makes two items the same thing."""
+    """A picture or clip on disk (absolute path, or an Inside) and its caption. label: what makes two items the same thing."""
     path: str
     text: str
     split: str = 'train'
@@ -277,51 +396,45 @@ class Pairs:
     def __init__(self, items, name, n_frame=8, n_variant=1, seed=0, flip=False, report=None):
         if not items:
             raise BadInput(f'{name}: no items')
-        self.items, self.name, self.n_frame, self.n_variant = list(items), name, n_frame, n_variant
+        self.items, self.name, self.n_frame, self.n_variant = items, name, n_frame, n_variant
         self.seed, self.flip, self.report = seed, flip, report or Report()
-        self._epoch = (-1, None)  # the last permutation, only to save time
+        self.order = Epochs(len(items), seed)
 
     def __len__(self):
         return len(self.items)
 
+    def split_names(self):
+        """The split of each item."""
+        if isinstance(self.items, list):
+            return [item.split or 'train' for item in self.items]
+        return self.items.splits  # of kit.shards.TarItems: known without reading their captions
+
     @property
     def splits(self):
         """{split: number of items}"""
-        return dict(Counter(item.split or 'train' for item in self.items))
+        return dict(Counter(self.split_names()))
 
     def split(self, name):
         """Pairs of the items of one split. Raises BadInput, naming the splits there are."""
-        items = [item for item in self.items if (item.split or 'train') == name]
-        if not items:
+        kept = [k for k, split in enumerate(self.split_names()) if split == name]
+        if not kept:
             there = ', '.join(f'{split} ({n})' for split, n in self.splits.items())
             raise BadInput(f"{self.name}: no split '{name}'; there is {there}")
+        items = [self.items[k] for k in kept] if isinstance(self.items, list) else self.items.take(kept)
         return Pairs(items, self.name, self.n_frame, self.n_variant, self.seed, self.flip, self.report)
 
     def media(self, i, variant=0):
         """Item i as Media. Raises BadItem when the file has gone since the source was opened."""
-        path = self.items[i].path
-        with only_bad_items(path):
-            info = [os.stat(path)]
-            frames = f':{self.n_frame} frames'  # an animation's pixels depend on how many frames are taken
-            if stat.S_ISDIR(info[0].st_mode):  # a folder keeps its own date when a frame in it changes
-                info = [os.stat(os.path.join(path, name)) for name in frame_names(path)] or info
-        key = f'{path}:{max(s.st_mtime_ns for s in info)}:{sum(s.st_size for s in info)}{frames}'
-        if variant:
-            key += f':v{variant}' + ('f' if self.flip else '')
-        return Media(key, functools.partial(load_variant, path, self.n_frame, variant, self.flip))
+        return media_of(self.items[i].path, self.n_frame, variant, self.flip)
 
-    def order(self, i):
-        """Which item is document i: each epoch runs through all of them once, in an order of its own."""
-        epoch, k = divmod(i, len(self.items))
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.items)))
-        return int(self._epoch[1][k])
+    def at(self, k, variant=0):
+        """Item k as a Document."""
+        item = self.items[k]
+        return Document([media_of(item.path, self.n_frame, variant, self.flip), item.text], kind='pair', where=item.where)
 
     def document(self, i, rng):
         """Document number i, counted over epochs; it depends on `seed` and i, its variant on rng (numpy Generator)."""
-        k = self.order(i)
-        media = self.media(k, int(rng.integers(self.n_variant)))
-        return Document([media, self.items[k].text], kind='pair', where=self.items[k].where)
+        return self.at(self.order(i), int(rng.integers(self.n_variant)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -404,37 +517,58 @@ class Pages:
 
 
 # ---------------------------------------------------------------------------------------------
-# Opening a folder
+# Opening what is on disk
 
-def open_folder(path, n_frame=8, seed=0, split='train', report=None, n_variant=1, flip=False):
-    """A folder -> Pairs of one split (every split if None). Its format is told by what is on disk.
+def open_path(path, n_frame=8, seed=0, split='train', n_variant=1, flip=False, images=''):
+    """Whatever is at `path` -> Pairs, or WebPages where it holds pages. Raises BadInput."""
+    from kit import pages
+    if pages.is_pages(path):
+        return pages.open_pages(path, n_frame, seed, images)
+    return open_folder(path, n_frame, seed, split, n_variant=n_variant, flip=flip, images=images)
 
-    path: a folder, or a list of folders that make one source. What was left out is in the `report` of the result,
-    and added to the Report given here, if any. Raises BadInput when a folder is missing, empty or none of
-    RECOGNISED, when more than half of the items are bad, and when there is no such split.
+
+def open_folder(path, n_frame=8, seed=0, split='train', report=None, n_variant=1, flip=False, images=''):
+    """A folder, a .tar shard, a glob of shards or a COCO captions file -> Pairs of one split (every split if None). Its
+    format is told by what is on disk.
+
+    path: one of these, or a list of them that make one source; images: the folder of the pictures that a COCO file
+    names. What was left out is in the `report` of the result, and added to the Report given here, if any. Raises
+    BadInput when a folder is missing, empty or none of RECOGNISED, when more than half of the items are bad, and when
+    there is no such split.
     """
-    roots = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    name = ' + '.join(os.fspath(root) for root in roots)
+    from kit.pages import is_pages
+    from kit.shards import find_tars, read_tars
+    roots = [os.fspath(root) for root in ([path] if isinstance(path, (str, os.PathLike)) else path)]
+    name = ' + '.join(roots)
     here, items, pictures = Report(), [], []
     for root in roots:
-        check_folder(root)
         before = here.total
-        found = find_metadata(root)
-        if found:
+        if is_pages(root):
+            raise BadInput(f'{root}: holds pages; pairs of a picture and its caption are wanted here')
+        if found := find_metadata(root):
             for file, folder_split in found:
                 items += read_metadata(file, folder_split, here)
-            continue
-        found = find_classes(root, here)
-        if not found and here.total == before:
-            raise BadInput(f'{root}: nothing here that can be read; recognised are {RECOGNISED}')
-        pictures += found
+        elif found := find_tars(root, here):
+            shards = read_tars(found, here)
+            items = items + list(shards) if len(roots) > 1 else shards
+        elif found := find_coco(root):
+            for file, file_split in found:
+                items += read_coco(file, images or os.path.dirname(file), file_split, here)
+        else:
+            check_folder(root)
+            found = find_classes(root, here)
+            if not found and here.total == before:
+                raise BadInput(f'{root}: nothing here that can be read; recognised are {RECOGNISED}')
+            pictures += found
     # Only now: the same class may be under several roots, and two classes under different roots must not share a name.
     captions = name_classes({parts for _, parts, _ in pictures})
-    items += [Item(file, captions[parts], in_split, captions[parts], file) for in_split, parts, file in pictures]
+    if pictures:
+        items += [Item(file, captions[parts], in_split, captions[parts], file) for in_split, parts, file in pictures]
 
     bad = here.total
     if bad > len(items):  # one damaged file is bad luck; most of them are a mistake, and training would hide it
-        raise BadInput(f'{name}: {bad} of {bad + len(items)} items cannot be used: ' + '; '.join(here.lines()))
+        hint = '' if images or not find_coco(roots[0]) else ' (--images=DIR says where its pictures are)'
+        raise BadInput(f'{name}: {bad} of {bad + len(items)} items cannot be used: ' + '; '.join(here.lines()) + hint)
     if report is not None:
         report.add_report(here)
     pairs = Pairs(items, name, n_frame, n_variant, seed, flip, here)
@@ -474,6 +608,8 @@ def locate(root, name):
 
 def find_metadata(root):
     """[(metadata.jsonl, split or None)]: the folder's own, or else one in each of its split folders."""
+    if os.path.basename(root) == 'metadata.jsonl':
+        root = os.path.dirname(root)
     places = [(os.path.join(root, 'metadata.jsonl'), None)]
     places += [(os.path.join(root, split, 'metadata.jsonl'), split) for split in SPLITS]
     found = [place for place in places if os.path.isfile(place[0])]
@@ -483,41 +619,64 @@ def find_metadata(root):
 def read_metadata(file, split, report):
     """metadata.jsonl -> list of Items; bad lines go into the report. Raises BadInput if it cannot be opened."""
     items, root = [], os.path.realpath(os.path.dirname(file))
+    for number, _, line in read_lines(file, report):
+        where = f'{file}:{number}'
+        try:
+            items.append(read_line(line, root, split, where))
+        except BadItem as e:
+            report.add(BadItem(e.kind, where, e.message))
+    return items
+
+
+def read_lines(file, report):
+    """(number, offset in the file, bytes) of each line that is not empty; lines too long go into the report. Raises BadInput
+    if the file cannot be opened."""
     try:
-        with open(file, 'rb') as f:
+        with open_file(file, LIMIT_LIST) as f:
+            start = 0
             for number in itertools.count(1):
                 line = f.readline(LIMIT_LINE)
                 if not line:
-                    return items
+                    return
                 too_long = len(line) == LIMIT_LINE and not line.endswith(b'\n')
                 while too_long and (rest := f.readline(LIMIT_LINE)) and not rest.endswith(b'\n'):
                     pass
-                if not line.strip():
-                    continue
-                where = f'{file}:{number}'
-                try:
-                    if too_long:
-                        raise BadItem('line too long', where)
-                    items.append(read_line(line, root, split, where))
-                except BadItem as e:
-                    report.add(BadItem(e.kind, where, e.message))
+                if too_long:
+                    report.add(BadItem('line too long', f'{file}:{number}'))
+                elif line.strip():
+                    yield number, start, line
+                start = f.tell()
     except OSError as e:
         raise BadInput(f'{file}: {e.strerror}') from e
 
 
 def read_line(line, root, split, where):
     """One line of metadata.jsonl (bytes) -> Item. Raises BadItem."""
+    fields = parse_json(line, where)
+    name, text = fields.get('file_name'), check_caption(fields.get('text'), where)
+    if not isinstance(name, str) or not name:
+        raise BadItem('no file_name', where)
+    in_split = fields.get('split') or split or 'train'
+    if not isinstance(in_split, str):
+        raise BadItem('bad split', where, repr(in_split))
+    return Item(locate(root, name), text, in_split, text, where)
+
+
+def parse_json(content, where):
+    """bytes -> dict. Raises BadItem."""
     try:
-        fields = json.loads(line.decode('utf-8-sig'))
+        fields = json.loads(content.decode('utf-8-sig'))
     except UnicodeDecodeError as e:
         raise BadItem('not UTF-8', where, str(e)) from e
     except (ValueError, RecursionError) as e:
         raise BadItem('not JSON', where, str(e)) from e
     if not isinstance(fields, dict):
         raise BadItem('not JSON', where, 'not an object')
-    name, text = fields.get('file_name'), fields.get('text')
-    if not isinstance(name, str) or not name:
-        raise BadItem('no file_name', where)
+    return fields
+
+
+def check_caption(text, where):
+    """The caption without spaces around it. Raises BadItem where it is none."""
     if not isinstance(text, str) or not text.strip():
         raise BadItem('no text', where)
     try:
@@ -525,11 +684,7 @@ def read_line(line, root, split, where):
             raise BadItem('text too long', where)
     except UnicodeEncodeError as e:  # JSON can spell half a character, "\ud800"
         raise BadItem('not UTF-8', where, str(e)) from e
-    in_split = fields.get('split') or split or 'train'
-    if not isinstance(in_split, str):
-        raise BadItem('bad split', where, repr(in_split))
-    text = text.strip()
-    return Item(locate(root, name), text, in_split, text, where)
+    return text.strip()
 
 
 # Format 2: class folders (torchvision ImageFolder)
@@ -553,8 +708,10 @@ def find_classes(root, report):
                 raise BadInput(f'{root}: the metadata.jsonl is further down; open {os.path.dirname(entry.path)} instead')
             if entry.is_dir(follow_symlinks=False):
                 folders.append(parts + (entry.name,))
-            elif is_picture(entry.name) or os.path.isdir(entry.path):  # the latter is a link to a folder
+            elif is_picture(entry.name) or is_video(entry.name) or os.path.isdir(entry.path):  # the last is a link to a folder
                 try:
+                    if is_video(entry.name):
+                        raise BadItem('a video', entry.path, FFMPEG)
                     if entry.is_symlink() or not entry.is_file():
                         locate(root, os.path.join(*parts, entry.name))
                     if entry.is_file():  # a folder that lies in here is read where it lies
@@ -598,6 +755,112 @@ def spell(name):
     return ' '.join(name.replace('_', ' ').replace('-', ' ').split()) or name
 
 
+# Format 3: captions_*.json (COCO); format 4, .tar shards, is in kit/shards.py
+
+def find_coco(root):
+    """[(captions file, split)] of such a file, or of a folder of them: captions_train2017.json holds the training split."""
+    files = [root] if root.endswith('.json') and os.path.isfile(root) else []
+    if os.path.isdir(root):
+        files = sorted(glob.glob(os.path.join(glob.escape(root), 'captions_*.json')))
+    found = [(file, next((split for split in SPLITS if os.path.basename(file).startswith('captions_' + split)), None)) for file in files]
+    return found if os.path.isdir(root) else [(file, None) for file, _ in found]
+
+
+def read_coco(file, images, split, report):
+    """captions_*.json -> list of Items, one a caption; several belong to the same picture. Raises BadInput."""
+    if not os.path.isdir(images):
+        raise BadInput(f'--images={images}: no such folder')
+    # COCO keeps captions_train2017.json's pictures in train2017/, and does not say so.
+    places = [os.path.realpath(images), os.path.realpath(os.path.join(images, os.path.basename(file)[:-len('.json')].removeprefix('captions_')))]
+    paths, items = {}, []  # picture's id -> path, or what is wrong with it
+    for entry in json_array(file, 'images'):
+        number, name = (entry.get('id'), entry.get('file_name')) if isinstance(entry, dict) else (None, None)
+        if isinstance(number, (int, str)) and isinstance(name, str) and name:
+            for place in places:
+                try:
+                    paths[number] = locate(place, name)
+                    break
+                except BadItem as e:
+                    paths.setdefault(number, e)
+    for position, entry in enumerate(json_array(file, 'annotations')):
+        entry = entry if isinstance(entry, dict) else {}
+        where = f'{file}: annotation {entry.get("id", f"number {position}")}'
+        number = entry.get('image_id')
+        path = paths.get(number) if isinstance(number, (int, str)) else None
+        try:
+            text = check_caption(entry.get('caption'), where)
+            if path is None:
+                raise BadItem('no such image id', where)
+            if isinstance(path, BadItem):
+                raise BadItem(path.kind, path.where)
+            items.append(Item(path, text, split or 'train', text, where))
+        except BadItem as e:
+            report.add(BadItem(e.kind, where, e.where))
+    return items
+
+
+def json_array(file, key):
+    """The elements of the array `key` of the JSON object in a file, one after the other: COCO's captions are 90 MB, and as
+    Python objects many times that. Raises BadInput."""
+    decoder, text, at = json.JSONDecoder(), '', 0
+
+    def more():
+        nonlocal text, at
+        chunk = f.read(1 << 20)
+        text, at = text[at:] + chunk, 0
+        return bool(chunk)
+
+    def peek():  # the next character that is no space
+        nonlocal at
+        while True:
+            at = re.compile(r'[ \t\r\n]*').match(text, at).end()
+            if at < len(text) or not more():
+                return text[at:at + 1]
+
+    def take(character):
+        nonlocal at
+        if peek() != character:
+            raise ValueError(f'{character!r} expected, found {text[at:at + 20]!r}')
+        at += 1
+
+    def value():
+        nonlocal at
+        peek()
+        while True:
+            try:
+                result, end = decoder.raw_decode(text, at)
+                if end < len(text) or not more():  # a number may go on in the next chunk
+                    at = end
+                    return result
+            except ValueError:
+                if len(text) - at > LIMIT_LINE or not more():
+                    raise
+
+    try:
+        with open(file, encoding='utf-8-sig') as f:
+            take('{')
+            while peek() != '}':
+                name = value()
+                take(':')
+                if peek() == '[':
+                    take('[')
+                    while peek() != ']':
+                        element = value()
+                        if name == key:
+                            yield element
+                        if peek() != ']':
+                            take(',')
+                    take(']')
+                else:
+                    value()
+                if peek() != '}':
+                    take(',')
+    except OSError as e:
+        raise BadInput(f'{file}: {e.strerror}') from e
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f'{file}: not a captions file: {e}') from e
+
+
 # ---------------------------------------------------------------------------------------------
 # The four sources
 
@@ -606,7 +869,8 @@ class Source:
     """What one of the keys m3w, align, ltip, vtp and text stands for: one or several parts, drawn by weight.
 
     document(i) -> data.Document number i of an endless stream; text(i) -> str. Both depend on seed, role and i alone,
-    so a position in the data is one number.
+    so a position in the data is one number, and rank r of R takes the numbers that leave r when divided by R. Of a single
+    part every item comes once an epoch; of several, each is sampled by weight, and passes over some of its items each time.
     """
 
     def __init__(self, role, parts, weights, seed):
@@ -626,31 +890,38 @@ class Source:
         return part.text(i, rng)
 
 
-def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False):
-    """'shapes', 'PATH', or several of them with weights, 'dirA:3,dirB:1' -> Source. Raises BadInput.
-
-    Folders give pairs to align, ltip and vtp, and few-shot pages made of those pairs to m3w and text.
-    """
-    from kit.shapes import Shapes, made_up_names
-    parts, weights = [], []
+def split_spec(role, spec):
+    """'dirA:3,dirB:1' -> [('dirA', 3.0), ('dirB', 1.0)]. Raises BadInput."""
+    parts = []
     for entry in spec.split(','):
         path, _, weight = entry.rpartition(':')
         try:
-            weights.append(float(weight))
+            path, weight = path or entry, float(weight)
         except ValueError:
             path, weight = entry, 1.0  # a colon of the path's own, or none
-            weights.append(1.0)
         if not path:
-            path = entry
-        if weights[-1] <= 0:
-            raise BadInput(f'{role}: the weight of {path} must be above zero')
+            raise BadInput(f'{role}: {spec!r} names no folder before or after one of its commas')
+        if not 0 < weight < float('inf'):  # a NaN is neither
+            raise BadInput(f'{role}: the weight of {path} must be a number above zero')
+        parts.append((path, weight))
+    return parts
+
+
+def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False, images=''):
+    """'shapes', 'PATH', or several of them with weights, 'dirA:3,dirB:1' -> Source. Raises BadInput.
+
+    Pairs go to align, ltip and vtp, and as few-shot pages made of them to m3w and text; pages go to m3w and text.
+    """
+    from kit.shapes import Shapes, made_up_names
+    parts, found = [], split_spec(role, spec)
+    for path, _ in found:
         if path == 'shapes':
             parts.append(Shapes('m3w' if role == 'text' else role))
             continue
-        pairs = open_folder(path, n_frame, seed, n_variant=4 if role == 'm3w' else 1, flip=flip)
-        if role in ('m3w', 'text'):
-            names = made_up_names(np.random.default_rng(0), 1000)
-            parts.append(Pages(pairs, names, n_way=(2, 5), naming=naming))
-        else:
-            parts.append(pairs)
-    return Source(role, parts, weights, seed)
+        part = open_path(path, n_frame, seed, n_variant=4 if role == 'm3w' else 1, flip=flip, images=images)
+        if role in ('m3w', 'text') and isinstance(part, Pairs):
+            part = Pages(part, made_up_names(np.random.default_rng(0), 1000), n_way=(2, 5), naming=naming)
+        elif role not in ('m3w', 'text') and not isinstance(part, Pairs):
+            raise BadInput(f'{role}: {path} holds pages, which go to m3w or text; {role} wants pictures with captions')
+        parts.append(part)
+    return Source(role, parts, [weight for _, weight in found], seed)

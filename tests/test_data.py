@@ -1,6 +1,9 @@
 """Documents become tokens as written out by hand here, one token after the other; pixels keep what they show."""
 import base64
+import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,11 @@ from PIL import Image
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
 
+import data
 from data import (Document, EndOfChunk, Episode, Example, Given, Media, Tokenizer, augment, collate, encode, load_pixels,
                   stack_frames, to_pixels)
 from kit.bpe import train_bpe
-from kit.configurator import BadInput, BadItem
+from kit.configurator import BadInput, BadItem, command
 
 BYTES = Tokenizer({bytes([b]): b for b in range(256)})  # a letter is a token
 SHIPPED = Tokenizer.load(Path(__file__).parent.parent / 'assets' / 'tokenizer.tiktoken')
@@ -437,3 +441,74 @@ def test_what_comes_into_view_is_the_nearest_edge():
     seen = augment(plain, rng()).float()
     assert (seen.amax((2, 3)) - seen.amin((2, 3)) <= 1).all()
     assert len(seen[:, :, 0, 0].unique(dim=0)) > 40  # its colour did change
+
+
+# ---------------------------------------------------------------------------------------------
+# python data.py PATH
+
+
+@pytest.fixture()
+def look(monkeypatch, capsys):
+    """look(arguments, code=0) -> what the command prints; where it fails, its one line on stderr."""
+    def look(*arguments, code=0):
+        monkeypatch.setattr(sys, 'argv', ['data.py', *map(str, arguments)])
+        try:
+            command(data.main)
+            found = 0
+        except SystemExit as e:
+            found = e.code
+        printed = capsys.readouterr()
+        assert found == code, printed.err
+        assert code == 0 or printed.err.startswith('error: ') and printed.err.count('\n') == 1
+        return printed.err if code else printed.out
+    return look
+
+
+@pytest.fixture()
+def folder(tmp_path):
+    """Three good pairs, a picture cut short, a line without text."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    for name in 'abcd':
+        Image.fromarray(noise).save(tmp_path / f'{name}.jpg')
+    (tmp_path / 'd.jpg').write_bytes((tmp_path / 'd.jpg').read_bytes()[:1000])
+    entries = [('a', 'a red fox'), ('b', 'a tram'), ('c', 'a ring'), ('d', 'cut short'), ('a', ' ')]
+    (tmp_path / 'metadata.jsonl').write_text(''.join(json.dumps({'file_name': f'{name}.jpg', 'text': text}) + '\n' for name, text in entries))
+    return tmp_path
+
+
+def test_looking_at_a_source(folder, look):
+    """What is counted, in the file and on screen; and the sheet, a picture of some size."""
+    printed = look(folder, f'--out={folder}/out.json', f'--picture={folder}/sheet.png')
+    expected = sum(3 + len(SHIPPED.encode(text)) for text in ('a red fox', 'a tram', 'a ring'))  # <BOS>, <image>, <EOC>
+    assert json.loads((folder / 'out.json').read_text()) == {'documents': 3, 'images': 3, 'tokens': expected, 'dropped': {'truncated': 1, 'no text': 1}}
+    assert f'3 documents, 3 images, {expected} tokens' in printed and f'no text: 1 ({folder}/metadata.jsonl:5)' in printed
+    sheet = np.asarray(Image.open(folder / 'sheet.png').convert('RGB')).astype(int)
+    assert sheet.shape[1] > 3 * 128 and (abs(sheet - 255).sum(-1) > 100).mean() > 0.2
+
+
+def test_looking_at_pages(folder, look):
+    """Each picture counts; those that a page has lost are named; text is tied to the picture before it."""
+    pages = [{'texts': ['x', None, None, 'y', None], 'images': [None, 'a.jpg', 'https://example.org/b.jpg', None, 'd.jpg']},
+             {'texts': ['only lost ones', None], 'images': [None, 'd.jpg']}, {'texts': [None, 'z'], 'images': ['b.jpg', None]}]
+    (folder / 'documents.jsonl').write_text(''.join(json.dumps(page) + '\n' for page in pages))
+    look(folder / 'documents.jsonl', f'--out={folder}/out.json', '--picture=')
+    found = json.loads((folder / 'out.json').read_text())
+    assert found['documents'] == 2 and found['images'] == 2
+    assert found['dropped'] == {'truncated': 1, 'remote picture': 1, 'page without pictures': 1}  # the same file cut short, twice
+
+
+def test_looking_at_nonsense(folder, look):
+    assert look(code=2).startswith('error: write python data.py PATH')
+    assert 'no such folder' in look(folder / 'none', code=2)
+    assert 'image_size' in look(folder, '--image_size=0', code=2)
+    for name in 'abc':
+        (folder / f'{name}.jpg').write_bytes(b'broken')
+    assert '4 of 4 documents cannot be used' in look(folder, f'--out={folder}/out.json', '--picture=', code=2)
+    assert json.loads((folder / 'out.json').read_text())['documents'] == 0
+
+
+def test_the_command_itself(folder):
+    """As a script its classes must be the ones that the readers make."""
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, 'data.py', folder, '--picture='], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and '3 documents, 3 images' in done.stdout, done.stderr[-2000:]

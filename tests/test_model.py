@@ -2,6 +2,7 @@
 what a slow loop over the plain forward pass says they are."""
 import itertools
 import math
+import types
 
 import pytest
 import torch
@@ -492,6 +493,26 @@ def test_a_narrow_beam_is_a_beam(k):
         overtaken += sum(a[0] != b[0] for a, b in zip(greedy, wanted))
         lengths |= {len(words) for words, _ in wanted}
     assert len(lengths) > 1 and (overtaken == 0 if k == 1 else overtaken > 1)
+
+
+def test_a_finished_answer_takes_its_end_with_it_when_beams_change_places(monkeypatch):
+    """By hand, two beams, and a model for which only the last word counts. Step 1 leaves `0` (.68) and the empty answer, which
+    has ended (.25). Step 2 drops that one: `01` (.34) and `02` (.306) are both better, and neither has ended. Whoever still
+    takes the second place for ended keeps `02` at .306; in truth `02` goes on to `021` (.306 · .95 = .2907), while `01` falls."""
+    model = flamingo()
+    table = {None: {0: .68, 'end': .25, 3: .07}, 0: {1: .5, 2: .45, 3: .05}, 1: {3: .5, 4: .5}, 2: {1: .95, 'end': .05}}
+
+    def logits(word):
+        row = torch.full((16,), 1e-9)
+        for next_word, p in table[word].items():
+            row[model.eoc if next_word == 'end' else next_word] = p
+        return row.log()
+
+    cache = types.SimpleNamespace(visual=[None], select=lambda rows: None)
+    monkeypatch.setattr(model, 'prefill', lambda tokens, *_: (cache, logits(None)[None], torch.zeros(1, 1, dtype=torch.long)))
+    monkeypatch.setattr(model, 'step', lambda cache, tokens, *_: torch.stack([logits(w if w in table else 0) for w in tokens.flatten().tolist()])[:, None])
+    [(words, log_p)] = model.generate(**read(model, '^1'), max_new_tokens=3, beam_size=2)
+    assert words == [0, 2, 1] and log_p == pytest.approx(math.log(.68 * .45 * .95), abs=1e-5)
 
 
 def lean(model, **strength):

@@ -321,7 +321,8 @@ def test_a_story_page_speaks_of_one_side_throughout():
         side = 'Below' if isinstance(pieces[-1], Media) else 'Above'
         for i in (i for i, p in enumerate(pieces) if isinstance(p, Media)):
             said = pieces[i + 1] if side == 'Above' else pieces[i - 1]
-            assert side in said and long_caption(scene('train', int(pieces[i].key.split('/')[-1]))) in said
+            _, split, number = pieces[i].key.split('/')
+            assert side in said and long_caption(scene(split, int(number))) in said
         sides[side] += 1
     assert min(sides.values()) > 8
 

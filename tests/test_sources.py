@@ -134,7 +134,7 @@ def test_animation_oddities(tmp_path, monkeypatch):
     assert shown(read_frames(still_first)) == [1, 2, 3]
     # However long it goes on, only the beginning is looked at: so many pixels, and so many frames.
     endless = animation(tmp_path / 'c.gif', [1000] * 25)
-    assert shown(read_frames(endless, n_frame=32, limit_pixels=6 * 6)) == list(range(10))
+    assert shown(read_frames(endless, n_frame=32, limit_pixels=5 * 6 * 6)) == list(range(10))
     monkeypatch.setattr(sources, 'LIMIT_FRAMES', 5)
     assert shown(read_frames(endless)) == [0, 1, 2, 3, 4]
 
@@ -399,6 +399,80 @@ def test_not_a_source(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------
+# COCO captions
+
+def coco(path, annotations, images, **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({'info': {'year': 2017, 'nested': [[1, {}]]}, 'annotations': annotations, 'licenses': [], 'images': images, **more}))
+    return path
+
+
+def test_coco(tmp_path):
+    """Five captions are five pairs of one picture; annotations may come before the images they speak of."""
+    picture(tmp_path / 'photos' / '1.jpg'), picture(tmp_path / 'photos' / '2.jpg'), picture(tmp_path / 'secret.jpg')
+    image = lambda number, name: {'id': number, 'file_name': name, 'height': 3}
+    said = lambda number, picture, text: {'id': number, 'image_id': picture, 'caption': text}
+    file = coco(tmp_path / 'captions_x.json', [said(11, 1, 'A dog.\n'), said(12, 2, 'A cat.'), said(13, 1, 'One dog.'), said(14, 9, 'nothing'),
+                                               said(15, 3, 'gone'), said(16, 1, ' '), said(17, 4, 'secret'), 7, *[said(k, 2, 'A cat.') for k in range(20, 30)]],
+                [image(1, '1.jpg'), image(2, '2.jpg'), image(3, 'gone.jpg'), image(4, '../secret.jpg'), 'nonsense', {'id': [], 'file_name': 'x'}])
+    pairs = open_folder(file, images=str(tmp_path / 'photos'))
+    assert [(item.text, os.path.basename(item.path)) for item in pairs.items][:3] == [('A dog.', '1.jpg'), ('A cat.', '2.jpg'), ('One dog.', '1.jpg')]
+    assert len(pairs) == 13 and pairs.items[2].where == f'{file}: annotation 13' and pairs.at(0).pieces[1] == 'A dog.'
+    assert pairs.report.as_dict() == {'no such image id': 1, 'missing': 1, 'no text': 2, 'outside the folder': 1}
+    assert f'{file}: annotation 15' in pairs.report.where['missing']
+    assert '--images=DIR' in input_error(coco(tmp_path / 'captions_y.json', [said(1, 1, 'A dog.')], [image(1, '1.jpg')]))
+    assert 'no such folder' in input_error(file, images=str(tmp_path / 'none'))
+
+
+def test_a_folder_of_coco_files(tmp_path):
+    """As COCO comes: annotations/captions_train2017.json beside train2017/, and the other files there mean nothing to us."""
+    for split in ('train', 'val'):
+        picture(tmp_path / f'{split}2017' / '1.jpg')
+        coco(tmp_path / 'annotations' / f'captions_{split}2017.json', [{'id': 1, 'image_id': 1, 'caption': split}], [{'id': 1, 'file_name': '1.jpg'}])
+    (tmp_path / 'annotations' / 'instances_train2017.json').write_text('not even JSON')
+    pairs = open_folder(tmp_path / 'annotations', images=str(tmp_path), split=None)
+    assert pairs.splits == {'train': 1, 'val': 1} and 'val2017' in pairs.split('val').items[0].path
+
+
+def test_large_json_is_read_bit_by_bit(tmp_path):
+    """Elements across the borders of what is read at a time, letters of several bytes among them."""
+    elements = [{'k': k, 'text': 'ä猫' * (k % 50), 'nested': {'list': [k, [None, 1.5e3]]}} for k in range(20_000)]
+    file = tmp_path / 'a.json'
+    file.write_text('\ufeff ' + json.dumps({'other': elements[:5], 'images': elements, 'number': 12, 'last': {}}, ensure_ascii=False) + '\n', encoding='utf-8')
+    assert file.stat().st_size > 3 << 20
+    assert list(sources.json_array(file, 'images')) == elements
+    assert list(sources.json_array(file, 'annotations')) == []
+    whole = file.read_text(encoding='utf-8-sig')
+    for damaged in ('', '[1]', whole[:-100], whole[:2 << 20], '{"images": [1 2]}', '{"images" 3}', '{"images": [' + '[' * 100_000,
+                    '{"a": "' + 'x' * (20 << 20), 'null'):
+        file.write_text(damaged, encoding='utf-8')
+        with pytest.raises(BadInput, match='not a captions file'):
+            list(sources.json_array(file, 'images'))
+    file.write_bytes(b'{"images": ["\xff"]}')
+    with pytest.raises(BadInput, match='not a captions file'):
+        list(sources.json_array(file, 'images'))
+
+
+# ---------------------------------------------------------------------------------------------
+# Videos
+
+def test_videos_get_the_command_that_makes_frames(tmp_path):
+    """Pillow opens none; the user is told once how frames are made of them."""
+    metadata(tmp_path / 'a', {'file_name': 'x.mp4', 'text': 'a film'}, {'file_name': 'a.png', 'text': 'a picture'})
+    (tmp_path / 'a' / 'x.mp4').write_bytes(b'\0\0\0\x18ftypmp42'), picture(tmp_path / 'a' / 'a.png')
+    pairs = open_folder(tmp_path / 'a')
+    with pytest.raises(BadItem, match='ffmpeg -i clip.mp4 -vf fps=1') as e:
+        pairs.media(0).load()
+    report = Report()
+    report.add(e.value)
+    assert report.lines() == [f'a video: 1 ({tmp_path / "a" / "x.mp4"}); {sources.FFMPEG}']
+    picture(tmp_path / 'b' / 'cat' / 'a.png'), (tmp_path / 'b' / 'cat' / 'b.MOV').write_bytes(b'x')
+    assert open_folder(tmp_path / 'b').report.as_dict() == {'a video': 1}
+    (tmp_path / 'c' / 'cat').mkdir(parents=True), (tmp_path / 'c' / 'cat' / 'b.webm').write_bytes(b'x')
+    assert 'ffmpeg' in input_error(tmp_path / 'c')
+
+
+# ---------------------------------------------------------------------------------------------
 # Serving
 
 def items(tmp_path, *labels):
@@ -568,3 +642,14 @@ def test_report_lines():
     report.add(BadItem('no text', 'list:9'))
     assert report.total == 6 and report.as_dict() == {'missing': 5, 'no text': 1}
     assert report.lines() == ['missing: 5 (list:0, list:1, list:2, ...)', 'no text: 1 (list:9)']
+    for _ in range(3):  # every epoch comes across the same damage
+        report.add(BadItem('no text', 'list:9'))
+    assert report.total == 6
+
+
+def test_specs():
+    assert sources.split_spec('align', 'a:3,b:0.5') == [('a', 3.0), ('b', 0.5)]
+    assert sources.split_spec('align', 'C:\\data') == [('C:\\data', 1.0)] and sources.split_spec('align', 'p-{00..12}.tar') == [('p-{00..12}.tar', 1.0)]
+    for weight in ('0', '-1', 'nan', 'inf'):
+        with pytest.raises(BadInput, match='weight of a'):
+            sources.split_spec('align', f'a:{weight}')

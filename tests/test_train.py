@@ -1,11 +1,16 @@
 """What train.py computes, piece by piece."""
+import pickle
 import types
+from functools import partial
 
 import pytest
 import torch
+from PIL import Image
 
 import train
-from kit.configurator import BadInput, configure
+from data import Document, Media
+from kit.ahead import Ahead, look_ahead
+from kit.configurator import BadInput, BadItem, configure
 
 
 def small_run(tmp_path, *arguments):
@@ -73,10 +78,10 @@ def test_schedule(kind, expected):
 
 
 def test_a_batch_is_the_same_whenever_it_is_asked_for(tmp_path):
-    a, b = train.LanguageStage(small_run(tmp_path)), train.LanguageStage(small_run(tmp_path))
-    later = b.batch(5)
-    assert all(torch.equal(x, y) for x, y in zip(a.batch(5), b.batch(5))) and torch.equal(later[0], b.batch(5)[0])
-    assert not torch.equal(a.batch(4)[0], a.batch(5)[0])
+    a, b = ((lambda i, run=small_run(tmp_path): run.batch('texts', 'text', i)) for _ in range(2))
+    later = b(5)
+    assert all((x == y).all() for x, y in zip(a(5), b(5))) and (later[0] == b(5)[0]).all()
+    assert not (a(4)[0] == a(5)[0]).all()
 
 
 def test_bad_pictures_are_replaced_and_counted(tmp_path):
@@ -107,3 +112,129 @@ def test_bad_pictures_are_replaced_and_counted(tmp_path):
 def test_values_that_make_no_sense(tmp_path, argument):
     with pytest.raises(BadInput, match=argument[2:argument.index('=')]):
         small_run(tmp_path, argument)
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading data
+
+def page(*pieces):
+    return Document(list(pieces), 'page', 'page.html')
+
+
+def bad_media(name):
+    return Media(name, partial(raise_bad, name))
+
+
+def raise_bad(name):
+    raise BadItem('truncated', name)
+
+
+def good_media(name):  # the name is the key: no two of one test may share it
+    return Media(name, partial(plain_picture, name))
+
+
+def plain_picture(name):
+    return [Image.new('RGB', (48, 48), (len(name), 0, 0))]
+
+
+class Listed:
+    """A source of these documents, over and over."""
+
+    def __init__(self, *documents):
+        self.documents = documents
+
+    def document(self, i):
+        return self.documents[i % len(self.documents)]
+
+    text = document
+
+
+def test_a_page_goes_on_without_the_picture_that_cannot_be_read(tmp_path):
+    run = small_run(tmp_path, '--batch_m3w=1', '--p_next=0')
+    one, two = good_media('one'), good_media('two!')
+    left_out = page('a', one)
+    left_out.dropped = [BadItem('remote picture', 'page.html:3:1')]
+    run.sources['m3w'] = Listed(page('a', bad_media('x'), 'b', one, 'c', bad_media('y'), bad_media('z'), 'd', two), page('a', one, 'bc', two, 'd'),
+                                page('none', bad_media('v'), 'left'), left_out, page('a', one))
+    damaged, whole, replaced, short = (run.sequences('m3w', i)[0] for i in (0, 1, 2, 3))
+    assert [m.key for m in damaged.media] == ['one', 'two!'] and damaged.image_index.max() == 2
+    assert [m.key for m in whole.media] == ['one', 'two!'] and [m.key for m in short.media] == ['one']
+    assert replaced.media  # another page stands in its place
+    assert run.report.as_dict() == {'truncated': 4, 'page without pictures': 1, 'remote picture': 1}
+
+
+def test_only_pictures_in_the_window_are_decoded(tmp_path):
+    run = small_run(tmp_path, '--batch_m3w=1', '--p_next=0', '--n_image=2')
+    run.sources['m3w'] = Listed(page(good_media('one'), 'a', good_media('two'), 'b', bad_media('never'), 'c'))
+    assert len(run.sequences('m3w', 0)[0].media) == 2 and run.report.total == 0
+
+
+def test_training_stops_when_most_documents_are_bad(tmp_path):
+    """Never fifty in a row, and yet most of them: something is wrong with the whole source."""
+    run = small_run(tmp_path, '--vision_batch=4')
+    good, bad = (Document([media, 'text'], 'pair', 'list:1') for media in (good_media('whole'), bad_media('cut')))
+    run.sources['align'] = Listed(good, bad, bad, bad, bad)
+    with pytest.raises(BadInput, match=r'align: \d+ of \d+ documents cannot be read: truncated'):
+        for i in range(50):
+            run.pairs('align', i)
+    run.sources['ltip'] = Listed(good, good, good, bad, bad)
+    for i in range(50):
+        run.pairs('ltip', i)
+
+
+@pytest.mark.parametrize('reads, names', [('pairs', ['align', 'ltip']), ('texts', ['text']), ('sequences', ['m3w', 'vtp'])])
+def test_workers_prepare_the_same_batches(tmp_path, reads, names):
+    """Of every step, in order, from any step on; and what they could not read is known in the main process."""
+    alone, helped = small_run(tmp_path, '--language_batch=2'), small_run(tmp_path, '--language_batch=2', '--workers=2')
+    for run in (alone, helped):
+        bad = Document([bad_media('x'), 'text'], 'pair', 'list:1')
+        good = Document([good_media('one'), 'text'], 'pair', 'list:2')
+        run.sources['align'] = Listed(good, good, bad, good, good)
+    steps = [(i, names) for i in range(3, 8)]
+    for (i, _), given in zip(steps, look_ahead(helped, reads, steps), strict=True):
+        assert given == names and set(helped.ahead) == {(name, i) for name in names}
+        for name in names:
+            batch = helped.batch(reads, name, i)
+            for one, two in zip(alone.batch(reads, name, i), batch, strict=True):
+                if reads == 'texts':
+                    assert (one == two).all()
+                elif reads == 'pairs':
+                    assert one.pieces[1:] == two.pieces[1:] and torch.equal(alone.pixels(one.pieces[0]), helped.pixels.kept[two.pieces[0].key])
+                else:
+                    assert (one.tokens == two.tokens).all() and (one.image_index == two.image_index).all() and (one.loss_mask == two.loss_mask).all()
+                    assert all(torch.equal(alone.pixels(a), helped.pixels.kept[b.key]) for a, b in zip(one.media, two.media, strict=True))
+    assert helped.report.as_dict() == alone.report.as_dict() == ({'truncated': 1} if reads == 'pairs' else {})
+
+
+def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
+    """To the bit; also one that stops on the way and continues."""
+    def train_with(*arguments, progress=None, stop_at=None):
+        run = small_run(tmp_path, '--vision_iters=4', '--vision_batch=4', '--eval_every=2', '--log_every=1', *arguments)
+        torch.manual_seed(0)
+        stage = train.VisionStage(run)
+        if stop_at:
+            evaluate, run_stop = stage.evaluate, stop_at
+            stage.evaluate = lambda: (setattr(run, 'stop', run_stop), evaluate())[1]
+        train.train_stage(run, stage, ['vision'], progress)
+        return stage.module.state_dict()
+    plain, helped = train_with(), train_with('--workers=2')
+    train_with('--workers=2', stop_at='time')  # after two steps, at the evaluation; saved
+    resumed = train_with('--workers=1', progress=train.checkpoint.load(str(tmp_path / 'training.pt'), 'training'))
+    for name, value in plain.items():
+        assert torch.equal(value, helped[name]) and torch.equal(value, resumed[name]), name
+
+
+def test_a_run_can_be_sent_to_a_worker(tmp_path):
+    """Where processes are not forked (macOS, Windows), it is pickled."""
+    run = small_run(tmp_path)
+    sent = pickle.loads(pickle.dumps(Ahead(run, 'sequences', [(2, ['m3w', 'vtp'])])))
+    batches, pixels, bad_items = sent[0]
+    assert all((one.tokens == two.tokens).all() for name in ('m3w', 'vtp') for one, two in zip(run.sequences(name, 2), batches[name, 2], strict=True))
+    assert bad_items == [] and set(pixels) == {m.key for batch in batches.values() for s in batch for m in s.media}
+
+
+def test_a_bad_source_is_known_through_workers(tmp_path):
+    run = small_run(tmp_path, '--workers=1')
+    run.sources['align'] = Listed(Document([bad_media('x'), 'text'], 'pair', 'list:1'))
+    with pytest.raises(BadInput, match='align: 50 of 50 documents cannot be read: truncated: 1'):
+        list(look_ahead(run, 'pairs', [(0, ['align'])]))

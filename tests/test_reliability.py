@@ -1,0 +1,778 @@
+"""Nothing lost, nothing let in: runs killed at any instant end as if nothing had happened, and no file, prompt or key does
+more than give one clear line."""
+import contextlib
+import csv
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import types
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+import sample
+import train
+from data import Document, Tokenizer, encode
+from kit import bpe, checkpoint
+from kit.configurator import BadInput, BadItem, command, configure
+from kit.sources import LIMIT_FRAMES, Report, open_folder, read_frames
+from model import GPT, Flamingo, FlamingoConfig
+from vision import new_contrastive
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENIZER = ROOT / 'assets' / 'tokenizer.tiktoken'
+SIZES = ['--lm_layer=1', '--lm_dim=32', '--lm_head=2', '--text_dim=32', '--text_head=2', '--dim_embed=32', '--resampler_layer=1', '--resampler_dim=32',
+         '--xattn_head=2', '--resampler_head=2', '--n_context=320']
+TINY = [*SIZES, f'--tokenizer={TOKENIZER}', '--vision_iters=4', '--language_iters=4', '--flamingo_iters=4', '--finetune_iters=3', '--eval_every=2',
+        '--log_every=1', '--eval_n=2', '--test_n=1', '--vision_batch=4', '--language_batch=2', '--batch_m3w=2', '--batch_align=2', '--batch_ltip=1',
+        '--batch_vtp=1', '--device=cpu']
+
+
+# ---------------------------------------------------------------------------------------------
+# Killed and resumed
+
+DRIVER = """
+import json, os, resource, signal, sys, time
+import torch
+torch.set_num_threads(1)  # no threads, so that a fork has all there is
+import train
+from kit.checkpoint import only_run
+from kit.configurator import command
+
+def attempt(argv, wait=None, event=None, number=9, disk=None, user=None):
+    '''train.py in a process of its own -> its exit status, or "killed": after `wait` seconds, or just before the `event`-th
+    time it opens a file for writing, renames or removes one (or sent another signal then, by its number). disk: the largest
+    file it can write; user: whose rights it has.'''
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        sys.argv = ['train.py', *argv]
+        left = [event]
+        def hook(name, args):
+            if name in ('os.rename', 'os.remove') or name == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), number)
+        if event:
+            sys.addaudithook(hook)
+        if disk:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
+        if user:
+            os.setgid(user), os.setuid(user)
+        status = 0
+        try:
+            command(train.main)
+        except SystemExit as e:
+            status = e.code or 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    if wait is not None:
+        until = time.monotonic() + wait
+        while time.monotonic() < until:
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break
+            time.sleep(0.002)
+        else:
+            os.kill(pid, 9)
+    status = os.waitpid(pid, 0)[1]
+    return 'killed' if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+"""
+
+
+def drive(folder, script, *arguments, timeout=3000):
+    """Run DRIVER and then `script` in a process whose working folder is `folder` -> its stdout."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run([sys.executable, '-c', DRIVER + script, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=timeout,
+                          env=os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'PYTHONDONTWRITEBYTECODE': '1'})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+KILLS = """
+import random
+from kit import checkpoint
+argv, runs, n_kill, seed = json.loads(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+start = time.monotonic()
+os.makedirs('plain'), os.chdir('plain')
+assert [attempt([*argv, *more]) for more in runs] == [0] * len(runs)
+whole = time.monotonic() - start
+os.chdir('..')
+rng, kills, folder = random.Random(seed), [], 0
+while len(kills) < n_kill:
+    os.makedirs(f'killed{folder}'), os.chdir(f'killed{folder}')
+    for more in runs:
+        most = min(n_kill, len(kills) + -(-n_kill // len(runs)))  # some for each
+        while True:
+            how = {} if len(kills) == most else {'event': rng.randint(1, 12)} if rng.random() < 0.5 else {'wait': rng.uniform(0, 3 * whole / n_kill)}
+            status = attempt([*argv, *more], **how)
+            if status != 'killed':
+                assert status == 0, status
+                break
+            left = checkpoint.load('out/training.pt', 'training') if os.path.exists('out/training.pt') else {'missing': ['nothing yet'], 'iter': 0}
+            kills.append([(left['missing'] or ['the table'])[0], left['iter'], *how])
+    os.chdir('..')
+    folder += 1
+print(json.dumps(kills))
+"""
+
+
+def log_rows(folder):
+    """log.csv without its clocks."""
+    with open(folder / 'out' / 'log.csv', newline='') as f:
+        return [{k: v for k, v in row.items() if k not in ('minutes', 'tokens_per_s')} for row in csv.DictReader(f)]
+
+
+def same_end(tmp_path, argv, runs, n_kill, seed):
+    """Kill a training n_kill times, resume it each time, and hold its end against one that was left alone."""
+    done = drive(tmp_path / 'runs', KILLS, json.dumps(argv), json.dumps(runs), n_kill, seed)
+    kills = json.loads(done.stdout.splitlines()[-1])
+    print(f'{len(kills)} kills: {kills}')
+    plain, *killed = sorted((tmp_path / 'runs').iterdir(), key=lambda folder: (folder.name != 'plain', folder.name))
+    assert len(kills) == n_kill and killed
+    files = {'vision.pt', 'language.pt', 'flamingo.pt', 'finetune.pt', 'results.json', 'log.csv', 'curves.png', 'samples.png', '.lock'}
+    for folder in killed:
+        assert set(os.listdir(folder / 'out')) == set(os.listdir(plain / 'out')) <= files  # no leftovers either
+        for name in set(os.listdir(plain / 'out')) - {'log.csv', 'curves.png', '.lock'}:
+            assert (folder / 'out' / name).read_bytes() == (plain / 'out' / name).read_bytes(), name
+        rows = log_rows(folder)
+        assert rows == log_rows(plain)
+        steps = [(row['stage'], row['iter']) for row in rows if row['lr']]
+        assert len(steps) == len(set(steps)) > 0
+    return kills
+
+
+def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path):
+    """The short version: the first two stages, three kills."""
+    same_end(tmp_path, [*TINY, '--language_iters=2'], [['--stage=vision'], ['--stage=language']], n_kill=3, seed=1)
+
+
+@pytest.mark.long
+def test_killed_twenty_times_in_all_stages(tmp_path):
+    """All stages, fine-tuning too; one source is a mixture, and one of its pictures is damaged."""
+    folder = tmp_path / 'colours'
+    for name in ('red', 'green', 'blue'):
+        (folder / name).mkdir(parents=True)
+        for k in range(2):
+            Image.new('RGB', (20 + k, 20), name).save(folder / name / f'{k}.png')
+    damaged = folder / 'red' / '0.png'
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    kills = same_end(tmp_path, [*TINY, f'--align=shapes:1,{folder}:3'], [['--stage=vision'], ['--stage=language'], ['--stage=all'], ['--stage=finetune']], n_kill=20, seed=0)
+    assert len({stage for stage, *_ in kills}) >= 4
+
+
+STOPS = """
+argv = json.loads(sys.argv[1])
+first = attempt([*argv, '--max_minutes=1e-9'])
+before = open('out/training.pt', 'rb').read()
+keep = lambda: open('out/training.pt', 'rb').read() == before and not [f for f in os.listdir('out') if '.tmp-' in f]
+print(json.dumps({'time': [first, True]}))
+print(json.dumps({'disk': [attempt(argv, disk=20_000), keep()]}))
+os.chmod('.', 0o755), os.chmod('out', 0o555)
+print(json.dumps({'rights': [attempt(argv, user=65534 if os.getuid() == 0 else None), keep()]}))
+os.chmod('out', 0o755)
+with only_run('out'):
+    print(json.dumps({'second': [attempt(argv), keep()]}))
+print(json.dumps({'scratch': [attempt([*argv, '--init_from=resume', '--seed=3']), keep()]}))
+print(json.dumps({'term': [attempt(argv, event=8, number=15), not keep()]}))  # while it saves
+print(json.dumps({'int': [attempt(argv, event=8, number=2), not os.path.exists('out/results.json')]}))
+print(json.dumps({'end': [attempt(argv), os.path.exists('out/vision.pt')]}))
+print(json.dumps({'again': [attempt(argv), not os.path.exists('out/training.pt')]}))
+"""
+
+
+def test_full_disk_no_rights_a_second_run_and_signals_cost_nothing(tmp_path):
+    tmp_path.chmod(0o755)
+    for parent in list(tmp_path.parents)[:2]:
+        with contextlib.suppress(PermissionError):
+            parent.chmod(0o755)  # pytest's own folders are for their owner only
+    done = drive(tmp_path / 'runs', STOPS, json.dumps([*TINY, '--stage=vision', '--vision_iters=3']))
+    found = {}
+    for line in done.stdout.splitlines():
+        with contextlib.suppress(ValueError):
+            found |= json.loads(line)
+    assert found == {'time': [0, True], 'disk': [2, True], 'rights': [2, True], 'second': [2, True], 'scratch': [2, True], 'term': [143, True], 'int': [130, True], 'end': [0, True], 'again': [0, True]}
+    errors = [line for line in done.stderr.replace('\r', '\n').splitlines() if line.startswith('error: ')]
+    assert [next(word for word in ('File too large', 'Permission denied', 'in use by another run', '--seed=0', 'none of these') if word in e or word == 'none of these')
+            for e in errors] == ['File too large', 'Permission denied', 'in use by another run', '--seed=0']
+    assert 'Traceback' not in done.stderr and done.stdout.count('to continue: python train.py') == 3 and 'out is complete' in done.stdout
+
+
+def test_a_log_that_is_none_is_one_line(tmp_path):
+    run = small_run(tmp_path)
+    for text in (b'\xff\xfe', b'a,b\n1,2\n', b'stage,iter\nvision,1,2,3\n', b'stage\n"' + b'x' * 200_000 + b'"\n'):
+        (tmp_path / 'log.csv').write_bytes(text)
+        with pytest.raises(BadInput, match='log.csv: not a log'):
+            run.read_log()
+
+
+def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
+    """Of three things with two pictures each one is damaged: it is left out and counted, and four names are not asked for."""
+    for name in ('red', 'green', 'blue'):
+        (tmp_path / 'colours' / name).mkdir(parents=True)
+        for k in range(2):
+            Image.new('RGB', (20 + k, 20), name).save(tmp_path / 'colours' / name / f'{k}.png')
+    damaged = tmp_path / 'colours' / 'red' / '0.png'
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    run = small_run(tmp_path / 'out', f'--align={tmp_path}/colours', '--m3w=align', '--text=align', '--ltip=', '--vtp=')
+    assert len(run.held_out) == 5 and run.report.total == 1
+    assert [evaluate.can_ask(run.held_out, ways, 1) for ways in (2, 3, 4)] == [True, True, False]
+    assert [evaluate.can_ask(run.held_out, None, shots) for shots in (0, 4, 8)] == [True, True, False]
+    damaged.unlink()  # gone since the source was opened
+    documents = run.documents('align', 0, 12) + run.documents('align', 0, 12)
+    assert len(documents) == 24 and run.left_out == {str(damaged): 'missing'}
+
+
+# ---------------------------------------------------------------------------------------------
+# Numbers
+
+def small_run(tmp_path, *arguments):
+    config = configure(train.KEYS, [f'--out_dir={tmp_path}', *TINY, *arguments])
+    train.check_values(config)
+    return train.Run(config)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_path):
+    """Once by a loss, once by a gradient alone, deep in the NFNet, whose clipping divides by the norm."""
+    run = small_run(tmp_path, '--vision_iters=5', '--eval_every=100')
+    stage, weights = train.VisionStage(run), {}
+    loss = stage.loss
+
+    def spoilt(source, i):
+        weights.setdefault(i, {n: p.clone() for n, p in stage.module.named_parameters()})
+        value = loss(source, i)
+        stage.hurt = source == 'align' and i == 3
+        return value * float('nan') if source == 'ltip' and i == 1 else value
+
+    stage.loss, stage.evaluate = spoilt, lambda: {}
+    stage.module.vision.blocks[1].conv2.weight.register_hook(lambda g: g * float('inf') if stage.hurt else g)
+    assert train.train_stage(run, stage, ['vision'])
+    run.write_log()
+    with open(run.path('log.csv'), newline='') as f:
+        assert [(row['iter'], row['skipped']) for row in csv.DictReader(f) if row['skipped']] == [('2', 'ltip'), ('4', 'align')]
+    moved = [any(not torch.equal(weights[i][n], weights[i + 1][n]) for n in weights[i] if n != 'log_beta') for i in range(4)]
+    assert moved == [True, False, True, False] and all(p.isfinite().all() for p in stage.module.parameters())
+
+
+def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_state(tmp_path):
+    run = small_run(tmp_path, '--vision_iters=50', '--eval_every=1')
+    stage = train.VisionStage(run)
+    stage.evaluate = lambda: {}
+    loss, stage.loss = stage.loss, lambda source, i: loss(source, i) * (float('inf') if i > 1 else 1)
+    save = run.save_progress
+    run.save_progress = lambda missing, i, stage=None: save(missing, i, stage) if i <= 2 else None
+    with pytest.raises(BadInput, match=r'ten steps in a row .*align \+ ltip.*training\.pt'):
+        train.train_stage(run, stage, ['vision'])
+    good = checkpoint.load(run.path('training.pt'), 'training')
+    assert good['iter'] == 2 and all(x.isfinite().all() for x in good['module'].values())
+
+
+# ---------------------------------------------------------------------------------------------
+# Hostile checkpoints
+
+@pytest.fixture(scope='module')
+def out(tmp_path_factory):
+    """A folder with a flamingo.pt that never learned anything, small and whole."""
+    folder = tmp_path_factory.mktemp('run') / 'out'
+    torch.manual_seed(0)
+    config = configure(train.KEYS, [f'--out_dir={folder}', *TINY])
+    os.makedirs(folder)
+    run = train.Run(config)
+    for name in ('vision', 'language', 'flamingo'):
+        run.save_stage(train.STAGES[name](run))
+    stage = train.VisionStage(run)
+    run.save_progress(['vision'], 1, stage)
+    return folder
+
+
+def main_of(script, *arguments):
+    """Run a script's main in this process -> (status, stdout, stderr); a traceback is a failure."""
+    argv, printed, said = sys.argv, io.StringIO(), io.StringIO()
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    sys.argv = [script.__name__, *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+            command(script.main)
+        status = 0
+    except SystemExit as e:
+        status = e.code or 0
+    finally:
+        sys.argv = argv
+        for number, handler in handlers:
+            signal.signal(number, handler)
+    if status == 2:
+        assert [line.startswith('error: ') for line in said.getvalue().splitlines()][-1:] == [True] and 'Traceback' not in said.getvalue()
+        assert said.getvalue().count('error: ') == 1
+    return status, printed.getvalue(), said.getvalue()
+
+
+# Everything that reads a file with weights or a state: one more reader is one more entry. (name of the file, function of its folder)
+LOADERS = {
+    'checkpoint.load': ('flamingo.pt', lambda folder: checkpoint.load(folder / 'flamingo.pt', 'flamingo')),
+    'evaluate.load': ('flamingo.pt', lambda folder: evaluate.load(folder / 'flamingo.pt')),
+    'vision.pt': ('vision.pt', lambda folder: small_run(folder).load_stage('vision', 'contrastive')),
+    'language.pt': ('language.pt', lambda folder: small_run(folder).load_stage('language', 'lm')),
+    'training.pt': ('training.pt', lambda folder: small_run(folder).load_progress()),
+}
+
+
+class Trap:
+    """A pickle that would call `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def hostile(content, trap):
+    """(what, bytes) of files that would do harm, made from the good content of a checkpoint."""
+    files = []
+    for what, thing in (('open', Trap(open, str(trap), 'w')), ('system', Trap(os.system, f'touch {trap}')), ('memory', Trap(bytearray, 10 ** 11)),
+                        ('eval', Trap(eval, f'open({str(trap)!r}, "w")')), ('module', torch.nn.Linear(1, 1)), ('numpy', np.float64(1))):
+        for zipped in (True, False):
+            f = io.BytesIO()
+            torch.save(content | {'more': thing}, f, _use_new_zipfile_serialization=zipped)
+            files.append((what, f.getvalue()))
+    files.append(('pickle', pickle.dumps(Trap(open, str(trap), 'w'))))
+    plain, packed = io.BytesIO(), io.BytesIO()
+    torch.save(content | {'more': torch.zeros(10_000_000)}, plain)
+    with zipfile.ZipFile(plain) as a, zipfile.ZipFile(packed, 'w', zipfile.ZIP_DEFLATED) as b:
+        for entry in a.infolist():
+            b.writestr(entry.filename, a.read(entry))
+    files.append(('packed', packed.getvalue()))
+    shared, endless = torch.zeros(100_000), []
+    endless.append(endless)
+    for what, x in (('stretched', torch.zeros(1).expand(10 ** 6, 10 ** 6)), ('nowhere', torch.zeros(10 ** 6, 10 ** 6, device='meta')),
+                    ('shared', [shared[:] for _ in range(300)]), ('endless', endless)):
+        f = io.BytesIO()
+        torch.save(content | {'more': x}, f)
+        files.append((what, f.getvalue()))
+    whole, deep = files[-1][1], io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as a, zipfile.ZipFile(deep, 'w') as b:
+        for entry in a.infolist():  # a list in a list in a list, a hundred thousand times, as one more item
+            data = a.read(entry)
+            b.writestr(entry.filename, data[:-2] + b'X\4\0\0\0deep' + b']' * 100_000 + b'a' * 99_999 + data[-2:] if entry.filename.endswith('data.pkl') else data)
+    return [*files, ('deep', deep.getvalue())]
+
+
+@pytest.mark.parametrize('name', LOADERS)
+def test_hostile_files_are_refused_and_nothing_in_them_is_run(out, tmp_path, name):
+    file, load = LOADERS[name]
+    good = (out / file).read_bytes()
+    content = torch.load(io.BytesIO(good), weights_only=True)
+    trap = tmp_path / 'trap'
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / file).write_bytes(good)
+    load(folder)
+    harmless = 0
+    for what, data in hostile(content, trap):
+        (folder / file).write_bytes(data)
+        begin = time.process_time()
+        try:
+            load(folder)
+        except BadInput as e:
+            assert '\n' not in str(e) and file in str(e), what
+        else:
+            assert what == 'endless'  # plain values, if odd ones: nobody looks at what is not asked for
+            harmless += 1
+        assert time.process_time() - begin < 5 and not trap.exists(), what
+    assert harmless <= 1
+    pickle.loads(pickle.dumps(Trap(open, str(trap), 'w'))).close()
+    assert trap.exists()  # the trap does work
+
+
+def rewritten(out, tmp_path, change):
+    """flamingo.pt with its content changed."""
+    content = torch.load(out / 'flamingo.pt', weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / 'flamingo.pt')
+    with pytest.raises(BadInput) as e:
+        evaluate.load(tmp_path / 'flamingo.pt')
+    assert '\n' not in str(e.value) and 'flamingo.pt' in str(e.value) and len(str(e.value)) < 500
+    return str(e.value)
+
+
+@pytest.mark.parametrize('sizes, word', [
+    ({'lm_dim': 1 << 20}, 'new_rows of shape (2, 32), expected (2, 1048576)'), ({'lm_dim': 10 ** 12}, 'lm_dim'), ({'lm_layer': 10 ** 9}, 'lm_layer'), ({'lm_layer': 2}, 'lm.h.1'),
+    ({'n_context': 1 << 20}, 'wpe'), ({'lm_dim': -32}, 'lm_dim'), ({'lm_dim': '32'}, 'lm_dim'), ({'lm_head': 3}, 'lm_head'), ({'n_latent': 0}, 'n_latent'),
+    ({'vision': 'F6'}, 'vision'), ({'vision': '../x'}, 'vision'), ({'n_vocab': 1 << 20}, 'words'), ({'attend': 'all'}, 'attend'), ({'image_size': 10 ** 6}, 'image_size'),
+    ({'extra': 1}, 'extra'), ({'lm_dim': True}, 'lm_dim'), ({'bos': 5}, 'words'),
+])
+def test_sizes_are_checked_before_memory_is_taken(out, tmp_path, sizes, word):
+    """A width of a million would take terabytes: to be told that it does not fit the tensors, it must not have been built."""
+    assert word in rewritten(out, tmp_path, lambda content: content['config'].update(sizes))
+
+
+@pytest.mark.parametrize('change', [
+    lambda c: c.update(tokenizer={}), lambda c: c['tokenizer'].update(tokens=['!']), lambda c: c['tokenizer'].update(tokens=3),
+    lambda c: c['tokenizer'].update(pattern='(a+)+$'), lambda c: c['tokenizer'].update(bos=10 ** 12), lambda c: c['tokenizer'].update(pad='x'),
+    lambda c: c.update(config=3), lambda c: c.update(flamingo=[]), lambda c: c.pop('contrastive'),
+    lambda c: c['flamingo'].update(new_rows=c['flamingo']['new_rows'].to(torch.int64)), lambda c: c['flamingo'].pop('new_rows'),
+    lambda c: c.update(format=0), lambda c: c.update(format=2), lambda c: c.update(kind='x' * 10 ** 6),
+])
+def test_what_is_missing_or_wrong_in_a_checkpoint_is_one_line(out, tmp_path, change):
+    rewritten(out, tmp_path, change)
+
+
+@pytest.mark.parametrize('change', [
+    lambda c: c.pop('rows'), lambda c: c.update(missing=['eyes']), lambda c: c.update(missing='vision'), lambda c: c.update(iter=-1), lambda c: c.update(rows=[3]),
+    lambda c: c['module'].pop('log_beta'), lambda c: c['optimizer']['state'].update({10 ** 6: {}}), lambda c: c.update(optimizer={'state': 3}),
+    lambda c: c['optimizer'].update(state={0: {'step': torch.zeros(()), 'exp_avg': torch.zeros(3), 'exp_avg_sq': torch.zeros(3)}}),
+    lambda c: c['random'].update(torch=torch.zeros(3)), lambda c: c['random'].update(python=(1, 2)), lambda c: c.update(random={}), lambda c: c.pop('random'),
+])
+def test_a_damaged_state_of_training_is_one_line(out, tmp_path, change):
+    content = torch.load(out / 'training.pt', weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / 'training.pt')
+    run = small_run(tmp_path)
+    with pytest.raises(BadInput) as e:
+        progress = run.load_progress()
+        train.train_stage(run, train.VisionStage(run), ['vision'], progress)
+    assert '\n' not in str(e.value)
+
+
+def test_another_preset_or_tokenizer_is_named(out, tmp_path):
+    for name in ('vision.pt', 'language.pt'):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    with pytest.raises(BadInput, match=r'preset=nano and lm_dim=32; now --preset=nano and lm_dim=64'):
+        small_run(tmp_path, '--lm_dim=64').load_stage('vision', 'contrastive')
+    other = Tokenizer.load(TOKENIZER)
+    del other.ranks[max(other.ranks, key=other.ranks.get)]
+    other.save(tmp_path / 'other.tiktoken')
+    with pytest.raises(BadInput, match=r'another tokenizer, --tokenizer=.*tokenizer.tiktoken; now --tokenizer=.*other.tiktoken'):
+        small_run(tmp_path, f'--tokenizer={tmp_path}/other.tiktoken').load_stage('vision', 'contrastive')
+
+
+def test_links_and_devices_are_not_written_through(tmp_path):
+    """What lies in a folder from elsewhere must not lead to a file that is then overwritten."""
+    precious = tmp_path / 'precious'
+    precious.write_text('mine')
+    run = tmp_path / 'out'
+    run.mkdir()
+    for name in ('.lock', 'sample.png', f'.sample.png.tmp-{os.getpid()}'):
+        (run / name).symlink_to(precious)
+    with pytest.raises(BadInput, match='out'):
+        with checkpoint.only_run(run):
+            pass
+    with checkpoint.whole_file(run / 'sample.png') as f:
+        f.write(b'new')
+    assert precious.read_text() == 'mine' and (run / 'sample.png').read_bytes() == b'new' and not (run / 'sample.png').is_symlink()
+    os.mkfifo(tmp_path / 'pipe')
+    for path in (tmp_path / 'pipe', '/dev/null'):
+        with pytest.raises(BadInput, match='not a file'):
+            with checkpoint.whole_file(path):
+                pass
+    assert not os.path.isfile('/dev/null')
+
+
+# ---------------------------------------------------------------------------------------------
+# Fuzz
+
+def mutate(rng, data, other):
+    """One to three random wounds."""
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 4)):
+        a, b = sorted(rng.integers(len(data) + 1, size=2).tolist())
+        short = min(b, a + 40)
+        match rng.integers(8):
+            case 0: data = data[:b] or data
+            case 1: data[a:short] = b''
+            case 2: data[a:a] = data[a:short] * int(rng.integers(1, 30))
+            case 3: data[a:a] = rng.bytes(int(rng.integers(1, 20)))
+            case 4: data[a:a + 4] = rng.choice([b'\xff\xff\xff\xff', b'\0\0\0\0', b'\x7f\xff\xff\xff', b'\0\0\0\x80'])
+            case 5: data[a:short] = other[a:short]
+            case 6: data[a:a] = rng.choice([b'\xe2\x80\xae', b'\x1b[2J', b'<image>', b'<image:/dev/zero>', b'<EOC>', b'<|endoftext|>', b'\n', b'"', b'[' * 3000, b'../', b'\xff'])
+            case _:
+                for k in rng.integers(len(data), size=3) if data else []:
+                    data[k] = rng.integers(256)
+        if not data:
+            data = bytearray(b'\0')
+    return bytes(data)
+
+
+def pictures(folder):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
+    frames = [Image.new('P', (20, 16), k) for k in range(4)]
+    for name, options in (('a.png', {}), ('a.jpg', {}), ('a.bmp', {}), ('a.tif', {'compression': 'tiff_lzw'}), ('a.webp', {}), ('a.ppm', {})):
+        image.save(folder / name, **options)
+    for name in ('b.gif', 'b.png', 'b.webp'):
+        frames[0].convert('RGB').save(folder / name, save_all=True, append_images=[f.convert('RGB') for f in frames[1:]], duration=400)
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+def read_picture(path):
+    read_frames(path, limit_pixels=4_000_000)
+
+
+def json_lines(folder):
+    return [json.dumps({'file_name': 'a.png', 'text': text, 'split': 'train'}).encode() for text in ('a red fox', 'é\u202e\x1b[31m<image><EOC><|endoftext|>', 'x' * 300)]
+
+
+def read_json_line(path):
+    """Between two good ones: every line is either used or counted."""
+    root = path.parent
+    Image.new('RGB', (4, 4)).save(root / 'a.png')
+    wounded = path.read_bytes()
+    lines = [line for line in wounded.split(b'\n') if line.strip()]
+    good = json_lines(root)[:1] * (len(lines) + 1)
+    (root / 'metadata.jsonl').write_bytes(b'\n'.join([*good, wounded, b'']))
+    pairs = open_folder(root, split=None)
+    assert len(pairs) + pairs.report.total == len(lines) + len(good) and all(item.path.startswith(os.path.realpath(root)) for item in pairs.items)
+    if pairs.report.total:
+        raise BadItem('counted', str(path))
+
+
+def checkpoints(folder):
+    out = []
+    for content in ({'model': torch.nn.Linear(3, 2).state_dict(), 'config': {'n': 3}}, {'rows': [{'a': 1.5}], 'random': checkpoint.random_state()}):
+        checkpoint.save(folder / 'a.pt', 'fuzz', **content)
+        out.append((folder / 'a.pt').read_bytes())
+    return out
+
+
+def read_checkpoint(path):
+    content = checkpoint.load(path, 'fuzz')
+    if 'model' in content:
+        checkpoint.load_into(torch.nn.Linear(3, 2), content['model'], path)
+    else:
+        checkpoint.set_random_state(content.get('random', {}))
+
+
+def prompts(folder):
+    return [f'<image:{folder}/a.png>Output: a cat.<EOC><image:{folder}/a.png>Output:'.encode(),
+            '\ufeff<image:/dev/zero>Frage: wie viele? <|endoftext|> \u202e<BOS>é<EOC>'.encode(), b'<image:' + b' ' * 300 + b'>Output:']
+
+
+def read_prompt(path):
+    """The file as a prompt, down to its pixels."""
+    document, _ = sample.read_prompt(types.SimpleNamespace(prompt='', prompt_file=str(path)))
+    encoded = encode(document, TOKENS, n_token=300)
+    assert not {TOKENS.bos, TOKENS.pad} & set(encoded.tokens[1:].tolist())
+    assert (encoded.tokens == TOKENS.image).sum() == len(encoded.media)
+    for media in encoded.media:
+        media.load()
+
+
+def episode_lines(folder):
+    example = {'image': 'a.png', 'prompt': 'Output:', 'answer': 'dax'}
+    entry = {'support': [example, example | {'answer': 'wug'}], 'query': {'image': 'a.png', 'prompt': 'Output:'}, 'answer': 'dax', 'choices': ['dax', 'wug']}
+    return [json.dumps(entry).encode(), json.dumps({k: v for k, v in entry.items() if k != 'choices'}).encode()]
+
+
+def read_episode(path):
+    report = Report()
+    episodes = evaluate.read_episodes(str(path), report)
+    lines = [line for line in path.read_bytes().split(b'\n') if line.strip()]
+    assert len(episodes) == len(lines) and sum(e is None for e in episodes) == report.total
+    for episode in episodes:
+        if episode is not None:
+            encode(episode.document(), TOKENS, n_token=300)
+    if report.total:
+        raise BadItem('counted', str(path))
+
+
+def configs(folder):
+    return [b'"""A run."""\n# why\nvision_iters = 1_000\naugment = 0.5\nalign = "pictures"\nflip = True\n']
+
+
+def tokenizers(folder):
+    return [TOKENIZER.read_bytes()]
+
+
+TOKENS = Tokenizer.load(TOKENIZER)
+# What is read from users, and how often it is wounded: one more reader is one more entry.
+READERS = [
+    (pictures, read_picture, 900),
+    (json_lines, read_json_line, 400),
+    (checkpoints, read_checkpoint, 400),
+    (prompts, read_prompt, 400),
+    (episode_lines, read_episode, 300),
+    (configs, lambda path: configure(train.KEYS, [str(path)]), 150),
+    (tokenizers, Tokenizer.load, 50),
+]
+WATCH = {'writes': None}
+
+
+def watch(event, arguments):
+    """Note every file that is opened for writing, renamed or removed, and every program that is started."""
+    if WATCH['writes'] is not None:
+        writing = event == 'open' and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if writing or event in ('os.rename', 'os.remove', 'os.mkdir', 'os.system', 'subprocess.Popen', 'os.exec', 'os.symlink', 'os.link'):
+            WATCH['writes'].append((event, arguments))
+
+
+@pytest.mark.parametrize('make, read, n', READERS, ids=[make.__name__ for make, *_ in READERS])
+def test_wounded_files_are_read_or_refused(tmp_path, make, read, n):
+    """No crash, no hang, nothing written, and each is either taken or counted."""
+    assert sum(n for *_, n in READERS) >= 2000
+    for name in ('made', 'read'):
+        (tmp_path / name).mkdir()
+    seeds, rng = make(tmp_path / 'made'), np.random.default_rng(7)
+    path = tmp_path / 'read' / ('a.py' if make is configs else 'wounded')
+    if not WATCH.get('on'):
+        WATCH['on'] = sys.addaudithook(watch) or True  # for good: Python has no way to take it off
+    taken, report, before = 0, Report(), np.random.get_state()
+    for k in range(n):
+        path.write_bytes(mutate(rng, seeds[k % len(seeds)], seeds[(k + 1) % len(seeds)]))
+        begin, WATCH['writes'] = time.process_time(), []
+        try:
+            read(path)
+            taken += 1
+        except BadItem as e:
+            report.add(e)
+        except BadInput as e:
+            assert str(e)
+            report.add(BadItem('refused', str(path), str(e)))
+        finally:
+            writes, WATCH['writes'] = WATCH['writes'], None
+        assert time.process_time() - begin < 5
+        assert all(str(arguments[0]).startswith(str(tmp_path)) for _, arguments in writes), writes
+    np.random.set_state(before)
+    assert taken + report.total == n and report.total > n // 20
+
+
+def test_animations_without_end_are_cut(tmp_path):
+    """Fifty thousand frames of one pixel, a thousand of sixteen million, and two that are shown for an hour."""
+    frame = b'\x21\xf9\x04\x00\x64\x00\x00\x00' + b'\x2c\0\0\0\0\x01\0\x01\0\0' + b'\x02\x02\x44\x01\0'  # of one pixel, for a second
+    for name, side, n, most in (('a', b'\x01\0', 50_000, LIMIT_FRAMES), ('b', b'\xa0\x0f', 1000, 8), ('c', b'\xa0\x0f', 2, 2)):
+        shown = frame.replace(b'\x64\0', b'\x40\x7e') if n == 2 else frame
+        (tmp_path / f'{name}.gif').write_bytes(b'GIF89a' + side * 2 + b'\x80\0\0\0\0\0\xff\xff\xff' + shown * n + b';')
+        begin = time.process_time()
+        frames = read_frames(tmp_path / f'{name}.gif', n_frame=32)
+        assert 1 <= len({id(f) for f in frames}) <= min(most, 32) and time.process_time() - begin < 5  # pixels in memory, and time
+
+
+@pytest.mark.parametrize('text', ['a \x00\x07\x1b[2Jred\x7f ring', 'a \u202edlof\u200f red\u2066 ring', 'an <image> <EOC> <BOS> <|endoftext|> ring', '\ud800 half', ' ' * 200_000, '\n' * 1_000_000])
+def test_captions_stay_text(text):
+    """Whatever stands in them, they come back as they were (half a letter as a replacement), and no special token does."""
+    ids = TOKENS.encode(text)
+    assert max(ids) < len(TOKENS.ranks) and TOKENS.decode(ids) == text.replace('\ud800', '\ufffd')
+    page = encode(Document([text], 'pair'), TOKENS, n_token=64)
+    assert len(page.tokens) <= 64 and not page.media and page.image_index.max() == 0
+
+
+# ---------------------------------------------------------------------------------------------
+# The command line
+
+EDGES = {int: ['0', '-1', '1000000000', '1' + '0' * 30, '', '1.5', 'ü'], float: ['0', '-1', '1e308', '1e-308', '', 'nan', 'ü'], bool: ['', 'ü', '2'],
+         str: ['', 'ü\u202e\udcff', 'x' * 5000, '/dev/zero', 'shapes,', 'a:nan']}
+
+
+def edges(keys, *without):
+    return [f'--{key}={value}' for key, (default, _) in keys.items() if key not in without for value in EDGES[type(default)]]
+
+
+def test_every_key_of_training_at_its_edges(tmp_path, monkeypatch):
+    """As far as the data, the tokenizer and the sizes of the model: it goes on, or says why not in one line."""
+    monkeypatch.chdir(tmp_path)
+    reached = []
+    monkeypatch.setattr(train, 'carry_out', lambda run, config: reached.append(run))
+    statuses = []
+    for argument in [*edges(train.KEYS), '--dtype=float16', '--device=meta', '--m3w=', '--m3w=align', '--m3w=seed', '--align=ltip']:
+        status, _, said = main_of(train, '--out_dir=out', *TINY, argument)
+        assert status in (0, 2), (argument, said)
+        statuses.append((argument, status))
+    refused = {argument for argument, status in statuses if status == 2}
+    assert len(reached) == len(statuses) - len(refused) > 50
+    assert {'--seed=-1', '--out_dir=', '--vision_batch=1000000000', '--lm_dim=1000000000', '--dtype=float16', '--device=meta', '--tokenizer=/dev/zero', '--flamingo_lr=nan',
+            '--m3w=a:nan', '--n_token=1000000000', '--n_context=0'} <= refused
+    assert 'GiB' in main_of(train, '--out_dir=out', f'--tokenizer={TOKENIZER}', '--preset=flamingo-80b', '--device=cpu')[2]
+    assert not {'--m3w=', '--m3w=align', '--max_minutes=1e308', '--vision_iters=1000000000', '--augment=0'} & refused
+
+
+@pytest.mark.long
+def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
+    """The same, and a step of each stage."""
+    monkeypatch.chdir(tmp_path)
+
+    def one_step(run, config):
+        for name in ('vision', 'language', 'flamingo'):
+            stage = train.STAGES[name](run)
+            for source in stage.sources:
+                train.backward(run, stage, source, 0)
+            stage.clip()
+            run.save_stage(stage)
+
+    monkeypatch.setattr(train, 'carry_out', one_step)
+    for argument in edges(train.KEYS):
+        status, _, said = main_of(train, '--out_dir=out', *TINY, argument)
+        assert status in (0, 2), (argument, said)
+
+
+def test_every_key_of_prompting_at_its_edges(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = [f'--out_dir={out}', '--device=cpu', '--ways=2', '--max_new_tokens=2']
+    os.mkfifo('pipe')
+    Path('control.txt').write_text('\x1b[2J\u202e Output: <|endoftext|> <EOC>')
+    Path('nul.py').write_text("prompt_file = 'a\\0b'\n")
+    statuses = {}
+    for arguments in [[a] for a in edges(sample.KEYS)] + [['--temperature=1e-300'], ['--temperature=1', '--top_k=0'], ['--prompt_file=pipe'], ['--prompt_file=.'],
+                      ['--prompt=<image:/dev/zero>Output:'], ['--prompt=<image:pipe>Output:'], ['--prompt=<image:.>Output:'], ['--prompt=<image>'],
+                      ['--prompt=\udcff \x1b[2J', '--json=True'], ['--choices=' + '|'.join('ab' * 1000)], ['--choices=' + 'a ' * 600], ['--choices=|'], ['--prompt_file=control.txt'],
+                      ['nul.py'], ['--prompt=' + ' ' * 100_000], ['--device=meta'], ['--num_samples=2', '--seed=9223372036854775807']]:
+        status, printed, said = main_of(sample, *base, *arguments)
+        assert status in (0, 2) and '\x1b' not in printed and '\u202e' not in printed, (arguments, said)
+        statuses[arguments[0]] = status
+    assert [statuses[a] for a in ('--prompt_file=pipe', '--prompt_file=.', '--prompt=<image:/dev/zero>Output:', '--prompt=<image>', '--choices=|', 'nul.py', '--ways=1000000000',
+                                  '--seed=-1', '--beam_size=1000000000', '--prompt_file=/dev/zero', '--checkpoint=/dev/zero')] == [2] * 11
+    assert [statuses[a] for a in ('--temperature=1e-300', '--temperature=1e308', '--prompt_file=control.txt', '--top_k=1000000000', '--max_new_tokens=1000000000')] == [0] * 5
+
+
+def test_every_key_of_evaluation_at_its_edges(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new('RGB', (8, 8)).save('a.png')
+    good = episode_lines(tmp_path)
+    example = json.loads(good[0])
+    long = [json.dumps(example | {'choices': ['dax', 'a ' * 400]}).encode(), json.dumps(example | {'choices': ['dax'] + ['b'] * 2000}).encode(),
+            json.dumps(example | {'support': example['support'] * 500}).encode(), json.dumps(example | {'support': []} | {'choices': ['dax', 'a ' * 150]}).encode()]
+    Path('e.jsonl').write_bytes(b'\n'.join([*good, *long, b'[' * 50_000, b'']))
+    os.mkfifo('pipe')
+    base = [f'--out_dir={out}', '--device=cpu', '--episodes=e.jsonl', '--max_new_tokens=2', '--predictions=p.jsonl']
+    status, printed, _ = main_of(evaluate, *base)
+    assert status == 0 and 'too long: 3' in printed and 'not JSON: 1' in printed
+    assert [json.loads(line)['prediction'] is None for line in open('p.jsonl')] == [False, False, True, True, True, False, True]
+    for argument in [*edges(evaluate.KEYS, 'n', 'episodes', 'retrieval'), '--n=0', '--n=1000000000', '--episodes=pipe', '--episodes=/dev/zero', '--episodes=.', '--episodes=' + 'x' * 5000,
+                     '--predictions=pipe', '--predictions=/dev/null', '--device=meta']:
+        status, _, said = main_of(evaluate, *base, argument)
+        assert status in (0, 2), (argument, said)
+        assert status == 2 or argument.split('=')[1] not in ('pipe', '/dev/zero', '/dev/null', 'meta', '-1') or '--split' in argument, argument
+    for argument in EDGES[str]:
+        if argument:
+            assert main_of(evaluate, *base, '--episodes=', f'--retrieval={argument}')[0] == 2, argument
+
+
+def test_every_key_of_the_tokenizers_maker_at_its_edges(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for argument in ('--n_rank=0', '--n_rank=255', '--n_rank=-1', '--n_text=0', '--n_rank=ü', '--out=', '--out=/dev/null', '--out=no/where', f'--n_rank={10 ** 30}'):
+        assert main_of(bpe, '--n_text=3', '--n_rank=257', argument)[0] == 2, argument
+    assert main_of(bpe, '--n_text=3', '--n_rank=257', '--out=ü.tiktoken')[0] == 0 and len(Tokenizer.load('ü.tiktoken').ranks) == 257
+
+
+def test_a_handful_from_outside(tmp_path):
+    """The same through the real commands; `--debug=True` shows where it happened."""
+    os.mkfifo(tmp_path / 'pipe')
+    commands = [['train.py', '--device=meta', f'--out_dir={tmp_path}/o'], ['train.py', '--dtype=float16', f'--out_dir={tmp_path}/p'],
+                ['sample.py', f'--out_dir={tmp_path}', '--debug=True'], ['evaluate.py', f'--out_dir={tmp_path}', f'--checkpoint={tmp_path}/pipe']]
+    running = [subprocess.Popen([sys.executable, *c], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
+    said = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [2, 2, 1, 2]
+    assert 'Traceback' in said[2] and 'flamingo.pt' in said[2]
+    assert all(len(s.splitlines()) == 1 and s.startswith('error: ') for s in said[:2] + said[3:])
+    assert 'loss scaling' in said[1]

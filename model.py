@@ -55,7 +55,7 @@ class FlamingoConfig:
     def __post_init__(self):
         """Raises ValueError, naming the size, where no model can have it: a stranger's checkpoint may claim anything."""
         for f in fields(self):
-            value, least = getattr(self, f.name), 0 if f.name in ('bos', 'pad') else 1
+            value, least = getattr(self, f.name), 0 if f.name in ('bos', 'pad', 'text_layer') else 1
             most = {'layer': 200, 'size': 4096}.get(f.name.rpartition('_')[2], 1 << 20)
             if type(value) is not type(f.default):
                 raise ValueError(f'{f.name}={value!r}: must be of type {type(f.default).__name__}')

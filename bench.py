@@ -231,7 +231,7 @@ class SmallModel:
         torch.manual_seed(0)
         head = dict(lm_head=4, xattn_head=4, xattn_head_dim=width // 4, resampler_head=4, resampler_head_dim=width // 4)
         self.config = FlamingoConfig(n_vocab=1024, lm_layer=6, lm_dim=width, n_context=128, resampler_layer=2, resampler_dim=width, n_latent=16,
-                                     vision='nano', image_size=48, dim_embed=0, **head)
+                                     vision='nano', image_size=48, **head)
         self.model = Flamingo(self.config).to(device)
         with torch.no_grad():
             self.model.new_rows.zero_()  # <EOC> is then never the likeliest word: every answer has all of its 64

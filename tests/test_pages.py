@@ -207,17 +207,17 @@ def test_encodings():
         assert decode_html(encoded).split('>')[-1] == expected
 
 
-@pytest.mark.parametrize('html', ['<b>' * 2_000_000, '<!--' * 2_000_000, '<' * 2_000_000, '<a ' * 2_000_000, '</b' * 2_000_000, '<p "' * 1_000_000, '&' * 2_000_000,
+@pytest.mark.parametrize('html', ['<b>' * 1_000_000, '<!--' * 1_000_000, '<' * 1_000_000, '<a ' * 1_000_000, '</b' * 1_000_000, '<p "' * 1_000_000, '&' * 1_000_000,
                                   '<![CDATA[' * 500_000, '<![x[' * 500_000, '<script>' + '</' * 1_000_000, '<td><li>' * 500_000, '<img src="gone.png">' * 200_000,
                                   '<li><div>' * 90_000 + '</p>' * 9_000])
 def test_hostile_html_takes_little_time(tmp_path, html):
-    start = time.monotonic()
+    start = time.process_time()
     pages = open_pages(site(tmp_path, a='<p>good', b='<p>good', c=html))
     try:
         pages.at(2)
     except BadItem:
         pass
-    assert time.monotonic() - start < 20  # seconds on a busy machine; what is quadratic takes hours
+    assert time.process_time() - start < 10  # seconds; what is quadratic takes hours
 
 
 def test_reading_goes_on_after_odd_markup():

@@ -313,12 +313,21 @@ def test_text_tower_reads_both_ways_and_in_order():
     tokens = torch.tensor([[3, 5, 7, 9]])
     mask = torch.ones(1, 4, dtype=torch.bool)
     first = []
-    tower.layers.register_forward_hook(lambda module, args, out: first.append(out[0, 0]))
+    tower.layers[-1].register_forward_hook(lambda module, args, out: first.append(out[0, 0]))
     with torch.no_grad():
         nn.init.normal_(tower.position.weight)
         a, b, c = (tower.embed(t, mask) for t in (tokens, torch.tensor([[3, 5, 7, 8]]), tokens.flip(1)))
     assert (first[0] - first[1]).abs().max() > 1e-3
     assert (a - c).abs().max() > 0.01
+
+
+def test_without_layers_it_is_a_bag_of_words():
+    """What a text says is the sum of what its words say, each by itself, before it is brought to length one."""
+    tower = TextTower(12, 8, 0, 2, 6, 5)
+    with torch.no_grad():
+        words = [tower.projection(tower.norm(tower.token.weight[t] + tower.position.weight[i])) for i, t in enumerate((3, 5, 7))]
+        whole = tower.embed(torch.tensor([[3, 5, 7, 0]]), torch.tensor([[True, True, True, False]]))
+    torch.testing.assert_close(whole[0], nn.functional.normalize(sum(words), dim=0))
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])

@@ -21,6 +21,7 @@ from data import Document, EndOfChunk, Given
 from kit import pictures
 from kit.configurator import BadInput, command, configure, pick_device
 from kit.shapes import naming_episode
+from kit.tasks import file_media
 
 KEYS = {
     'out_dir': ('out', 'folder with the flamingo.pt to prompt'),
@@ -55,7 +56,7 @@ def parse_prompt(text, where='prompt'):
             path = part[len('<image:'):-1]
             if not path:
                 raise BadInput(f'{where}: <image:> names no file')
-            pieces.append(evaluate.file_media(path))
+            pieces.append(file_media(path))
         elif part:
             if '<image>' in part:
                 raise BadInput(f'{where}: <image> comes without its picture; write <image:PATH>')

@@ -7,6 +7,7 @@ Shapes, here and in all files: B batch, T tokens, N images in the sequence, F fr
 R visual tokens per image, D width, V vocabulary of the language model, H heads, d head width, K beams.
 """
 import math
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -208,6 +209,12 @@ class Cache:
         self.v[layer][rows, self.position] = v.to(self.v[layer].dtype)
         return self.k[layer][:, :self.n_key].transpose(1, 2), self.v[layer][:, :self.n_key].transpose(1, 2)
 
+    def copy(self):
+        """What is done to the copy leaves this one as it is; the pictures are shared."""
+        other = copy(self)
+        other.k, other.v = [k.clone() for k in self.k], [v.clone() for v in self.v]
+        return other
+
     def select(self, rows):
         """Keep these rows, in this order; a row may be taken several times (beams, candidates)."""
         self.k = [k.index_select(0, rows) for k in self.k]
@@ -362,16 +369,23 @@ class Flamingo(nn.Module):
         room = self.lm.n_context - tokens.shape[1] + 1
         if room < 1:
             raise ValueError(f'a prompt of {tokens.shape[1]} tokens is longer than the context of {self.lm.n_context}')
-        n_new, k, b = min(max_new_tokens, room), 1 if temperature > 0 else beam_size, len(tokens)
+        n_new = min(max_new_tokens, room)
         cache, logits, index = self.prefill(tokens, length, image_index, n_new, media, features, frame_mask)
-        beams = torch.arange(b, device=tokens.device).repeat_interleave(k)           # (B*K,) row of each beam
+        return self.decode(cache, logits, index, n_new, beam_size, temperature, top_k, generator)
+
+    @torch.no_grad()
+    def decode(self, cache, logits, index, n_new, beam_size=3, temperature=0.0, top_k=0, generator=None):
+        """`generate` from where a cache stands: logits (B,V+2) after its last token, index (B,1) the picture that new words see.
+        The cache is used up: its rows become beams."""
+        k, b, device = 1 if temperature > 0 else beam_size, len(logits), logits.device
+        beams = torch.arange(b, device=device).repeat_interleave(k)                  # (B*K,) row of each beam
         if k > 1:
             cache.select(beams)
         logits, index = logits[beams], index[beams]
         # Only one beam of each prompt is alive at first: K equal beams would all choose the same word.
-        score = torch.where(torch.arange(b * k, device=tokens.device) % k == 0, 0.0, -torch.inf)  # (B*K,)
-        done = torch.zeros(b * k, dtype=torch.bool, device=tokens.device)
-        answer = torch.zeros(b * k, 0, dtype=torch.long, device=tokens.device)
+        score = torch.where(torch.arange(b * k, device=device) % k == 0, 0.0, -torch.inf)  # (B*K,)
+        done = torch.zeros(b * k, dtype=torch.bool, device=device)
+        answer = torch.zeros(b * k, 0, dtype=torch.long, device=device)
         route = None
         for i in range(n_new):
             log_p = F.log_softmax(self.forbid(logits.float()), dim=-1)               # (B*K,V+2)
@@ -379,14 +393,14 @@ class Flamingo(nn.Module):
             log_p[done, self.eoc] = 0.0                                              # a finished answer stays as it is
             if temperature > 0:
                 word = sample(log_p / temperature, top_k, generator)                 # (B,)
-                parent = torch.arange(b, device=tokens.device)
+                parent = torch.arange(b, device=device)
                 score = score + log_p.gather(1, word[:, None]).squeeze(1)
             else:
                 total = (score[:, None] + log_p).view(b, -1)                         # (B,K*(V+2))
                 score, choice = total.topk(k, dim=-1)
                 score = score.flatten()
                 word = (choice % log_p.shape[-1]).flatten()
-                parent = (choice // log_p.shape[-1] + torch.arange(b, device=tokens.device)[:, None] * k).flatten()
+                parent = (choice // log_p.shape[-1] + torch.arange(b, device=device)[:, None] * k).flatten()
             answer = torch.cat([answer[parent], word[:, None]], dim=1)
             done = done[parent] | (word == self.eoc)
             if done.all() or i + 1 == n_new:
@@ -396,7 +410,7 @@ class Flamingo(nn.Module):
             if i == 0 and cache.visual[0] is not None and self.config.attend == 'last':
                 route = route_tokens(index, cache.visual[0].shape[2], cache.row)     # new words all see what the last one saw
             logits = self.step(cache, word[:, None], index, route)[:, -1]
-        best = score.view(b, k).argmax(1) + torch.arange(b, device=tokens.device) * k
+        best = score.view(b, k).argmax(1) + torch.arange(b, device=device) * k
         answers = [[w for w in row if w != self.eoc] for row in answer[best].tolist()]
         return list(zip(answers, score[best].tolist()))
 

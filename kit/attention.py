@@ -1,0 +1,87 @@
+"""Where does the model look at each word? Attention of the gated layers, followed back through the resampler to the picture.
+
+    weights of a word on a place  =  Σ_r  (mean over gated layers and heads: word → visual token r)
+                                        · (mean over resampler layers and heads: visual token r → place)
+"""
+import math
+
+import torch
+from PIL import Image
+
+
+@torch.no_grad()
+def look(model, tokens, image_index, features, frame_mask=None):
+    """tokens, image_index (1,T), features (1,N,F,S,D_v) -> (T,N,F,S): how much each token, while the next one is
+    predicted, looks at each place of each picture; sums to 1 over all of them, or to 0 where it sees none."""
+    from_text, from_latents = [], []
+
+    def gated(layer, args):
+        y, _, index, kv, *_ = args
+        q = layer.to_q(layer.norm(y)).unflatten(-1, (layer.n_head, layer.head_dim))[0]    # (T,H,d)
+        k = kv[0, 0]                                                                      # (N,H,R,d)
+        score = torch.einsum('thd,nhrd->thnr', q, k) / math.sqrt(layer.head_dim)
+        image = torch.arange(1, len(k) + 1, device=q.device)
+        sees = image == index[0, :, None] if layer.attend == 'last' else image <= index[0, :, None]  # (T,N)
+        score = score.masked_fill(~sees[:, None, :, None], -torch.inf)
+        weight = score.flatten(2).softmax(-1).view_as(score).nan_to_num(0.0)              # a row that sees nothing is NaN
+        from_text.append(weight.mean(1))                                                  # (T,N,R)
+
+    def resampler(layer, args):
+        latents, media, mask = args
+        latents = layer.norm_latents(latents)
+        source = torch.cat([layer.norm_media(media), latents], dim=1)                     # (N,F*S+R,D)
+        q = layer.to_q(latents).unflatten(-1, (layer.n_head, layer.head_dim))             # (N,R,H,d)
+        k = layer.to_kv(source).chunk(2, dim=-1)[0].unflatten(-1, (layer.n_head, layer.head_dim))
+        score = torch.einsum('nrhd,nshd->nhrs', q, k) / math.sqrt(layer.head_dim)
+        if mask is not None:
+            score = score.masked_fill(~mask, -torch.inf)
+        from_latents.append(score.softmax(-1).mean(1)[..., :media.shape[1]])              # (N,R,F*S): without the latents
+
+    hooks = [layer.register_forward_pre_hook(gated) for layer in model.gated]
+    hooks += [layer.register_forward_pre_hook(resampler) for layer in model.resampler.layers]
+    try:
+        model(tokens, image_index, features=features, frame_mask=frame_mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    to_places = sum(from_latents)
+    to_places = to_places / to_places.sum(-1, keepdim=True)                               # (N,R,F*S)
+    return torch.einsum('tnr,nrs->tns', sum(from_text) / len(from_text), to_places).unflatten(-1, features.shape[2:4])
+
+
+def words(asker, document, answer, most=48):
+    """The last `most` words of a prompt and of the answer to it, for pictures.attention_sheet, and the gates in words.
+
+    document: data.Document; answer: token ids. -> ([{'word', 'picture', 'weights'}], title). Words that see no picture are
+    left out. The picture is the one most looked at, of a clip the frame.
+    """
+    prompts = asker.prompts([document])
+    if prompts['features'] is None:
+        return [], 'no picture'
+    device = prompts['tokens'].device
+    tokens = torch.cat([prompts['tokens'], torch.tensor([answer], dtype=torch.long, device=device)], dim=1)
+    index = torch.cat([prompts['image_index'], prompts['image_index'][:, -1:].expand(-1, len(answer))], dim=1)
+    weights = look(asker.model, tokens, index, prompts['features'], prompts['frame_mask']).cpu()  # (T,N,F,S)
+    pixels = [asker.features.pixels(piece) for piece in document.pieces if hasattr(piece, 'load')]
+    n_prompt, tokenizer, parts = prompts['tokens'].shape[1], asker.tokenizer, []
+    for t, token in enumerate(tokens[0].tolist()):
+        if token >= tokenizer.image or token in (tokenizer.bos, tokenizer.pad):
+            continue
+        text = tokenizer.decode([token])
+        # A word is predicted by the token before it, so that is the one whose look counts.
+        goes_on = parts and parts[-1][-1][0] == t - 1 and t != n_prompt and not text.startswith((' ', '\n'))
+        (parts[-1].append if goes_on else lambda part: parts.append([part]))((t, token))
+    steps = []
+    for part in parts[-most:]:
+        seen = torch.stack([weights[t - 1] for t, _ in part]).mean(0)                     # (N,F,S)
+        if seen.sum() == 0:
+            continue
+        image = int(seen.sum((1, 2)).argmax())
+        frame = int(seen[image].sum(1).argmax())
+        side = math.isqrt(seen.shape[-1])
+        picture = Image.fromarray(pixels[image][frame].permute(1, 2, 0).numpy())
+        word = tokenizer.decode([token for _, token in part]).strip()
+        steps.append({'word': f'{"answer" if part[0][0] >= n_prompt else "prompt"}, picture {image + 1}: {word}', 'picture': picture,
+                      'weights': seen[image, frame].view(side, -1).numpy()})
+    gates = '  '.join(f'{x:.2f} {d:.2f}' for x, d in asker.model.gates())
+    return steps, f'Where it looks. Gates tanh(a_x), tanh(a_d) by depth: {gates}'

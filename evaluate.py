@@ -369,7 +369,10 @@ def full_table(asker, contrastive, config, report):
             return
         answers = asker.answer(episodes, task)
         for metric in metrics:
-            value, bounds = value_of(metric, episodes, answers)
+            try:
+                value, bounds = value_of(metric, episodes, answers)
+            except ValueError as e:  # one episode alone has no ROC curve
+                raise BadInput(f'{task}: {e}; take more episodes (--n)') from e
             rows.append(row(task, value, len(episodes), ways, shots, metric=label or metric, bounds=bounds))
 
     for task, ways, shots in tqdm(plan, desc='tasks × shots', leave=False):
@@ -419,6 +422,26 @@ def table(rows):
     header = ['task', *(['no prompt'] if any(r['shots'] is None for r in rows) else []), *[f'{s} shot{"s" if s != 1 else ""}' for s in shots]]
     columns = [None, *shots] if 'no prompt' in header else shots
     return pictures.text_table([[name, *[cells.get(s, '') for s in columns]] for name, cells in lines.items()], header)
+
+
+def tables(rows):
+    """The table of the tasks, and apart from it those of naming: there, shots count the examples of each name."""
+    parts = {'': [], 'naming: the likeliest of the names, examples of each': [], "naming after Frozen: the name is written, examples of each": []}
+    for r in rows:
+        list(parts.values())[(r['task'] == 'naming') + (r['metric'].startswith('written'))].append(r)
+    return '\n\n'.join(f'{title}\n{table(part)}'.lstrip() for title, part in parts.items() if part)
+
+
+def control_text(rows):
+    """Rows of controls as text: controls down, episodes across, and what chance would give."""
+    columns = list(dict.fromkeys((r['ways'], r['shots']) for r in rows))
+    lines = {}
+    for r in rows:
+        name = (r['control'] or 'as they are').replace('_', ' ') + (', the new name counts' if r['metric'] == 'follows' else '')
+        lines.setdefault(name, {})[r['ways'], r['shots']] = f'{r["value"]:.1%} ({r["low"]:.0%}–{r["high"]:.0%})'
+    header = [f'{f"{ways}-way" if ways else "your episodes"}{f", {shots}-shot" if shots else ""}' for ways, shots in columns]
+    lines['chance'] = {(ways, shots): f'{1 / ways:.1%}' if ways else '' for ways, shots in columns}
+    return pictures.text_table([[name, *[cells.get(c, '') for c in columns]] for name, cells in lines.items()], ['control', *header])
 
 
 def sheet(shown):
@@ -620,10 +643,11 @@ def main():
         report = Report()
         rows = full_table(asker, contrastive, config, report)
         tell(report)
-    pictures.save(pictures.shots_chart(rows, 'Few-shot learning'), os.path.join(config.out_dir, 'evaluate.png'))
+    drawn = [r for r in rows if r['metric'] == tasks.TASKS.get(r['task'], ('', (r['metric'],)))[1][0]]  # one metric a task
+    pictures.save(pictures.shots_chart(drawn or rows, 'Few-shot learning'), os.path.join(config.out_dir, 'evaluate.png'))
     with checkpoint.whole_file(os.path.join(config.out_dir, 'evaluate.json'), 'w', encoding='utf-8') as f:
         json.dump(rows, f, indent=1)
-    print(table(rows))
+    print(control_text(rows) if config.controls else tables(rows))
 
 
 if __name__ == '__main__':

@@ -168,7 +168,7 @@ def value_of(metric, episodes, answers):
     n = len(episodes)
     if metric == 'accuracy':
         return sum(a['correct'] for a in answers) / n, None
-    scores = [[a['scores'][c] for c in e.choices] for e, a in zip(episodes, answers)] if 'scores' in answers[0] else None
+    scores = [[a['scores'][c] for c in e.choices or []] for e, a in zip(episodes, answers)]
     if metric in ('cider', 'vqa_accuracy', 'ndcg'):  # means over the episodes
         if metric == 'cider':
             people = [[metrics.tokenise(t) for t in e.people or [e.query.answer]] for e in episodes]
@@ -281,7 +281,7 @@ def linear_probe(train, train_truth, test, n_class, decay=1e-3):
     train, test = (train - mean) / std, (test - mean) / std
     weight = torch.zeros(train.shape[1], n_class, requires_grad=True, device=train.device)
     bias = torch.zeros(n_class, requires_grad=True, device=train.device)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn='strong_wolfe')
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn='strong_wolfe')
 
     def closure():
         optimizer.zero_grad()
@@ -573,7 +573,7 @@ def run_official(config, asker):
         file, task, metric = config.vqa_questions, 'question', 'vqa_accuracy'
         items = tasks.read_vqa(config.vqa_questions, config.vqa_annotations, config.images, report)
     for count in shots:
-        asked = tasks.official_episodes(items, count, config.n if 'n' in config.given else 0, config.seed, config.text_examples)
+        asked = tasks.official_episodes(items, count, config.n if 'n' in config.given else 0, config.seed, asker.features.pixels, config.text_examples)
         episodes = usable(asker, [e for _, e in asked], report, file)
         good = [e for e in episodes if e is not None]
         answers = asker.answer(good, task)

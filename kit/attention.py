@@ -9,6 +9,30 @@ import torch
 from PIL import Image
 
 
+def text_to_visual(layer, y, image_index, kv):
+    """The weights of one gated layer (xattn.GatedCrossAttention), mean over heads: y (1,T,D), image_index (1,T), kv (2,1,N,H,R,d)
+    -> (T,N,R), which sum to 1, or to 0 where a token sees no picture."""
+    q = layer.to_q(layer.norm(y)).unflatten(-1, (layer.n_head, layer.head_dim))[0]        # (T,H,d)
+    score = torch.einsum('thd,nhrd->thnr', q, kv[0, 0]) / math.sqrt(layer.head_dim)
+    image = torch.arange(1, score.shape[2] + 1, device=y.device)
+    sees = image == image_index[0, :, None] if layer.attend == 'last' else image <= image_index[0, :, None]  # (T,N)
+    score = score.masked_fill(~sees[:, None, :, None], -torch.inf)
+    return score.flatten(2).softmax(-1).nan_to_num(0.0).view_as(score).mean(1)            # a row that sees nothing is NaN
+
+
+def visual_to_places(layer, latents, media, mask):
+    """The weights of one resampler layer on the media, mean over heads: latents (N,R,D), media (N,F*S,D) -> (N,R,F*S), which sum
+    to less than 1: latents look at each other, too."""
+    latents = layer.norm_latents(latents)
+    source = torch.cat([layer.norm_media(media), latents], dim=1)                         # (N,F*S+R,D)
+    q = layer.to_q(latents).unflatten(-1, (layer.n_head, layer.head_dim))                 # (N,R,H,d)
+    k = layer.to_kv(source).chunk(2, dim=-1)[0].unflatten(-1, (layer.n_head, layer.head_dim))
+    score = torch.einsum('nrhd,nshd->nhrs', q, k) / math.sqrt(layer.head_dim)
+    if mask is not None:
+        score = score.masked_fill(~mask, -torch.inf)
+    return score.softmax(-1).mean(1)[..., :media.shape[1]]
+
+
 @torch.no_grad()
 def look(model, tokens, image_index, features, frame_mask=None):
     """tokens, image_index (1,T), features (1,N,F,S,D_v) -> (T,N,F,S): how much each token, while the next one is
@@ -17,25 +41,10 @@ def look(model, tokens, image_index, features, frame_mask=None):
 
     def gated(layer, args):
         y, _, index, kv, *_ = args
-        q = layer.to_q(layer.norm(y)).unflatten(-1, (layer.n_head, layer.head_dim))[0]    # (T,H,d)
-        k = kv[0, 0]                                                                      # (N,H,R,d)
-        score = torch.einsum('thd,nhrd->thnr', q, k) / math.sqrt(layer.head_dim)
-        image = torch.arange(1, len(k) + 1, device=q.device)
-        sees = image == index[0, :, None] if layer.attend == 'last' else image <= index[0, :, None]  # (T,N)
-        score = score.masked_fill(~sees[:, None, :, None], -torch.inf)
-        weight = score.flatten(2).softmax(-1).view_as(score).nan_to_num(0.0)              # a row that sees nothing is NaN
-        from_text.append(weight.mean(1))                                                  # (T,N,R)
+        from_text.append(text_to_visual(layer, y, index, kv))                             # (T,N,R)
 
     def resampler(layer, args):
-        latents, media, mask = args
-        latents = layer.norm_latents(latents)
-        source = torch.cat([layer.norm_media(media), latents], dim=1)                     # (N,F*S+R,D)
-        q = layer.to_q(latents).unflatten(-1, (layer.n_head, layer.head_dim))             # (N,R,H,d)
-        k = layer.to_kv(source).chunk(2, dim=-1)[0].unflatten(-1, (layer.n_head, layer.head_dim))
-        score = torch.einsum('nrhd,nshd->nhrs', q, k) / math.sqrt(layer.head_dim)
-        if mask is not None:
-            score = score.masked_fill(~mask, -torch.inf)
-        from_latents.append(score.softmax(-1).mean(1)[..., :media.shape[1]])              # (N,R,F*S): without the latents
+        from_latents.append(visual_to_places(layer, *args))                               # (N,R,F*S)
 
     hooks = [layer.register_forward_pre_hook(gated) for layer in model.gated]
     hooks += [layer.register_forward_pre_hook(resampler) for layer in model.resampler.layers]
@@ -45,7 +54,7 @@ def look(model, tokens, image_index, features, frame_mask=None):
         for hook in hooks:
             hook.remove()
     to_places = sum(from_latents)
-    to_places = to_places / to_places.sum(-1, keepdim=True)                               # (N,R,F*S)
+    to_places = to_places / to_places.sum(-1, keepdim=True)
     return torch.einsum('tnr,nrs->tns', sum(from_text) / len(from_text), to_places).unflatten(-1, features.shape[2:4])
 
 

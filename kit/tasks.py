@@ -262,17 +262,28 @@ def read_vqa(questions, annotations, images, report):
     return items
 
 
-def official_episodes(items, shots, n, seed, text_examples=2):
+def official_episodes(items, shots, n, seed, pixels, text_examples=2):
     """[(id, Example, what people said, where)] -> [(id, Episode)], n of them (all if 0), in the file's order. Examples are drawn
-    from the other pictures; with 0 shots they are text alone."""
-    rng = np.random.default_rng(seed)
+    from the other pictures, of those that can be read (pixels: kit.features.Pixels); with 0 shots they are text alone."""
+    rng, bad = np.random.default_rng(seed), set()
+
+    def readable(media):
+        try:
+            return media.key not in bad and pixels(media) is not None
+        except BadItem:  # who asks about it reports it
+            bad.add(media.key)
+            return False
+
     chosen = range(len(items)) if not n or n >= len(items) else sorted(rng.choice(len(items), n, replace=False).tolist())
     wanted, episodes = shots or text_examples, []
     for k in chosen:
         number, query, people, where = items[k]
-        order = rng.choice(len(items), min(len(items), 4 * wanted + 16), replace=False)  # a few more: some show the same picture
-        others = [items[j][1] for j in order if items[j][1].media.key != query.media.key][:wanted]
-        episode = Episode(others, query, people=people, where=where)
+        support = []
+        for j in rng.choice(len(items), min(len(items), 8 * wanted + 16), replace=False):  # more than enough: some are left out
+            other = items[j][1]
+            if len(support) < wanted and other.media.key != query.media.key and (not shots or readable(other.media)):
+                support.append(other)
+        episode = Episode(support, query, people=people, where=where)
         episodes.append((number, episode if shots else zero_shot_prompt(episode)))
     return episodes
 

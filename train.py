@@ -31,6 +31,7 @@ from data import Media, Tokenizer, augment, collate, encode, stack_frames
 from kit import checkpoint, pictures
 from kit.bpe import train_bpe
 from kit.configurator import BadInput, BadItem, autocast, command, configure, pick_device, pick_dtype
+from kit.encoders import pad_texts
 from kit.features import FrozenFeatures, Pixels
 from kit.sources import Report, open_folder, open_source
 from model import GPT, PRESETS, Flamingo, FlamingoConfig
@@ -127,7 +128,7 @@ class VisionStage:
         images = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
         if self.config['augment'] > 0:
             images = augment(images, rng, self.config['flip'], self.config['augment'])
-        tokens, mask = evaluate.pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
+        tokens, mask = pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
         vision, self.n_token = self.module.vision, tokens.numel()
         return self.module(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
 

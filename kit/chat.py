@@ -7,7 +7,7 @@
 """
 import torch
 
-from data import Document, Given, Media, encode, load_pixels, question_prompt
+from data import Document, Given, Media, question_prompt
 from kit.configurator import BadInput
 from model import Cache
 

@@ -8,9 +8,9 @@ import os
 import torch
 
 from data import CAPTION_PROMPT, Example
-from evaluate import embed_media, readable
 from kit import checkpoint
 from kit.configurator import BadInput
+from kit.encoders import embed_media, readable
 from kit.tasks import file_media
 
 

@@ -12,7 +12,7 @@ from tiny_model import save_tiny
 
 import evaluate
 from data import EndOfChunk, Episode, Example, Given, Media, dialogue_prompt, encode, question_prompt, statement_prompt
-from kit import checkpoint, shapes, tasks
+from kit import checkpoint, encoders, shapes, tasks
 from kit.configurator import BadInput, configure
 from kit.features import Pixels
 from kit.sources import Report
@@ -382,18 +382,18 @@ def test_linear_probe_is_logistic_regression():
     torch.manual_seed(0)
     truth = torch.arange(60) % 3
     x = torch.randn(60, 5) + 4 * torch.nn.functional.one_hot(truth, 5)
-    assert (evaluate.linear_probe(x, truth, x, 3) == truth).all()
-    assert evaluate.linear_probe(x[:, :1] * 0, torch.tensor([1] * 40 + [0] * 20), x[:4, :1] * 0, 2).tolist() == [1] * 4  # only the bias can tell
+    assert (encoders.linear_probe(x, truth, x, 3) == truth).all()
+    assert encoders.linear_probe(x[:, :1] * 0, torch.tensor([1] * 40 + [0] * 20), x[:4, :1] * 0, 2).tolist() == [1] * 4  # only the bias can tell
     far = torch.zeros(3, 5).index_put((torch.arange(3), torch.arange(3)), torch.tensor(9.0))
-    assert evaluate.linear_probe(x, truth, far, 3).tolist() == [0, 1, 2]
+    assert encoders.linear_probe(x, truth, far, 3).tolist() == [0, 1, 2]
 
 
 def test_zero_shot_classes_are_means_over_templates(monkeypatch):
     """A picture goes to the class whose descriptions, on average, lie nearest."""
     vectors = {'p': [1.0, 0.0], 'q': [0.0, 1.0], 'r': [-1.0, 0.0]}
-    monkeypatch.setattr(evaluate, 'embed_texts', lambda tower, tokenizer, texts: torch.tensor([vectors[t] for t in texts]))
-    monkeypatch.setattr(evaluate, 'embed_media', lambda vision, features, media: torch.tensor(media))
-    value = evaluate.classify(SimpleNamespace(text=None, vision=None), None, None, [[0.8, 0.6], [-0.6, 0.8], [-1.0, 0.1]], [0, 1, 0], [['p', 'q'], ['r', 'q']])
+    monkeypatch.setattr(encoders, 'embed_texts', lambda tower, tokenizer, texts: torch.tensor([vectors[t] for t in texts]))
+    monkeypatch.setattr(encoders, 'embed_media', lambda vision, features, media: torch.tensor(media))
+    value = encoders.classify(SimpleNamespace(text=None, vision=None), None, None, [[0.8, 0.6], [-0.6, 0.8], [-1.0, 0.1]], [0, 1, 0], [['p', 'q'], ['r', 'q']])
     assert value == pytest.approx(2 / 3)
 
 

@@ -13,7 +13,8 @@ import sample
 from data import Document, EndOfChunk, Given, Media
 from kit import attention, rices
 from kit.chat import Chat
-from kit.configurator import BadInput, BadItem, configure
+from kit.configurator import BadInput, BadItem
+from kit.encoders import embed_media
 from kit.shapes import picture_media
 from kit.sources import Report, open_folder
 from kit.tasks import file_media
@@ -82,8 +83,8 @@ def test_the_nearest_comes_last_and_the_query_is_not_among_them(loaded, out):
     assert embeddings.norm(dim=-1).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
     query = file_media(str(out / 'pictures' / 'q.png'))
     examples = rices.nearest(query, items, embeddings, contrastive, asker.features, 3)
-    own = evaluate.embed_media(contrastive.vision, asker.features, [query])[0]
-    alike = [float(own @ evaluate.embed_media(contrastive.vision, asker.features, [e.media])[0]) for e in examples]
+    own = embed_media(contrastive.vision, asker.features, [query])[0]
+    alike = [float(own @ embed_media(contrastive.vision, asker.features, [e.media])[0]) for e in examples]
     assert {e.answer for e in examples} == {'thing a', 'thing b', 'thing c'} and alike == sorted(alike)
     assert examples[-1].answer == 'thing a'  # the other red one
     [best] = rices.nearest(query, items, embeddings, contrastive, asker.features, 1)
@@ -92,7 +93,7 @@ def test_the_nearest_comes_last_and_the_query_is_not_among_them(loaded, out):
 
 def test_embeddings_are_kept_until_a_picture_or_the_encoder_changes(loaded, out, monkeypatch, tmp_path):
     asker, contrastive = loaded
-    asked, embed = [], evaluate.embed_media
+    asked, embed = [], embed_media
     monkeypatch.setattr(rices, 'embed_media', lambda vision, features, media: asked.append(len(media)) or embed(vision, features, media))
     cache = str(tmp_path / 'r.pt')
 

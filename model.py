@@ -209,6 +209,14 @@ class Cache:
         self.v[layer][rows, self.position] = v.to(self.v[layer].dtype)
         return self.k[layer][:, :self.n_key].transpose(1, 2), self.v[layer][:, :self.n_key].transpose(1, 2)
 
+    def show(self, visual):
+        """More pictures, after those there are: their keys and values, as `Flamingo.visual_keys_values` gives them."""
+        self.visual = [new if old is None else torch.cat([old, new], dim=2) for old, new in zip(self.visual, visual)]
+
+    def keep(self, length, n_image):
+        """Back to when it held so many tokens (B,) and pictures; what lies beyond is overwritten."""
+        self.length, self.visual = length, [None if n_image == 0 else kv[:, :, :n_image] for kv in self.visual]
+
     def copy(self):
         """What is done to the copy leaves this one as it is; the pictures are shared."""
         other = copy(self)

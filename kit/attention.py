@@ -10,10 +10,10 @@ from PIL import Image
 
 
 def text_to_visual(layer, y, image_index, kv):
-    """The weights of one gated layer (xattn.GatedCrossAttention), mean over heads: y (1,T,D), image_index (1,T), kv (2,1,N,H,R,d)
-    -> (T,N,R), which sum to 1, or to 0 where a token sees no picture."""
+    """The weights of one gated layer (xattn.GatedCrossAttention), mean over heads: y (1,T,D), image_index (1,T), kv its keys and
+    values, (1,N,H,R,d) each -> (T,N,R), which sum to 1, or to 0 where a token sees no picture."""
     q = layer.to_q(layer.norm(y)).unflatten(-1, (layer.n_head, layer.head_dim))[0]        # (T,H,d)
-    score = torch.einsum('thd,nhrd->thnr', q, kv[0, 0]) / math.sqrt(layer.head_dim)
+    score = torch.einsum('thd,nhrd->thnr', q, kv[0][0]) / math.sqrt(layer.head_dim)
     image = torch.arange(1, score.shape[2] + 1, device=y.device)
     sees = image == image_index[0, :, None] if layer.attend == 'last' else image <= image_index[0, :, None]  # (T,N)
     score = score.masked_fill(~sees[:, None, :, None], -torch.inf)
@@ -38,15 +38,16 @@ def look(model, tokens, image_index, features, frame_mask=None):
     """tokens, image_index (1,T), features (1,N,F,S,D_v) -> (T,N,F,S): how much each token, while the next one is
     predicted, looks at each place of each picture; sums to 1 over all of them, or to 0 where it sees none."""
     from_text, from_latents = [], []
+    kept = iter(model.visual_keys_values(features=features, frame_mask=frame_mask))
 
     def gated(layer, args):
-        y, _, index, kv, *_ = args
-        from_text.append(text_to_visual(layer, y, index, kv))                             # (T,N,R)
+        y, _, index, *_ = args
+        from_text.append(text_to_visual(layer, y, index, next(kept)))                     # (T,N,R)
 
     def resampler(layer, args):
         from_latents.append(visual_to_places(layer, *args))                               # (N,R,F*S)
 
-    hooks = [layer.register_forward_pre_hook(gated) for layer in model.gated]
+    hooks = [layer.register_forward_pre_hook(gated) for layer in model.gated]             # they run in the order of depth
     hooks += [layer.register_forward_pre_hook(resampler) for layer in model.resampler.layers]
     try:
         model(tokens, image_index, features=features, frame_mask=frame_mask)

@@ -27,7 +27,7 @@ class Chat:
     def reset(self):
         lm, device = self.model.lm, self.asker.features.device
         self.cache = Cache(self.model.config, 1, lm.n_context, device, lm.wte.weight.dtype, [None] * len(self.model.gated))
-        self.pieces, self.before = [], []  # before: for each step that can be undone, (pieces, tokens held, pictures) until then
+        self.pieces, self.before = [], []  # before: for each step that can be undone, (pieces, tokens (1,), pictures) until then
         self.read([self.tokenizer.bos], 0)
 
     @property
@@ -55,12 +55,10 @@ class Chat:
         self.check_room(2, 'no room for a picture')
         features, frame_mask = self.asker.features([[media]])
         new = self.model.visual_keys_values(features=features, frame_mask=frame_mask)  # of this picture alone
-        self.before.append((list(self.pieces), self.cache.length.clone(), self.cache.visual))
-        open_chunk = bool(self.pieces)                                                # <EOC> before each image
-        if open_chunk:
-            self.read([self.tokenizer.eoc], self.n_image)
-        old = self.cache.visual
-        self.cache.visual = [kv if had is None else torch.cat([had, kv], dim=2) for had, kv in zip(old, new)]  # (2,1,N,H,R,d)
+        self.before.append((list(self.pieces), self.cache.length, self.n_image))
+        if self.pieces:
+            self.read([self.tokenizer.eoc], self.n_image)                              # <EOC> before each image but the first
+        self.cache.show(new)
         self.pieces.append(media)
         self.read([self.tokenizer.image], self.n_image)
 
@@ -71,7 +69,7 @@ class Chat:
         asked = Given(('' if start else ' ') + question_prompt(question))
         ids = self.tokenizer.encode(asked)
         self.check_room(len(ids) + 1, 'the question')
-        state = (list(self.pieces), self.cache.length.clone(), self.cache.visual)
+        state = (list(self.pieces), self.cache.length, self.n_image)
         logits = self.read(ids, self.n_image)
         room = self.model.lm.n_context - int(self.cache.length)
         index = torch.full((1, 1), self.n_image, device=logits.device)
@@ -89,4 +87,5 @@ class Chat:
         """Take the last picture or the last question back. Raises BadInput where there is none."""
         if not self.before:
             raise BadInput('/undo: nothing was said yet')
-        self.pieces, self.cache.length, self.cache.visual = self.before.pop()  # what lies beyond the length is overwritten
+        self.pieces, length, n_image = self.before.pop()
+        self.cache.keep(length, n_image)

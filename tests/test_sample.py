@@ -19,7 +19,7 @@ from kit.shapes import picture_media
 from kit.sources import Report, open_folder
 from kit.tasks import file_media
 from resampler import ResamplerLayer
-from xattn import GatedCrossAttention
+from xattn import GatedCrossAttention, route_tokens
 
 COLOURS = {'a': 'red', 'b': 'blue', 'c': 'green', 'q': (250, 10, 10)}
 
@@ -139,9 +139,9 @@ def chat(loaded):
 def next_word(chat):
     """What the model would say after the chat: from the cache, and read from the beginning."""
     model, ids = chat.model, chat.tokenizer.encode(' and')
-    length, visual = chat.cache.length.clone(), chat.cache.visual
+    length = chat.cache.length
     cached = chat.read(ids, chat.n_image)
-    chat.cache.length, chat.cache.visual = length, visual
+    chat.cache.keep(length, chat.n_image)
     prompts = chat.asker.prompts([Document(chat.document().pieces + [Given(' and')], 'prompt')])
     plain, _ = model(prompts['tokens'], prompts['image_index'], features=prompts['features'], frame_mask=prompts['frame_mask'])
     return cached, plain[:, -1]
@@ -247,7 +247,7 @@ def test_the_weights_are_those_that_the_layer_uses(attend):
     out = layer.cross_attention(y, None, index, kv)[0].unflatten(-1, (2, 8)).mean(1)      # (T,d)
     weights = attention.text_to_visual(layer, y, index, kv)
     rows = slice(0, 6) if attend == 'all_previous' else slice(0, 7)  # a tag without its picture is another matter there
-    assert torch.allclose(torch.einsum('tnr,nrd->td', weights, kv[1, 0, :, 0])[rows], out[rows], atol=1e-5)
+    assert torch.allclose(torch.einsum('tnr,nrd->td', weights, v[0, :, 0])[rows], out[rows], atol=1e-5)
 
 
 @torch.no_grad()

@@ -295,6 +295,9 @@ class Flamingo(nn.Module):
             features = self.see(media, frame_mask)
         if features is None or features.shape[1] == 0:
             return [None] * len(self.gated)
+        # Each position on a scale of one. An encoder's grid can be of any size (our nano NFNet's has an rms of 16), and
+        # the time embedding that is added to it would be lost underneath: clips would be pictures.
+        features = F.layer_norm(features, features.shape[-1:])
         visual = self.resampler(features, frame_mask)                                # (B,N,R,D)
         return [layer.keys_values(visual) for layer in self.gated]
 

@@ -38,19 +38,19 @@ class ResamplerLayer(nn.Module):
         self.to_out = nn.Linear(n_head * head_dim, dim, bias=False)
         self.feed_forward = FeedForward(dim)
 
-    def attention(self, latents, media, mask):
-        """latents (B,R,D), media (B,F*S,D), mask (B,1,1,F*S+R) or None -> (B,R,D)"""
+    def attention(self, latents, media):
+        """latents (B,R,D), media (B,F*S,D) -> (B,R,D)"""
         b, r, _ = latents.shape
         latents = self.norm_latents(latents)
         # Latents stand among the keys too (unlike DETR): they can see what the others already hold.
         source = torch.cat([self.norm_media(media), latents], dim=1)                              # (B,F*S+R,D)
         q = self.to_q(latents).view(b, r, self.n_head, self.head_dim).transpose(1, 2)             # (B,H,R,d)
         k, v = self.to_kv(source).view(b, -1, 2, self.n_head, self.head_dim).permute(2, 0, 3, 1, 4)  # (B,H,F*S+R,d)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)                             # (B,H,R,d)
+        out = F.scaled_dot_product_attention(q, k, v)                                             # (B,H,R,d)
         return self.to_out(out.transpose(1, 2).reshape(b, r, -1))
 
-    def forward(self, latents, media, mask=None):
-        latents = latents + self.attention(latents, media, mask)
+    def forward(self, latents, media):
+        latents = latents + self.attention(latents, media)
         latents = latents + self.feed_forward(latents)
         return latents
 
@@ -73,9 +73,10 @@ class PerceiverResampler(nn.Module):
         dim_media = dim_media or dim
         self.project = nn.Linear(dim_media, dim, bias=False) if dim_media != dim else nn.Identity()
         self.latents = nn.Parameter(torch.randn(n_latent, dim) * 0.02)
-        # One embedding per *frame*: order in time matters. There is none for position in the frame: the
-        # paper found that the encoder's features carry their place already.
-        self.time_embedding = nn.Parameter(torch.randn(n_frame, dim) * 0.02)
+        # One embedding per *frame*: order in time matters. There is none for position in the frame: the paper found
+        # that the encoder's features carry their place already. About as large as the features it is added to: at
+        # 0.02, like the latents, the direction of motion was not learned at all in a short training.
+        self.time_embedding = nn.Parameter(torch.randn(n_frame, dim) * 0.5)
         self.layers = nn.ModuleList(ResamplerLayer(dim, n_head, head_dim or dim // n_head) for _ in range(n_layer))
         self.norm = nn.LayerNorm(dim)
 
@@ -97,16 +98,30 @@ class PerceiverResampler(nn.Module):
         share = (moment - before).unsqueeze(-1).to(self.time_embedding.dtype)          # (B,N,F,1)
         return torch.lerp(self.time_embedding[before], self.time_embedding[after], share)
 
+    def resample(self, x_f):
+        """(M,F*S,D) features of M images that have equally many frames -> (M,R,D)"""
+        x = self.latents.expand(len(x_f), -1, -1)
+        for layer in self.layers:
+            x = layer(x, x_f)
+        return self.norm(x)
+
     def forward(self, media, frame_mask=None):
         b, n, f, s, _ = media.shape
-        real = media.new_ones(b, n, f, dtype=torch.bool) if frame_mask is None else frame_mask
-        x_f = self.project(media) + self.time(real).unsqueeze(3)                       # (B,N,F,S,D)
-        x_f = x_f.flatten(0, 1).flatten(1, 2)                                          # (B*N,F*S,D)
-        x = self.latents.expand(b * n, -1, -1)                                         # (B*N,R,D)
-        mask = None
-        if frame_mask is not None and f > 1:  # one frame needs no mask: it is real, or nobody looks
-            keys = real.flatten(0, 1).repeat_interleave(s, dim=1)                      # (B*N,F*S)
-            mask = F.pad(keys, (0, x.shape[1]), value=True)[:, None, None, :]          # the latents always count
-        for layer in self.layers:
-            x = layer(x, x_f, mask)
-        return self.norm(x).unflatten(0, (b, n))                                       # (B,N,R,D)
+        if frame_mask is None or frame_mask.all():
+            real = media.new_ones(b, n, f, dtype=torch.bool)
+            x_f = self.project(media) + self.time(real).unsqueeze(3)                   # (B,N,F,S,D)
+            return self.resample(x_f.flatten(2, 3).flatten(0, 1)).unflatten(0, (b, n))
+        # Where lengths differ, images with equally many frames go together. Padding is not masked but left out: a
+        # picture beside a clip of 8 frames would otherwise pay for all 8.
+        x_f = self.project(media[frame_mask]) + self.time(frame_mask)[frame_mask].unsqueeze(1)  # (frames,S,D)
+        length = frame_mask.flatten(0, 1).sum(1)                                       # (B*N,) frames of each image
+        of_frame = length.repeat_interleave(length)                                    # (frames,) the same, for each frame
+        visual, place = [], []
+        for n_real in length.unique().tolist():                                        # seldom more than two or three
+            place.append((length == n_real).nonzero().squeeze(1))
+            if n_real == 0:  # no picture at all: nobody will look
+                visual.append(x_f.new_zeros(len(place[-1]), *self.latents.shape))
+            else:
+                visual.append(self.resample(x_f[of_frame == n_real].view(-1, n_real * s, x_f.shape[-1])))
+        order = torch.cat(place).argsort()                                             # back to where each image stood
+        return torch.cat(visual).index_select(0, order).unflatten(0, (b, n))           # (B,N,R,D)

@@ -61,7 +61,7 @@ KEYS = {
     'batch_m3w': (24, 'sequences of each source a step, in the Flamingo stage'),
     'batch_align': (8, ''),
     'batch_ltip': (16, ''),
-    'batch_vtp': (8, ''),
+    'batch_vtp': (4, ''),
     'p_next': (0.5, 'chance that the text of a page sees the next picture instead of the one before'),
     'blind_loss': (True, 'learn text that can see no picture, too'),
     # Stage 1

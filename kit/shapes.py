@@ -9,6 +9,7 @@ another cut of the table, diagonals 3 and 4; the page mix and the learning rate 
 Everything is made from a number: picture 17 of a split is always the same picture, and document 5 of a source is
 always the same document. So nothing needs storing, and a resumed run simply goes on counting.
 """
+import colorsys
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -46,7 +47,12 @@ BEGINNINGS = [a + b for a in ('b', 'd', 'f', 'g', 'k', 'l', 'm', 'n', 'p', 'z', 
 ENDINGS = [a + b for a in ('ck', 'd', 'f', 'g', 'l', 'm', 'n', 'p', 'r', 's', 't', 'x') for b in ('et', 'o', 'us', 'in')]
 
 # Which pictures there are, by split: (pairs, how many pictures, a number to draw them from).
-SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 160, 1), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 160, 2)}
+# 'unnamed' is for training too: things of a colour that has no name, and of which none is said. *Why.* Where every star
+# is red, green or blue, "a red star" can be learned as one thing, and a pink star is a stranger. Stars of any colour
+# make it plain that a star is a shape. (None comes close to a held-out pair: see `scene`.)
+SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 160, 1), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 160, 2),
+          'unnamed': ([('', s) for s in SHAPES], len(SHAPES) * 300, 5)}
+UNNAMED = 0.25  # share of them among the pictures of pages and pairs
 CLIP_SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 20, 3), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 40, 4)}
 
 
@@ -95,6 +101,7 @@ class Scene:
     background: str = 'white'
     busy: bool = False
     seed: int = 0
+    rgb: tuple = ()  # of a colour that has no name
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ def draw(scene, centre=None, radius=None, rgb=None):
     rng = np.random.default_rng(scene.seed)
     image = _canvas(scene, rng)
     if rgb is None:
-        rgb = COLOURS[scene.colour]
+        rgb = scene.rgb or COLOURS[scene.colour]
     rgb = tuple(int(v) for v in np.clip(np.array(rgb) * rng.uniform(0.88, 1.12) + rng.integers(-12, 13, 3), 0, 255))  # of a shade
     tilt = rng.uniform(-0.2, 0.2)
     if radius is None:
@@ -221,7 +228,18 @@ def scene(split, i):
     places = [p for p in PLACES if not (glyph and p == 'middle')]
     fill = str(rng.choice(FILLS, p=[0.5, 0.25, 0.25])) if size == 'large' else 'plain'  # a pattern needs room to be seen
     return Scene(colour, shape, size, fill, str(rng.choice(places)) if count == 1 else 'middle',
-                 count, glyph, str(rng.choice(list(BACKGROUNDS))), bool(rng.random() < 0.4), int(rng.integers(2 ** 31)))
+                 count, glyph, str(rng.choice(list(BACKGROUNDS))), bool(rng.random() < 0.4), int(rng.integers(2 ** 31)),
+                 () if colour else any_colour(rng, shape))
+
+
+def any_colour(rng, shape):
+    """A bright colour (r, g, b) that no one would call by the name of one held out for this shape."""
+    while True:
+        hue, value = rng.uniform(0, 1), rng.uniform(0.45, 1.0)
+        rgb = tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 1.0), value))
+        nearest = min(COLOURS, key=lambda c: math.dist(COLOURS[c], rgb))
+        if (nearest, shape) not in HELD_PAIRS:
+            return rgb
 
 
 @lru_cache(maxsize=None)
@@ -257,6 +275,13 @@ def random_picture(rng, split, pair=None):
     return int(rng.integers(n)) if pair is None else pair + len(pairs) * int(rng.integers(n // len(pairs)))
 
 
+def training_picture(rng):
+    """-> (Media, Scene) of a picture to train on, with a colour that has a name or, now and then, none"""
+    split = 'unnamed' if rng.random() < UNNAMED else 'train'
+    i = random_picture(rng, split)
+    return picture_media(split, i), scene(split, i)
+
+
 def made_up_names(rng, n, split='train'):
     """n different made-up names of a split."""
     names = []
@@ -279,7 +304,8 @@ def phrase(s, size=True, fill=True):
     """'a large striped red ring', 'two red rings'"""
     words = [s.size] if size and s.count == 1 else []
     words += [s.fill] if fill and s.fill != 'plain' else []
-    words += [s.colour, s.shape if s.count == 1 else plural(s.shape)]
+    words += [s.colour] if s.colour else []
+    words += [s.shape if s.count == 1 else plural(s.shape)]
     if s.count > 1:
         return f'{NUMBERS[s.count]} {" ".join(words)}'
     return f'{"an" if words[0][0] in "aeiou" else "a"} {" ".join(words)}'
@@ -321,7 +347,8 @@ def clip_caption(c):
 
 def questions(s):
     """Every question a scene can answer, as (kind, question, answer)."""
-    asked = [('colour', 'what color is it?', s.colour), ('shape', 'what shape is it?', s.shape), ('count', 'how many are there?', NUMBERS[s.count])]
+    asked = [('shape', 'what shape is it?', s.shape), ('count', 'how many are there?', NUMBERS[s.count])]
+    asked += [('colour', 'what color is it?', s.colour)] if s.colour else []
     if s.count == 1:
         asked += [('size', 'is it small or large?', s.size), ('place', 'where is it?', PLACE_WORDS[s.place])]
     return asked + ([('sign', 'what does the sign say?', s.glyph)] if s.glyph else [])
@@ -348,21 +375,21 @@ def naming_page(rng, n_image=(8, 13), ways=(2, 6)):
     return Document(pieces, 'examples')
 
 
-def caption_page(rng, n_image=(4, 10)):
+def caption_page(rng, n_image=(4, 12)):
     pieces = []
     for _ in range(int(rng.integers(*n_image))):
-        i = random_picture(rng, 'train')
-        pieces += Example(picture_media('train', i), 'Output:', caption(scene('train', i))).pieces()
+        media, s = training_picture(rng)
+        pieces += Example(media, 'Output:', caption(s)).pieces()
     return Document(pieces, 'examples')
 
 
-def question_page(rng, n_image=(4, 8)):
+def question_page(rng, n_image=(4, 12)):
     pieces = []
     for _ in range(int(rng.integers(*n_image))):
-        i = random_picture(rng, 'train')
-        asked = questions(scene('train', i))
+        media, s = training_picture(rng)
+        asked = questions(s)
         _, question, answer = asked[int(rng.integers(len(asked)))]
-        pieces += Example(picture_media('train', i), question_prompt(question), answer).pieces()
+        pieces += Example(media, question_prompt(question), answer).pieces()
     return Document(pieces, 'examples')
 
 
@@ -371,9 +398,9 @@ def story_page(rng, n_image=(3, 7)):
     above = rng.random() < 0.5
     pieces = ['Some things I saw.']
     for _ in range(int(rng.integers(*n_image))):
-        i = random_picture(rng, 'train')
-        said = long_caption(scene('train', i))
-        pieces += [picture_media('train', i), f' Above you see {said}'] if above else [f' Below you see {said}', picture_media('train', i)]
+        media, s = training_picture(rng)
+        said = long_caption(s)
+        pieces += [media, f' Above you see {said}'] if above else [f' Below you see {said}', media]
     return Document(pieces, 'page')
 
 
@@ -385,7 +412,8 @@ def clip_page(rng, n_clip=(2, 6)):
     return Document(pieces, 'examples')
 
 
-PAGES = ((naming_page, 0.65), (caption_page, 0.2), (question_page, 0.1), (story_page, 0.05))
+PAGES = ((naming_page, 0.55), (caption_page, 0.15), (question_page, 0.12), (clip_page, 0.13), (story_page, 0.05))
+FIRST_PAGES = ((caption_page, 0.8), (clip_page, 0.2))
 # The first pages have captions only; the others come in over as many again. *Why.* Captions tie what the encoder sees
 # to words that the language model knows, and that opens the gates. Names mean nothing to it; while the gates are shut
 # their loss is pure noise, and enough of it keeps them shut (with 45 % naming pages from the start, still at chance
@@ -406,15 +434,12 @@ class Shapes:
 
     def document(self, i, rng):
         if self.role == 'm3w':
-            if rng.random() > i / ONLY_CAPTIONS - 1:
-                return caption_page(rng)
-            make, share = zip(*PAGES)
+            make, share = zip(*(FIRST_PAGES if rng.random() > i / ONLY_CAPTIONS - 1 else PAGES))
             return make[int(rng.choice(len(make), p=share))](rng)
         if self.role == 'vtp':
             return clip_page(rng)
-        k = random_picture(rng, 'train')
-        s = scene('train', k)
-        return Document([picture_media('train', k), noisy_caption(s, rng) if self.role == 'align' else long_caption(s)], 'pair')
+        media, s = training_picture(rng)
+        return Document([media, noisy_caption(s, rng) if self.role == 'align' else long_caption(s)], 'pair')
 
     def text(self, i, rng):
         make, share = zip(*TEXTS)

@@ -76,9 +76,21 @@ def test_held_pairs_are_two_of_every_row_and_column():
 def test_no_training_document_shows_or_names_what_is_held_out(role, held_names):
     for document in documents(role, 300):
         media = shown(document)
-        assert media and all(m.key.split('/')[1] == 'train' for m in media)
+        assert media and all(m.key.split('/')[1] in ('train', 'unnamed') for m in media)
         assert not any(pairs_shown(m) & HELD for m in media)
         assert not any(held_pairs_in(text) or held_names & set(words_of(text)) for text in spoken(document) + [' '.join(spoken(document))])
+
+
+def test_colours_without_a_name_come_near_nothing_held_out():
+    """No colour is said of them; and whoever had to would not say one that is held out for that shape."""
+    pairs, n, _ = shapes.SPLITS['unnamed']
+    scenes = [scene('unnamed', i) for i in range(400)]
+    assert {s.shape for s in scenes} == set(shapes.SHAPES) and len({s.rgb for s in scenes}) > 390
+    for s in scenes:
+        nearest = min(shapes.COLOURS, key=lambda c: sum((a - b) ** 2 for a, b in zip(shapes.COLOURS[c], s.rgb)))
+        assert (nearest, s.shape) not in HELD
+        assert not set(words_of(long_caption(s))) & set(shapes.COLOURS)
+        assert 'what color is it?' not in [question for _, question, _ in shapes.questions(s)]
 
 
 def test_no_training_clip_turns_into_something_held_out():
@@ -321,7 +333,8 @@ def test_a_story_page_speaks_of_one_side_throughout():
         side = 'Below' if isinstance(pieces[-1], Media) else 'Above'
         for i in (i for i, p in enumerate(pieces) if isinstance(p, Media)):
             said = pieces[i + 1] if side == 'Above' else pieces[i - 1]
-            assert side in said and long_caption(scene('train', int(pieces[i].key.split('/')[-1]))) in said
+            _, split, number = pieces[i].key.split('/')
+            assert side in said and long_caption(scene(split, int(number))) in said
         sides[side] += 1
     assert min(sides.values()) > 8
 

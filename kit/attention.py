@@ -3,6 +3,7 @@
     weights of a word on a place  =  Σ_r  (mean over gated layers and heads: word → visual token r)
                                         · (mean over resampler layers and heads: visual token r → place)
 """
+import contextlib
 import math
 
 import torch
@@ -20,43 +21,46 @@ def text_to_visual(layer, y, image_index, kv):
     return score.flatten(2).softmax(-1).nan_to_num(0.0).view_as(score).mean(1)            # a row that sees nothing is NaN
 
 
-def visual_to_places(layer, latents, media, mask):
-    """The weights of one resampler layer on the media, mean over heads: latents (N,R,D), media (N,F*S,D) -> (N,R,F*S), which sum
+def visual_to_places(layer, latents, media):
+    """The weights of one resampler layer on the media, mean over heads: latents (B,R,D), media (B,F*S,D) -> (B,R,F*S), which sum
     to less than 1: latents look at each other, too."""
     latents = layer.norm_latents(latents)
-    source = torch.cat([layer.norm_media(media), latents], dim=1)                         # (N,F*S+R,D)
-    q = layer.to_q(latents).unflatten(-1, (layer.n_head, layer.head_dim))                 # (N,R,H,d)
+    source = torch.cat([layer.norm_media(media), latents], dim=1)                         # (B,F*S+R,D)
+    q = layer.to_q(latents).unflatten(-1, (layer.n_head, layer.head_dim))                 # (B,R,H,d)
     k = layer.to_kv(source).chunk(2, dim=-1)[0].unflatten(-1, (layer.n_head, layer.head_dim))
-    score = torch.einsum('nrhd,nshd->nhrs', q, k) / math.sqrt(layer.head_dim)
-    if mask is not None:
-        score = score.masked_fill(~mask, -torch.inf)
+    score = torch.einsum('brhd,bshd->bhrs', q, k) / math.sqrt(layer.head_dim)
     return score.softmax(-1).mean(1)[..., :media.shape[1]]
 
 
-@torch.no_grad()
-def look(model, tokens, image_index, features, frame_mask=None):
-    """tokens, image_index (1,T), features (1,N,F,S,D_v) -> (T,N,F,S): how much each token, while the next one is
-    predicted, looks at each place of each picture; sums to 1 over all of them, or to 0 where it sees none."""
-    from_text, from_latents = [], []
-    kept = iter(model.visual_keys_values(features=features, frame_mask=frame_mask))
-
-    def gated(layer, args):
-        y, _, index, *_ = args
-        from_text.append(text_to_visual(layer, y, index, next(kept)))                     # (T,N,R)
-
-    def resampler(layer, args):
-        from_latents.append(visual_to_places(layer, *args))                               # (N,R,F*S)
-
-    hooks = [layer.register_forward_pre_hook(gated) for layer in model.gated]             # they run in the order of depth
-    hooks += [layer.register_forward_pre_hook(resampler) for layer in model.resampler.layers]
+@contextlib.contextmanager
+def watching(layers, hook):
+    """Inside, hook(layer, its arguments) comes before each of the layers."""
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
     try:
-        model(tokens, image_index, features=features, frame_mask=frame_mask)
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
-    to_places = sum(from_latents)
-    to_places = to_places / to_places.sum(-1, keepdim=True)
-    return torch.einsum('tnr,nrs->tns', sum(from_text) / len(from_text), to_places).unflatten(-1, features.shape[2:4])
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def look(model, tokens, image_index, features, frame_mask):
+    """tokens, image_index (1,T), features (1,N,F,S,D_v), frame_mask (1,N,F) -> (T,N,F,S): how much each token, while the next one
+    is predicted, looks at each place of each picture; sums to 1 over all of them, or to 0 where it sees none."""
+    from_text, kept = [], iter(model.visual_keys_values(features=features, frame_mask=frame_mask))
+    with watching(model.gated, lambda layer, args: from_text.append(text_to_visual(layer, args[0], args[2], next(kept)))):
+        model(tokens, image_index, features=features, frame_mask=frame_mask)
+    from_text = sum(from_text) / len(from_text)                                           # (T,N,R)
+    n_image, n_frame, n_place = features.shape[1:4]
+    out = torch.zeros(len(from_text), n_image, n_frame, n_place, device=features.device)
+    for n in range(n_image):                                                              # one by one: clips differ in length
+        maps, real = [], int(frame_mask[0, n].sum())
+        with watching(model.resampler.layers, lambda layer, args: maps.append(visual_to_places(layer, *args))):
+            model.visual_keys_values(features=features[:, n:n + 1, :real])
+        to_places = sum(maps)[0]
+        to_places = to_places / to_places.sum(-1, keepdim=True)                           # (R,F*S)
+        out[:, n, :real] = (from_text[:, n] @ to_places).unflatten(-1, (real, n_place))
+    return out
 
 
 def words(asker, document, answer, most=48):

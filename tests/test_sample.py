@@ -15,7 +15,7 @@ from kit import attention, rices
 from kit.chat import Chat
 from kit.configurator import BadInput, BadItem
 from kit.encoders import embed_media
-from kit.shapes import picture_media
+from kit.shapes import clip_media, picture_media
 from kit.sources import Report, open_folder
 from kit.tasks import file_media
 from resampler import ResamplerLayer
@@ -219,6 +219,12 @@ def test_a_chat_can_be_saved_and_read_again(chat, out):
 # Attention
 
 
+def encode_clip(asker):
+    """A picture, then a clip of eight frames."""
+    p = asker.prompts([Document([picture_media('held', 1), Given('Output: dax'), clip_media('held', 2), Given('Output:')], 'prompt')])
+    return attention.look(asker.model, p['tokens'], p['image_index'], p['features'], p['frame_mask'])
+
+
 @pytest.mark.parametrize('attend', ['last', 'all_previous'])
 def test_each_word_looks_at_its_own_picture(tmp_path, attend):
     save_tiny(tmp_path / 'm.pt', attend=attend)
@@ -232,6 +238,9 @@ def test_each_word_looks_at_its_own_picture(tmp_path, attend):
     by_image = weights.sum((2, 3))
     assert (by_image[index == 1][:, 1] == 0).all() and (by_image[index == 1][:, 0] > 0.99).all()
     second = by_image[index == 2]
+    clip = encode_clip(asker)
+    assert clip.shape[2] == 8 and torch.allclose(clip.sum((2, 3))[-1], torch.tensor([0.0, 1.0]) if attend == 'last' else clip.sum((2, 3))[-1], atol=1e-5)
+    assert (clip[:, 0, 1:] == 0).all()  # a picture beside a clip has one frame
     assert (second[:, 0] == 0).all() if attend == 'last' else ((second > 0.01).all() and torch.allclose(second.sum(1), torch.ones(len(second)), atol=1e-5))
 
 
@@ -241,11 +250,11 @@ def test_the_weights_are_those_that_the_layer_uses(attend):
     torch.manual_seed(0)
     layer = GatedCrossAttention(16, 16, n_head=2, head_dim=8, attend=attend)
     y, visual, index = torch.randn(1, 7, 16), torch.randn(1, 3, 4, 16), torch.tensor([[0, 1, 1, 2, 3, 3, 4]])
-    kv = layer.keys_values(visual)                                                        # (2,1,N,H,R,d)
-    kv[1] = kv[1, :, :, :1]
+    k, v = layer.keys_values(visual)                                                      # (B,N,H,R,d) each
+    v = v[:, :, :1].expand_as(v)
     layer.to_out = torch.nn.Identity()
-    out = layer.cross_attention(y, None, index, kv)[0].unflatten(-1, (2, 8)).mean(1)      # (T,d)
-    weights = attention.text_to_visual(layer, y, index, kv)
+    out = layer.cross_attention(y, None, index, (k, v), route_tokens(index, 3))[0].unflatten(-1, (2, 8)).mean(1)  # (T,d)
+    weights = attention.text_to_visual(layer, y, index, (k, v))
     rows = slice(0, 6) if attend == 'all_previous' else slice(0, 7)  # a tag without its picture is another matter there
     assert torch.allclose(torch.einsum('tnr,nrd->td', weights, v[0, :, 0])[rows], out[rows], atol=1e-5)
 
@@ -257,15 +266,13 @@ def test_the_resamplers_weights_are_those_it_uses():
     torch.manual_seed(0)
     layer = ResamplerLayer(16, 2, 8)
     latents, media = torch.randn(3, 4, 16), torch.randn(3, 6, 16)
-    mask = torch.ones(3, 1, 1, 10, dtype=torch.bool)
-    mask[0, ..., 2:4] = False
     value = layer.to_kv.weight[16:].view(2, 8, 16)
     value[1] = value[0]
     values = torch.cat([layer.norm_media(media), layer.norm_latents(latents)], 1) @ value[0].T  # (N,F*S+R,d)
-    weights = attention.visual_to_places(layer, latents, media, mask)
+    weights = attention.visual_to_places(layer, latents, media)
     layer.to_out = torch.nn.Identity()
-    full = layer.attention(latents, media, mask).unflatten(-1, (2, 8)).mean(2)                  # (N,R,d)
-    assert (weights[0, :, 2:4] == 0).all() and (weights.sum(-1) < 1).all()
+    full = layer.attention(latents, media).unflatten(-1, (2, 8)).mean(2)                  # (N,R,d)
+    assert (weights > 0).all() and (weights.sum(-1) < 1).all()
     rest, own = (full - weights @ values[:, :6]) / (1 - weights.sum(-1, keepdim=True)), values[:, 6:]
     assert (rest <= own.max(1, keepdim=True).values + 1e-4).all() and (rest >= own.min(1, keepdim=True).values - 1e-4).all()
 

@@ -158,7 +158,7 @@ def run_chat(chat, out_dir):
             return
         if line.strip():
             try:
-                print(chat_turn(chat, line.strip(), out_dir), flush=True)
+                print(one_line(chat_turn(chat, line.strip(), out_dir)), flush=True)
             except (BadInput, BadItem, OSError) as e:  # the chat is as it was
                 print(f'error: {one_line(e)}', file=sys.stderr, flush=True)
 

@@ -231,7 +231,8 @@ def halve(source, target):
     except ValueError as e:
         raise BadInput(f'{results}: not JSON ({e})') from e
     from train import KEYS  # here, or every script that reads a checkpoint would load the training script
-    given = {k: v for k, v in content['keys'].items() if k in KEYS and v != KEYS[k][0] and k not in ('out_dir', 'init_from', 'device')}
+    # Without the stage: where they were trained one by one, this is the command for all of them.
+    given = {k: v for k, v in content['keys'].items() if k in KEYS and v != KEYS[k][0] and k not in ('stage', 'out_dir', 'init_from', 'device')}
     for part in ('flamingo', 'contrastive'):
         content[part] = {k: v.half() if v.is_floating_point() else v for k, v in content[part].items()}
     save(target, 'flamingo', **{k: v for k, v in content.items() if k not in ('format', 'kind')})

@@ -34,9 +34,10 @@ from kit import checkpoint, pictures
 from kit.ahead import look_ahead
 from kit.bpe import train_bpe
 from kit.configurator import BadInput, BadItem, autocast, check_memory, check_range, command, configure, pick_device, pick_dtype
+from kit.encoders import pad_texts
 from kit.features import FrozenFeatures, Pixels
 from kit.pages import is_pages
-from kit.sources import Report, open_folder, open_source, split_spec
+from kit.sources import Report, open_folder, open_source, readable_pairs, split_spec
 from model import GPT, PRESETS, Flamingo, FlamingoConfig
 from vision import SIZES as ENCODERS
 from vision import TEXT_CONTEXT, adaptive_gradient_clip, new_contrastive
@@ -133,7 +134,7 @@ class VisionStage:
         images = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
         if self.config['augment'] > 0:
             images = augment(images, rng, self.config['flip'], self.config['augment'])
-        tokens, mask = evaluate.pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
+        tokens, mask = pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
         vision, self.n_token = self.module.vision, tokens.numel()
         return self.module(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
 
@@ -337,7 +338,7 @@ class Run:
         self.pixels = Pixels(self.size.image_size, self.size.n_frame)
         # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
         held = None if 'shapes' in [path for path, _ in split_spec('m3w', specs['m3w'])] else held_out(specs, self.config['n_frame'], config.images)
-        self.held_out = held and evaluate.readable_pairs(held, self.pixels, self.report)
+        self.held_out = held and readable_pairs(held, self.pixels, self.report)
         self.left_out = {}    # pictures met in training that cannot be read: where -> kind
         self.rows = []        # of log.csv
         self.stop = None      # why to stop after this step: a signal's number, or 'time'

@@ -528,8 +528,6 @@ def run_official(config, asker):
     """COCO captions or VQA -> rows; and the predictions in the official results format, one entry for each question asked."""
     if not config.images:
         raise BadInput('--images: name the folder of pictures')
-    if bool(config.vqa_questions) != bool(config.vqa_annotations):
-        raise BadInput('--vqa_questions and --vqa_annotations belong together')
     shots = numbers(config, 'shots', (4,))
     if config.predictions and len(shots) > 1:
         raise BadInput(f'--predictions: holds one run; --shots={config.shots} are {len(shots)}')
@@ -601,6 +599,8 @@ def check_values(config):
     asked = [key for key in SOURCES if getattr(config, key)]
     if len(asked) > 1:
         raise BadInput(f'--{asked[0]} and --{asked[1]}: give one of the two')
+    if bool(config.vqa_questions) != bool(config.vqa_annotations):
+        raise BadInput('--vqa_questions and --vqa_annotations belong together')
     if config.controls and asked and asked[0] not in ('episodes', 'folder'):
         raise BadInput(f'--controls=True: of the embedded world, a --folder or --episodes, not of --{asked[0]}')
 
@@ -612,7 +612,7 @@ def main():
     asker.beam_size, asker.max_new_tokens, asker.ensemble = config.beam_size, config.max_new_tokens, config.ensemble
     if config.episodes:
         rows = run_episodes(config, asker)
-    elif config.coco_annotations or config.vqa_questions or config.vqa_annotations:
+    elif config.coco_annotations or config.vqa_questions:
         rows = run_official(config, asker)
     elif config.zero_shot or config.probe or config.retrieval:
         rows = run_encoders(config, asker, contrastive)

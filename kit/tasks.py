@@ -218,7 +218,8 @@ def read_coco(annotations, images, report):
     for number, a in enumerate(said, 1):
         where = f'{annotations}: annotation {number}'
         try:
-            captions.setdefault(a['image_id'], []).append(check_caption(a.get('caption'), where))
+            text = check_caption(a.get('caption'), where)
+            captions.setdefault(a['image_id'], []).append(text)
         except BadItem as e:
             report.add(e)
         except (KeyError, TypeError, AttributeError) as e:

@@ -208,6 +208,31 @@ def test_an_ensemble_is_the_mean_over_orders(asker):
             assert together[i][c] == pytest.approx(np.mean([s[i][c] for s in singles]), abs=1e-4)
 
 
+def test_batches_that_do_not_fit_are_asked_one_by_one(asker, monkeypatch):
+    """A long prompt beside a long answer, or more choices than memory has room for: the same scores; and a choice that is there
+    twice counts once."""
+    [short] = tasks.episodes_of('naming', 1, 1, ways=2)
+    long = tasks.episodes_of('naming', 10, 1, ways=2)[0]
+    wordy = Episode(short.support, short.query, [*short.choices, short.choices[0], 'a ' * 140])
+    prompt, answer = (int(asker.prompts([long.document()])['length']), len(asker.tokenizer.encode(' ' + wordy.choices[-1])) + 1)
+    assert prompt + answer > 257  # tokens: a context of 256, and one more that is never read
+    asker.ensemble = 2
+    alone = [asker.choose([e])[0] for e in (long, wordy)]
+    sizes, score = [], asker.model.score
+    monkeypatch.setattr(asker.model, 'score', lambda tokens, **more: sizes.append(len(tokens)) or score(tokens, **more))
+    for a, b in zip(asker.choose([long, wordy]), alone):
+        assert a == pytest.approx(b, abs=1e-4)
+    assert sizes == [1] * 4 and len(alone[1]) == 3
+    asker.ensemble = 1
+    assert asker.choose([wordy])[0][short.choices[0]] == pytest.approx(asker.choose([short])[0][short.choices[0]], abs=1e-4)
+    sizes.clear()
+    monkeypatch.setattr(evaluate, 'MOST_CHOICES', 3)
+    asker.choose([short, short])
+    assert sizes == [1, 1]
+    with pytest.raises(BadInput, match='4 choices are more than 3'):
+        asker.choose([wordy])
+
+
 def asked(answer, choices=None, **more):
     return Episode([], Example(None, 'Output:', answer), choices, **more)
 
@@ -360,7 +385,7 @@ def test_vqa_with_official_results(asker, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'question 5' in printed and 'question 7' in printed and 'no answer' in printed
     with pytest.raises(BadInput, match='belong together'):
-        evaluate.run_official(config(*argv), asker)
+        evaluate.check_values(config(*argv))
     with pytest.raises(BadInput, match='no such folder'):
         evaluate.run_official(config(argv[0], f'--vqa_annotations={tmp_path}/a.json', '--images=nowhere'), asker)
 

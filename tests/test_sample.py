@@ -1,4 +1,5 @@
 """Prompting: prompts from text, examples by similarity, a chat that never reads its history twice, attention on pictures."""
+import io
 import json
 import os
 
@@ -156,6 +157,23 @@ def test_a_chat_says_what_reading_it_from_the_beginning_says(chat):
     assert chat.n_image == 2 and len(chat.before) == 5
 
 
+@pytest.mark.parametrize('attend', ['last', 'all_previous'])
+def test_the_cache_of_a_chat_keeps_all_pictures(tmp_path, attend):
+    """An answer needs one picture, and the chat may go back to an earlier one: an answer takes none away, of either kind."""
+    save_tiny(tmp_path / 'm.pt', attend=attend)
+    chat = Chat(evaluate.load(str(tmp_path / 'm.pt'))[0], max_new_tokens=2)
+    for n in (1, 2, 3):
+        chat.image(picture_media('held', n))
+        chat.ask('what is it?')
+        assert {x.shape[1] for kv in chat.cache.visual for x in kv} == {n} == {chat.cache.n_image}
+    cached, plain = next_word(chat)
+    assert torch.allclose(cached, plain, atol=1e-4)
+    for n in (2, 2, 1, 1):  # the third question and picture are taken back, then the second
+        chat.undo()
+        assert chat.n_image == chat.cache.n_image
+    assert chat.n_image == 1 and torch.allclose(*next_word(chat), atol=1e-4)
+
+
 def test_the_answers_are_those_of_generate(chat):
     chat.image(picture_media('held', 3))
     answer = chat.ask('what color is it?')
@@ -201,6 +219,18 @@ def test_a_command_that_fails_leaves_the_chat_as_it_was(chat, out, line, message
         sample.chat_turn(chat, line, str(out))
     assert (chat.pieces, int(chat.cache.length), len(chat.before)) == (pieces, length, steps)
     assert torch.allclose(next_word(chat)[0], before, atol=1e-5)
+
+
+def test_a_chat_goes_on_after_lines_of_any_kind(chat, out, monkeypatch, capsys):
+    """Each gets one line, on stderr where it is a mistake, and none moves the cursor."""
+    lines = [f'/image {out}/pictures/a.png', 'what is \x1b[2J \u202e it? \ufffd', '/image /dev/zero', '/image \0', '', '/image', '/bad', '/undo', '/undo', '/undo', '/reset', '/quit', 'never']
+    monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(lines)))
+    sample.run_chat(chat, str(out))
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 5 and printed.out.splitlines()[0] == 'picture 1'
+    errors = [line for line in printed.err.splitlines() if 'error: ' in line]
+    assert len(errors) == 5 == len(printed.err.splitlines()) - 1 and '\x1b' not in printed.out + printed.err and '\u202e' not in printed.out + printed.err
+    assert chat.pieces == []
 
 
 def test_a_chat_can_be_saved_and_read_again(chat, out):

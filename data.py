@@ -239,6 +239,7 @@ class Encoded:
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
     loss_mask: np.ndarray    # bool: is there something to learn in predicting this token?
     media: list
+    seed: int = 0            # of what training leaves to chance about its pictures
 
     @property
     def n_learned(self):

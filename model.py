@@ -47,6 +47,7 @@ class FlamingoConfig:
     # vision
     vision: str = 'nano'        # a key of vision.SIZES
     image_size: int = 48        # pixels, height and width
+    per_image: bool = False     # each picture normalised by its own mean and deviation, not by ImageNet's
     dim_embed: int = 128        # width of the contrastive space
     text_layer: int = 0         # the contrastive text tower; 0: a bag of words (see vision.TextTower)
     text_dim: int = 128
@@ -300,7 +301,7 @@ class Flamingo(nn.Module):
     def __init__(self, config, vision=None, lm=None):
         super().__init__()
         self.config = config
-        self.vision = vision or NFNet(config.vision, config.dim_embed)
+        self.vision = vision or NFNet(config.vision, config.dim_embed, per_image=config.per_image)
         self.lm = lm or GPT.from_config(config)
         self.resampler = PerceiverResampler(config.resampler_dim, self.vision.dim, config.n_latent, config.resampler_layer,
                                             config.resampler_head, config.resampler_head_dim, config.n_frame)

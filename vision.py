@@ -126,10 +126,10 @@ class NFNet(nn.Module):
     embed(images) -> (N,E): mean over space, projected, of length 1. For comparing with text.
     normalise(pixels uint8) -> float: what `forward` expects.
 
-    n_class > 0 adds the 1000-way head of the published ImageNet networks; dim_embed > 0 the projection.
+    n_class > 0 adds the 1000-way head of the published ImageNet networks; dim_embed > 0 the projection; per_image: see `normalise`.
     """
 
-    def __init__(self, size='nano', dim_embed=0, n_class=0):
+    def __init__(self, size='nano', dim_embed=0, n_class=0, per_image=False):
         super().__init__()
         if size not in SIZES:
             raise ValueError(f'no NFNet {size!r}: there are {", ".join(SIZES)}')
@@ -157,11 +157,16 @@ class NFNet(nn.Module):
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=0.01)
             nn.init.zeros_(self.head.bias)
+        self.per_image = per_image
         self.register_buffer('mean', torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
 
     def normalise(self, pixels):
-        """(…,3,H,W) uint8, 0–255 -> float of about zero mean and unit variance (ImageNet's, as timm's weights want)."""
+        """(…,3,H,W) uint8, 0–255 -> float of about zero mean and unit variance: ImageNet's, as timm's weights want, or with
+        `per_image` each picture's own, which takes lighting away and brightness with it."""
+        if self.per_image:
+            std, mean = torch.std_mean(pixels.to(self.mean.dtype), dim=(-3, -2, -1), keepdim=True, correction=0)
+            return (pixels - mean) / std.clamp(min=1)  # a picture of one colour is all zero
         return (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def grid(self, images):
@@ -287,7 +292,7 @@ class Contrastive(nn.Module):
 def new_contrastive(config):
     """FlamingoConfig -> Contrastive with random weights."""
     text = TextTower(config.n_vocab, config.text_dim, config.text_layer, config.text_head, TEXT_CONTEXT, config.dim_embed)
-    return Contrastive(NFNet(config.vision, config.dim_embed), text)
+    return Contrastive(NFNet(config.vision, config.dim_embed, per_image=config.per_image), text)
 
 
 def contrastive_loss(v, l, beta, label_smoothing=0.1, all_v=None, all_l=None, first=0):

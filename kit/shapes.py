@@ -47,7 +47,7 @@ ENDINGS = [a + b for a in ('ck', 'd', 'f', 'g', 'l', 'm', 'n', 'p', 'r', 's', 't
 
 # Which pictures there are, by split: (pairs, how many pictures, a number to draw them from).
 SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 160, 1), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 160, 2)}
-CLIP_SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 20, 3), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 40, 4)}
+CLIP_SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 40, 3), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 40, 4)}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def caption_page(rng, n_image=(4, 12)):
     return Document(pieces, 'examples')
 
 
-def question_page(rng, n_image=(4, 12)):
+def question_page(rng, n_image=(5, 12)):
     pieces = []
     for _ in range(int(rng.integers(*n_image))):
         media, s = training_picture(rng)
@@ -387,7 +387,7 @@ def story_page(rng, n_image=(3, 7)):
     return Document(pieces, 'page')
 
 
-def clip_page(rng, n_clip=(2, 6)):
+def clip_page(rng, n_clip=(2, 10)):
     pieces = []
     for _ in range(int(rng.integers(*n_clip))):
         i = int(rng.integers(CLIP_SPLITS['train'][1]))
@@ -395,8 +395,7 @@ def clip_page(rng, n_clip=(2, 6)):
     return Document(pieces, 'examples')
 
 
-PAGES = ((naming_page, 0.55), (caption_page, 0.15), (question_page, 0.12), (clip_page, 0.13), (story_page, 0.05))
-FIRST_PAGES = ((caption_page, 0.8), (clip_page, 0.2))
+PAGES = ((naming_page, 0.52), (caption_page, 0.23), (question_page, 0.12), (clip_page, 0.08), (story_page, 0.05))
 # The first pages have captions only; the others come in over as many again. *Why.* Captions tie what the encoder sees
 # to words that the language model knows, and that opens the gates. Names mean nothing to it; while the gates are shut
 # their loss is pure noise, and enough of it keeps them shut (with 45 % naming pages from the start, still at chance
@@ -417,10 +416,12 @@ class Shapes:
 
     def document(self, i, rng):
         if self.role == 'm3w':
-            make, share = zip(*(FIRST_PAGES if rng.random() > i / ONLY_CAPTIONS - 1 else PAGES))
+            if rng.random() > i / ONLY_CAPTIONS - 1:
+                return caption_page(rng)
+            make, share = zip(*PAGES)
             return make[int(rng.choice(len(make), p=share))](rng)
         if self.role == 'vtp':
-            return clip_page(rng)
+            return clip_page(rng, n_clip=(1, 4))
         media, s = training_picture(rng)
         return Document([media, noisy_caption(s, rng) if self.role == 'align' else long_caption(s)], 'pair')
 

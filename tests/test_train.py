@@ -9,6 +9,7 @@ from PIL import Image
 
 import train
 from data import Document, Media
+from kit import shapes
 from kit.ahead import Ahead, look_ahead
 from kit.configurator import BadInput, BadItem, configure
 
@@ -68,6 +69,23 @@ def test_weight_decay_spares_the_resampler_gates_norms_and_new_rows(flamingo_sta
 def test_gates_learn_faster_and_are_one_group(flamingo_stage):
     [gates] = [g for g in flamingo_stage.optimizer.param_groups if g['scale'] != 1.0]
     assert len(gates['params']) == 2 * len(flamingo_stage.module.gated) and gates['scale'] == 5.0
+
+
+def test_channels_left_out_are_those_of_the_seed(flamingo_stage):
+    """A channel is missing from a picture everywhere or nowhere, others in each picture; the rest makes up for it; evaluation,
+    which does not call `see`, and a share of 0 leave the features alone."""
+    media = [[shapes.clip_media('train', 0), shapes.picture_media('train', 1)], [shapes.picture_media('train', 1)]]
+    whole, mask = flamingo_stage.features(media)
+    flamingo_stage.config['feature_dropout'] = 0.25
+    seen = flamingo_stage.see(media, [5, 6])['features']
+    kept = seen != 0
+    clip = kept[0, 0].flatten(0, 1)                                                # (F*S,D_v)
+    assert torch.equal(clip.any(0), clip.all(0)) and clip[0].float().mean().item() == pytest.approx(0.75, abs=0.08)
+    torch.testing.assert_close(seen[kept], whole[kept] / 0.75)
+    assert torch.equal(seen, flamingo_stage.see(media, [5, 6])['features'])
+    assert not torch.equal(seen[0, 1] == 0, seen[1, 0] == 0)                       # the same picture, another page
+    flamingo_stage.config['feature_dropout'] = 0.0
+    assert torch.equal(flamingo_stage.see(media, [5, 6])['features'], whole)
 
 
 @pytest.mark.parametrize('kind, expected', [('constant', [0.5, 1, 1, 1]), ('linear', [0.5, 0.75, 0.5, 0.25]),

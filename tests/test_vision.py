@@ -261,6 +261,17 @@ def test_a_picture_does_not_depend_on_its_batch():
         torch.testing.assert_close(net.embed(pictures[:1])[0], before, rtol=1e-4, atol=1e-5)
 
 
+def test_each_picture_normalised_by_its_own_mean_and_deviation():
+    pixels = torch.randint(0, 256, (3, 3, 5, 7), dtype=torch.uint8)
+    pixels[1] = pixels[1] // 4 + 20  # dark, of little contrast
+    pixels[2] = 77                   # of one colour
+    x = NFNet('nano', per_image=True).normalise(pixels)
+    p = pixels.double()
+    for i in range(2):
+        torch.testing.assert_close(x[i].double(), (p[i] - p[i].mean()) / p[i].std(correction=0), rtol=1e-5, atol=1e-5)
+    assert not x[2].any()
+
+
 def test_normalise_known_values():
     """Black and white in ImageNet's statistics, channel by channel: the values any published pipeline gives."""
     pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 2)

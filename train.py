@@ -415,7 +415,8 @@ class Run:
         self.size = self.check_size()
         self.pixels = Pixels(self.size.image_size, self.size.n_frame)
         # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
-        held = None if 'shapes' in [path for path, _ in split_spec('m3w', specs['m3w'])] else held_out(specs, self.config['n_frame'], config.images)
+        pages = [path for path, _ in split_spec('m3w', specs['m3w'])] if specs['m3w'] else []
+        held = None if 'shapes' in pages else held_out(specs, self.config['n_frame'], config.images)
         self.held_out = held and evaluate.readable_pairs(held, self.pixels, self.report)
         self.rows = []        # of log.csv
         self.stop = None      # why to stop after this step: a signal's number, or OUT_OF_TIME

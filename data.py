@@ -95,20 +95,49 @@ class Episode:
 
     choices: the answers to choose from, by log-likelihood; None: the answer is generated.
     check(text) -> bool says whether a generated answer is right; by default when it is the same text.
+    people: all answers or captions that people gave, where the metric wants more than one (VQA accuracy, CIDEr).
+    relevance: for each choice, how right it is, where that is a matter of degree (VisDial's NDCG).
+    where: file and line, for messages;  induction: text that opens the prompt (Frozen's "Answer with dax or blicket.").
     """
     support: list
     query: Example
     choices: list | None = None
     check: Callable[[str], bool] | None = None
+    people: list | None = None
+    relevance: list | None = None
+    where: str = ''
+    induction: str = ''
 
     def document(self):
-        pieces = [piece for example in self.support for piece in example.pieces()]
-        return Document(pieces + self.query.pieces(answered=False), 'prompt')
+        pieces = [Given(self.induction)] if self.induction else []
+        pieces += [piece for example in self.support for piece in example.pieces()]
+        return Document(pieces + self.query.pieces(answered=False), 'prompt', self.where)
 
     def is_right(self, text):
         if self.check is not None:
             return self.check(text)
         return text.strip().rstrip('.').lower() == self.query.answer.strip().rstrip('.').lower()
+
+
+# ---------------------------------------------------------------------------------------------
+# Prompts of every kind of task, in the paper's words. The answer follows after a space.
+
+CAPTION_PROMPT = 'Output:'   # captions, names and classes
+ACTION_PROMPT = 'Caption:'   # unusual actions, RareAct: 'Caption: a person cuts a phone'
+
+
+def question_prompt(question):
+    return f'Question: {question} Answer:'
+
+
+def statement_prompt(text, asked='Is it hateful?'):
+    """A text on a picture, to be judged: yes or no (the form that the paper found for HatefulMemes)."""
+    return f'is an image with written: "{text}" on it. {asked} Answer:'
+
+
+def dialogue_prompt(caption, turns, question):
+    """VisDial: the caption unprompted, the turns so far, [(question, answer), …], and what is asked now."""
+    return ' '.join([*([caption] if caption else []), *(f'{question_prompt(q)} {a}' for q, a in turns), question_prompt(question)])
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,72 +1,93 @@
 """Does it learn from its prompt? Few-shot tasks, and the numbers that answer.
 
-    python evaluate.py                                         # the few-shot table of the embedded world
-    python evaluate.py --episodes=trials.jsonl                 # your own episodes, one a line
+    python evaluate.py                                         # every task of the embedded world, 0 to 32 shots
+    python evaluate.py --controls=True                         # does it really look at the pictures in its prompt?
+    python evaluate.py --tasks=caption,question --shots=0,8    # some of it
+
+On your own data:
+
+    python evaluate.py --episodes=trials.jsonl                 # episodes, one a line
+    python evaluate.py --folder=my_classes --ways=5 --shots=1  # new names for the classes of a folder
+    python evaluate.py --coco_annotations=captions_val2014.json --images=val2014 --predictions=captions.json
+    python evaluate.py --vqa_questions=Q.json --vqa_annotations=A.json --images=val2014 --predictions=answers.json
+    python evaluate.py --zero_shot=my_classes                  # the CLIP way: class names in templates
+    python evaluate.py --probe=my_classes                      # a linear classifier on the frozen features
     python evaluate.py --retrieval=my_pictures --split=val     # which caption belongs to which picture?
 
-A task gives `data.Episode`s. Where an episode has choices, each is scored by log-likelihood and the best one is the
-prediction; elsewhere the answer is generated (§4, appendix A.2). Rows of results are dicts
+A task gives `data.Episode`s (kit/tasks.py). Where an episode has choices, each is scored by log-likelihood and the best
+one is the prediction; elsewhere the answer is generated (§4). Rows of results are dicts
 {"task", "ways", "shots", "control", "metric", "value", "low", "high", "n"}; low and high bound the 95 % interval.
 """
 import json
-import math
 import os
+import sys
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from data import Episode, Example, Media, Tokenizer, collate, encode
-from kit import checkpoint, pictures, shapes
-from kit.configurator import BadInput, BadItem, check_range, command, configure, pick_device
+from data import Media, Tokenizer, collate, encode
+from kit import checkpoint, metrics, pictures, shapes, tasks
+from kit.configurator import BadInput, BadItem, check_range, command, configure, one_line, pick_device
+from kit.encoders import classify, embed_media, embed_texts, linear_probe, pool_media
 from kit.features import FrozenFeatures, Pixels
-from kit.sources import Pairs, Report, open_folder, parse_json, read_frames, read_lines
+from kit.metrics import interval
+from kit.sources import Report, open_folder, readable_pairs
+from kit.tasks import can_ask, episodes_of
 from model import GPT, Flamingo, FlamingoConfig
 from vision import new_contrastive
 
 KEYS = {
     'out_dir': ('out', 'folder with the flamingo.pt to evaluate; results go there too'),
-    'checkpoint': ('flamingo.pt', 'file in out_dir; finetune.pt after fine-tuning'),
+    'checkpoint': ('flamingo.pt', 'file in out_dir; finetune.pt after fine-tuning. Without any, assets/nano.pt'),
     'device': ('auto', 'auto, cpu, cuda, mps'),
-    'seed': (1, 'of the episodes of the embedded world'),
-    'n': (400, 'episodes of each kind'),
+    'seed': (1, 'of the episodes'),
+    'seeds': (3, 'so many seeds, from this one on'),
+    'n': (100, 'episodes of each kind and seed; of a COCO or VQA file all, unless said'),
+    'tasks': ('', f'some of {", ".join(tasks.TASKS)}; empty for all'),
+    'ways': ('', 'naming: how many names, several with commas; empty for 2,4'),
+    'shots': ('', 'examples in the prompt, several with commas (naming: of each name); empty for 0,4,8,16,32 (naming: 1,2,4,8)'),
+    'text_examples': (2, "at 0 shots: examples as text alone, the paper's two; 0 for none"),
+    'ensemble': (1, 'answers to choose from: mean log-likelihood over so many orders of the examples (the paper: 6)'),
+    'controls': (False, 'spoil the prompts on purpose: blank, swap, rename (of the embedded world, a folder or episodes)'),
     'batch_size': (16, 'episodes at a time'),
     'beam_size': (3, 'for generated answers'),
     'max_new_tokens': (24, 'for generated answers'),
     'episodes': ('', 'a .jsonl file of your own episodes, one a line'),
-    'predictions': ('', 'with episodes: where to write one line for each'),
+    'folder': ('', 'a folder of class folders, or with metadata.jsonl: new names for its classes'),
+    'coco_annotations': ('', 'a COCO captions_*.json'),
+    'vqa_questions': ('', 'a VQA questions file'),
+    'vqa_annotations': ('', 'the VQA annotations that belong to it'),
+    'images': ('', 'the folder of pictures of a COCO or VQA file'),
+    'predictions': ('', 'where to write the predictions: of episodes one line each, of COCO and VQA the official results file'),
+    'zero_shot': ('', 'a folder of class folders: contrastive zero-shot'),
+    'templates': ('{}|a {}|a photo of a {}', 'of zero_shot: class names are put into each of these, and the mean is taken'),
+    'probe': ('', 'a folder of class folders: linear probe of the frozen encoder'),
     'retrieval': ('', 'a folder with metadata.jsonl: which caption belongs to which picture?'),
-    'split': ('', 'with retrieval: the split to use; empty for all'),
+    'split': ('', 'the split of a folder to use; empty for all'),
 }
+SOURCES = ('episodes', 'folder', 'coco_annotations', 'vqa_questions', 'zero_shot', 'probe', 'retrieval')  # the keys that say what to ask about
+SHOTS, NAMING_SHOTS, NAMING_WAYS = (0, 4, 8, 16, 32), (1, 2, 4, 8), (2, 4)
+NANO = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets', 'nano.pt')  # trained already, for the impatient
 
 MOST_BEAMS = 64      # of generation: each takes the memory of a prompt
 MOST_CHOICES = 1000  # of one episode: each takes the memory of a prompt
+MOST_NAMES = 100     # of one episode that are made up: there are a few hundred
 
 # ---------------------------------------------------------------------------------------------
 # Asking a model
 
 
-def blank_frame():
-    return [Image.new('RGB', (shapes.SIZE, shapes.SIZE), (128, 128, 128))]
-
-
-BLANK = Media('blank', blank_frame)
-
-
-def blank_support(episode):
-    """The same episode with nothing to see in its support pictures. What is left is their text."""
-    return replace(episode, support=[replace(e, media=e.media and BLANK) for e in episode.support])
-
-
 class Asker:
-    """A trained Flamingo and all that is needed to put questions to it."""
+    """A trained Flamingo and all that is needed to put questions to it.
 
-    def __init__(self, model, tokenizer, features, batch_size=16, beam_size=3, max_new_tokens=24):
+    ensemble: how many orders of the examples a choice is scored in; the mean log-likelihood counts (§4, Table 8).
+    """
+
+    def __init__(self, model, tokenizer, features, batch_size=16, beam_size=3, max_new_tokens=24, ensemble=1):
         self.model, self.tokenizer, self.features, self.batch_size = model.eval(), tokenizer, features, batch_size
-        self.beam_size, self.max_new_tokens = beam_size, max_new_tokens
+        self.beam_size, self.max_new_tokens, self.ensemble = beam_size, max_new_tokens, ensemble
 
     def prompts(self, documents):
         """-> keyword arguments of `generate` and `score`. Raises BadInput where a prompt is too long."""
@@ -78,8 +99,8 @@ class Asker:
                     features=features, frame_mask=frame_mask)
 
     def candidates(self, choices, n_prompt, where):
-        """Answers to rank -> lists of token ids, each closed by <EOC>. n_prompt: tokens of the prompt before them. Raises
-        BadInput where there are too many, or one is too long to follow it."""
+        """Answers to rank -> lists of token ids, each after a space and closed by <EOC>. n_prompt: tokens of the prompt before
+        them. Raises BadInput where there are too many, or one is too long to follow it."""
         if len(choices) > MOST_CHOICES:
             raise BadInput(f'{where}: {len(choices)} choices are more than {MOST_CHOICES}')
         ids = [self.tokenizer.encode(' ' + c) + [self.tokenizer.eoc] for c in choices]
@@ -88,16 +109,36 @@ class Asker:
             raise BadInput(f'{where}: a prompt of {n_prompt} tokens and an answer of {longest} are longer than the context of {most - 1}')
         return ids
 
-    def choose(self, episodes):
-        """-> for each episode a dict {choice: log-probability}"""
+    def check(self, episode):
+        """Raises BadInput where the prompt, with one of its choices, does not fit the context, and BadItem where a picture cannot
+        be read."""
+        prompt = encode(episode.document(), self.tokenizer, n_token=self.model.lm.n_context - 1)
+        if episode.choices is not None:
+            self.candidates(episode.choices, len(prompt.tokens), episode.where or 'episode')
+        for e in [*episode.support, episode.query]:  # last: a prompt that is too long may have any number of them
+            if e.media is not None:
+                self.features.pixels(e.media)
+
+    def score(self, episodes):
+        """-> for each episode the log-probabilities of its choices, in their order"""
         prompts = self.prompts([e.document() for e in episodes])
-        ids = [self.candidates(e.choices, n, 'episode') for e, n in zip(episodes, prompts['length'].tolist())]
+        ids = [self.candidates(e.choices, n, e.where or 'episode') for e, n in zip(episodes, prompts['length'].tolist())]
         longest = max(len(answer) for answers in ids for answer in answers)
         # One's long prompt and another's long answer need not fit together, nor all of their choices into memory.
         if len(episodes) > 1 and (prompts['tokens'].shape[1] + longest > self.model.lm.n_context + 1 or sum(map(len, ids)) > MOST_CHOICES):
-            return [scores for e in episodes for scores in self.choose([e])]
-        scores = self.model.score(candidates=ids, **prompts)
-        return [dict(zip(e.choices, s)) for e, s in zip(episodes, scores)]
+            return [scores for e in episodes for scores in self.score([e])]
+        return self.model.score(candidates=ids, **prompts)
+
+    def choose(self, episodes):
+        """-> for each episode a dict {choice: log-probability}, the mean over so many orders of its examples"""
+        total = [dict.fromkeys(e.choices, 0.0) for e in episodes]
+        for order in range(self.ensemble):
+            if order > 0:
+                episodes = [replace(e, support=[e.support[k] for k in np.random.default_rng(order).permutation(len(e.support))]) for e in episodes]
+            for sums, e, scores in zip(total, episodes, self.score(episodes)):
+                for choice, score in dict(zip(e.choices, scores)).items():  # a choice may be there twice
+                    sums[choice] += score / self.ensemble
+        return total
 
     def write(self, episodes):
         """-> for each episode a pair (text, log-probability)"""
@@ -106,7 +147,8 @@ class Asker:
         return [(self.tokenizer.decode(ids).strip(), log_p) for ids, log_p in answers]
 
     def answer(self, episodes, progress=None):
-        """-> for each episode a dict {"prediction", "answer", "correct", "logprob"}, in order.
+        """-> for each episode a dict {"prediction", "answer", "correct", "logprob"}, in order; and "scores" {choice: log-probability}
+        where it has choices.
 
         Similar episodes are asked together: those with choices, and prompts of like length, so that little is padding.
         """
@@ -119,122 +161,109 @@ class Asker:
             order = order[len(part):]
             asked = [episodes[i] for i in part]
             if closed:
-                best = [max(scores.items(), key=lambda item: item[1]) for scores in self.choose(asked)]
+                for i, e, scores in zip(part, asked, self.choose(asked)):
+                    best = max(scores, key=scores.get)
+                    out[i] = {'prediction': best, 'answer': e.query.answer, 'correct': best == e.query.answer, 'logprob': scores[best], 'scores': scores}
             else:
-                best = self.write(asked)
-            for i, e, (text, log_p) in zip(part, asked, best):
-                right = text == e.query.answer if closed else e.is_right(text)
-                out[i] = {'prediction': text, 'answer': e.query.answer, 'correct': bool(right), 'logprob': log_p}
+                for i, e, (text, log_p) in zip(part, asked, self.write(asked)):
+                    out[i] = {'prediction': text, 'answer': e.query.answer, 'correct': bool(e.is_right(text)), 'logprob': log_p}
             bar.update(len(part))
         bar.close()
         return out
 
 
 # ---------------------------------------------------------------------------------------------
-# Tables
+# Numbers
 
 
-def interval(value, n, z=1.96):
-    """Wilson's 95 % interval of a proportion seen n times -> (low, high). Unlike ± it stays within 0 and 1."""
-    if n == 0:
-        return 0.0, 1.0
-    middle = (value + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
-
-
-def row(task, value, n, ways=None, shots=None, control=None, metric='accuracy'):
-    low, high = interval(value, n)
+def row(task, value, n, ways=None, shots=None, control=None, metric='accuracy', bounds=None):
+    """bounds: the 95 % interval of what is no proportion."""
+    low, high = bounds or interval(value, n)
     return {'task': task, 'ways': ways, 'shots': shots, 'control': control, 'metric': metric, 'value': value, 'low': low, 'high': high, 'n': n}
 
 
-def episodes_of(task, shots, n, ways=None, seed=0, pairs=None):
-    """n episodes of a task, the same ones for the same seed: of the embedded world, or made of `pairs` (kit.sources)
-    that were held out of training."""
-    rng = np.random.default_rng([seed, shots, ways or 0, *task.encode()])
-    if pairs is not None:
-        make = {'naming': folder_naming, 'caption': folder_caption}[task]
-        return [make(rng, pairs, ways, shots, i) for i in range(n)]
-    make = {'naming': shapes.naming_episode, 'caption': shapes.caption_episode, 'question': shapes.question_episode, 'clip_caption': shapes.clip_episode}[task]
-    return [make(rng, 'held', ways, shots, turn=i) if ways else make(rng, 'held', shots) for i in range(n)]
-
-
-def folder_naming(rng, pairs, ways, shots, i):
-    """Made-up names for things of a folder. Where a thing has one picture only, it is shown in variants of it."""
-    labels = {}
-    for k, item in enumerate(pairs.items):
-        labels.setdefault(item.label, []).append(k)
-    kinds = [list(labels.values())[k] for k in rng.choice(len(labels), ways, replace=False)]
-    names = shapes.made_up_names(rng, ways, 'held')
-    asked = i % ways
-
-    def views(kind, n):  # n different pictures of a kind
-        order = rng.permutation(kind)
-        return [pairs.media(int(order[j % len(order)]), 1 + j // len(order)) for j in range(n)]
-
-    shown = [views(kind, shots + (w == asked)) for w, kind in enumerate(kinds)]
-    query = Example(shown[asked].pop(), 'Output:', names[asked])
-    support = [Example(m, 'Output:', names[w]) for w, row in enumerate(shown) for m in row]
-    return Episode([support[k] for k in rng.permutation(len(support))], query, choices=names)
-
-
-def folder_caption(rng, pairs, ways, shots, i):
-    """The caption of a picture, word for word."""
-    k, *rest = rng.choice(len(pairs), shots + 1, replace=False)
-    return Episode([Example(pairs.media(int(r)), 'Output:', pairs.items[r].text) for r in rest], Example(pairs.media(int(k)), 'Output:', pairs.items[k].text))
-
-
-def can_ask(pairs, ways, shots):
-    """Are there enough things, and pictures, to ask this of them? pairs: None for the embedded world, which has enough."""
-    return pairs is None or (len({item.label for item in pairs.items}) >= ways if ways else len(pairs) > shots)
+def value_of(metric, episodes, answers):
+    """-> (value, interval or None for a proportion's). Episodes with choices have them in the same order of meaning where the
+    metric compares them between episodes (yes and no; the actions)."""
+    n = len(episodes)
+    if metric == 'accuracy':
+        return sum(a['correct'] for a in answers) / n, None
+    scores = [[a['scores'][c] for c in e.choices or []] for e, a in zip(episodes, answers)]
+    if metric in ('cider', 'vqa_accuracy', 'ndcg'):  # means over the episodes
+        if metric == 'cider':
+            people = [[metrics.tokenise(t) for t in e.people or [e.query.answer]] for e in episodes]
+            each = metrics.cider([metrics.tokenise(a['prediction']) for a in answers], people)[1]
+        elif metric == 'vqa_accuracy':
+            each = [metrics.vqa_accuracy(a['prediction'], e.people) for e, a in zip(episodes, answers)]
+        else:
+            each = [metrics.ndcg(s, e.relevance) for s, e in zip(scores, episodes)]
+        each = np.array(each)
+        return float(each.mean()), metrics.bootstrap(lambda k: each[k].mean(), n)
+    truth = np.array([[c == e.query.answer for c in e.choices] for e in episodes])
+    if metric == 'roc_auc':  # how much more likely yes is than no
+        margin, label = np.array(scores) @ [1.0, -1.0], truth[:, 0]
+        measure = lambda k: metrics.roc_auc(margin[k], label[k])
+    else:  # mean_average_precision: how likely the action is, of all actions of this thing
+        share = torch.tensor(scores).softmax(1).numpy()
+        measure = lambda k: metrics.mean_average_precision(share[k], truth[k])
+    return measure(np.arange(n)), metrics.bootstrap(measure, n, times=200)
 
 
 def measure(asker, task, shots, n, ways=None, control=None, seed=0, pairs=None):
-    """-> (row, episodes, answers)"""
+    """-> (row of the task's first metric, episodes, answers)"""
     episodes = episodes_of(task, shots, n, ways, seed, pairs)
-    if control == 'blank_support':
-        episodes = [blank_support(e) for e in episodes]
+    if control:
+        episodes = spoil(control, episodes, seed)
     answers = asker.answer(episodes)
-    return row(task, sum(a['correct'] for a in answers) / n, n, ways, shots, control), episodes, answers
+    metric = tasks.TASKS[task][1][0]
+    value, bounds = value_of(metric, episodes, answers)
+    return row(task, value, n, ways, shots, control, metric, bounds), episodes, answers
+
+
+def spoil(control, episodes, seed=0):
+    rng = np.random.default_rng([seed, *control.encode()])
+    return [tasks.CONTROLS[control](e, rng) for e in episodes]
+
+
+def control_rows(asker, task, episodes, ways, shots):
+    """The rows of every control, and of the episodes as they are, for comparison."""
+    rows = [row(task, value_of('accuracy', episodes, asker.answer(episodes))[0], len(episodes), ways, shots)]
+    for control in tasks.CONTROLS:
+        spoiled = spoil(control, episodes)
+        answers = asker.answer(spoiled)
+        rows.append(row(task, value_of('accuracy', spoiled, answers)[0], len(episodes), ways, shots, control))
+        if control == 'shuffle_answers':  # against the names that the prompt teaches now
+            follows = [a['prediction'] == tasks.taught(e, s) for e, s, a in zip(episodes, spoiled, answers)]
+            rows.append(row(task, sum(follows) / len(follows), len(follows), ways, shots, control, 'follows'))
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# The contrastive encoders
 
 
 def zero_shot(contrastive, tokenizer, features, n):
     """Contrastive zero-shot: pictures of held-out pairs, the nearest description among all 64 pairs -> row."""
     media, truth = shapes.zero_shot_pictures('held', n)
-    classes = torch.stack([embed_texts(contrastive.text, tokenizer, forms).mean(0) for forms in shapes.zero_shot_classes()])
-    right = (embed_media(contrastive.vision, features, media) @ classes.T).argmax(1) == torch.tensor(truth, device=classes.device)
-    return row('zero_shot', right.float().mean().item(), n)
+    return row('zero_shot', classify(contrastive, tokenizer, features, media, truth, shapes.zero_shot_classes()), n)
 
 
-@torch.no_grad()
-def embed_texts(tower, tokenizer, texts, batch_size=64):
-    """list of N str -> (N,E), of length 1. A text begins with a space, as in training: "red" and " red" are two tokens."""
-    out = []
-    for i in range(0, len(texts), batch_size):
-        tokens, mask = pad_texts([tokenizer.encode(' ' + t) for t in texts[i:i + batch_size]], len(tower.position.weight))
-        device = tower.token.weight.device
-        out.append(tower.embed(tokens.to(device), mask.to(device)))
-    return torch.cat(out)
+def retrieval(pairs, contrastive, features, tokenizer, report):
+    """Which caption belongs to which picture, both ways: R@k = the right one is among the first k -> rows."""
+    pairs = readable_pairs(pairs, features.pixels, report)
+    media = [pairs.media(i) for i in range(len(pairs))]
+    v = embed_media(contrastive.vision, features, media)
+    l = embed_texts(contrastive.text, tokenizer, [item.text for item in pairs.items])
+    rows = []
+    for way, similarity in (('i2t', v @ l.T), ('t2i', l @ v.T)):
+        own = similarity.diagonal()[:, None]
+        rank = ((similarity >= own).sum(1) - 1)                                        # ties count against us
+        rows += [row('retrieval', (rank < k).float().mean().item(), len(media), metric=f'{way}_R@{k}') for k in (1, 5, 10)]
+    return rows
 
 
-@torch.no_grad()
-def embed_media(vision, features, media, batch_size=64):
-    """list of N Media -> (N,E), of length 1; a clip counts as the mean of its frames"""
-    out = []
-    for i in range(0, len(media), batch_size):
-        grid, mask = features([[m] for m in media[i:i + batch_size]])                # (N,1,F,S,D), (N,1,F)
-        weight = mask[:, 0, :, None].float()                                         # (N,F,1)
-        pooled = (grid[:, 0].mean(2) * weight).sum(1) / weight.sum(1)                # (N,D)
-        out.append(torch.nn.functional.normalize(vision.projection(pooled), dim=-1))
-    return torch.cat(out)
-
-
-def pad_texts(ids, longest):
-    """lists of token ids -> tokens (N,T), mask (N,T); what is longer than `longest` is cut"""
-    ids = [i[:longest] or [0] for i in ids]
-    t = max(map(len, ids))
-    tokens = torch.tensor([i + [0] * (t - len(i)) for i in ids])
-    return tokens, torch.arange(t) < torch.tensor([[len(i)] for i in ids])
+# ---------------------------------------------------------------------------------------------
+# Tables
 
 
 def first_table(asker, contrastive, n=400, seed=1, pairs=None):
@@ -258,6 +287,68 @@ def first_table(asker, contrastive, n=400, seed=1, pairs=None):
     return rows, shown
 
 
+def full_table(asker, contrastive, config, report):
+    """Every task of the embedded world over the number of shots, and Frozen's naming protocol -> rows."""
+    names = listed(config, 'tasks', list(tasks.TASKS))
+    plan = []
+    for task in names:
+        if task == 'naming':
+            plan += [(task, ways, shots) for ways in naming_ways(config) for shots in numbers(config, 'shots', NAMING_SHOTS) if shots]
+        else:
+            plan += [(task, None, shots) for shots in (numbers(config, 'shots', SHOTS) if task != 'action' else [0])]
+    rows = [] if config.tasks else [zero_shot(contrastive, asker.tokenizer, asker.features, 8 * config.n)]
+
+    def ask(task, ways, shots, wanted, change=None, label=None):
+        episodes = [e for s in range(config.seeds) for e in episodes_of(task, shots, config.n, ways, config.seed + s, text_examples=config.text_examples)]
+        if change is not None:
+            rng = np.random.default_rng(config.seed)
+            episodes = [change(e, rng) for e in episodes]
+        try:
+            for e in episodes:
+                asker.check(e)
+        except BadInput:  # all or nothing: the episodes that happen to fit are not like the others
+            report.add(BadItem('longer than the context', f'{task}, {shots} shots'))
+            return
+        answers = asker.answer(episodes, task)
+        for metric in wanted:
+            try:
+                value, bounds = value_of(metric, episodes, answers)
+            except ValueError as e:  # one episode alone has no ROC curve
+                raise BadInput(f'{task}: {e}; take more episodes (--n)') from e
+            rows.append(row(task, value, len(episodes), ways, shots, metric=label or metric, bounds=bounds))
+
+    for task, ways, shots in tqdm(plan, desc='tasks × shots', leave=False):
+        ask(task, ways, shots, tasks.TASKS[task][1])
+    if 'naming' in names and not (config.ways or config.shots):  # Frozen: 2- and 5-way, inner shots 1, 3, 5, repeats 0, 1, 3, 5
+        for ways in (2, 5):
+            for shots, repeats, induction in [(1, 0, False), (1, 0, True), (3, 0, True), (5, 0, True), (1, 1, True), (1, 3, True), (1, 5, True)]:
+                label = 'written' + (f', {repeats} repeats' if repeats else '') + ('' if induction else ', no induction')
+                ask('naming', ways, shots, ['accuracy'], lambda e, rng: tasks.frozen_episode(e, rng, repeats, induction), label)
+    return rows
+
+
+def control_table(asker, config):
+    """The naming episodes of the embedded world, or of a folder, under every control -> rows."""
+    report = Report()
+    pairs = open_folder(config.folder, asker.model.config.n_frame, split=config.split or None, report=report) if config.folder else None
+    rows = []
+    for ways in naming_ways(config):
+        for shots in numbers(config, 'shots', (1,), 1):
+            episodes = [e for s in range(config.seeds) for e in episodes_of('naming', shots, config.n, ways, config.seed + s, pairs)]
+            good = [e for e in usable(asker, episodes, report, config.folder or 'naming') if e is not None]
+            rows += control_rows(asker, 'naming', good, ways, shots)
+    tell(report)
+    return rows
+
+
+def usable(asker, episodes, report, where):
+    """The episodes that can be asked, None in the places of the others. Raises BadInput where none can."""
+    kept = tasks.usable(episodes, asker.check, report)
+    if all(e is None for e in kept):
+        raise BadInput(f'{where}: no episode can be used: ' + '; '.join(report.lines() or ['there is none']))
+    return kept
+
+
 def table(rows):
     """Rows of results as text: tasks down, shots across."""
     shots = sorted({r['shots'] for r in rows if r['shots'] is not None})
@@ -265,11 +356,34 @@ def table(rows):
     for r in rows:
         name = r['task'] + (f', {r["ways"]}-way' if r['ways'] else '') + (f', {r["control"]}' if r['control'] else '')
         name += '' if r['metric'] == 'accuracy' else f', {r["metric"]}'
-        cell = f'{r["value"]:.1%} ({r["low"]:.0%}–{r["high"]:.0%})'
+        if r['metric'] == 'cider':  # times 100, as the papers print it; it may be more than 100
+            cell = f'{100 * r["value"]:.1f} ({100 * r["low"]:.0f}–{100 * r["high"]:.0f})'
+        else:
+            cell = f'{r["value"]:.1%} ({r["low"]:.0%}–{r["high"]:.0%})'
         lines.setdefault(name, {})[r['shots']] = cell
     header = ['task', *(['no prompt'] if any(r['shots'] is None for r in rows) else []), *[f'{s} shot{"s" if s != 1 else ""}' for s in shots]]
     columns = [None, *shots] if 'no prompt' in header else shots
     return pictures.text_table([[name, *[cells.get(s, '') for s in columns]] for name, cells in lines.items()], header)
+
+
+def tables(rows):
+    """The table of the tasks, and apart from it those of naming: there, shots count the examples of each name."""
+    parts = {'': [], 'naming: the likeliest of the names, examples of each': [], "naming after Frozen: the name is written, examples of each": []}
+    for r in rows:
+        list(parts.values())[(r['task'] == 'naming') + (r['metric'].startswith('written'))].append(r)
+    return '\n\n'.join(f'{title}\n{table(part)}'.lstrip() for title, part in parts.items() if part)
+
+
+def control_text(rows):
+    """Rows of controls as text: controls down, episodes across, and what chance would give."""
+    columns = list(dict.fromkeys((r['ways'], r['shots']) for r in rows))
+    lines = {}
+    for r in rows:
+        name = (r['control'] or 'as they are').replace('_', ' ') + (', the new name counts' if r['metric'] == 'follows' else '')
+        lines.setdefault(name, {})[r['ways'], r['shots']] = f'{r["value"]:.1%} ({r["low"]:.0%}–{r["high"]:.0%})'
+    header = [f'{f"{ways}-way" if ways else "your episodes"}{f", {shots}-shot" if shots else ""}' for ways, shots in columns]
+    lines['chance'] = {(ways, shots): f'{1 / ways:.1%}' if ways else '' for ways, shots in columns}
+    return pictures.text_table([[name, *[cells.get(c, '') for c in columns]] for name, cells in lines.items()], ['control', *header])
 
 
 def sheet(shown):
@@ -290,7 +404,17 @@ def sheet(shown):
 
 
 # ---------------------------------------------------------------------------------------------
-# Your own data
+# Your own model and data
+
+
+def find_checkpoint(config):
+    """The path of the checkpoint to read: in out_dir, or else assets/nano.pt, and a line that says so."""
+    path = os.path.join(config.out_dir, config.checkpoint)
+    if config.checkpoint != KEYS['checkpoint'][0] or os.path.exists(path) or not os.path.exists(NANO):
+        return path
+    print(f'there is no {one_line(path)}; using {os.path.relpath(NANO)}, which was trained already (python train.py trains your own)', file=sys.stderr)
+    os.makedirs(config.out_dir, exist_ok=True)
+    return NANO
 
 
 def load(path, device='cpu', batch_size=16):
@@ -318,137 +442,194 @@ def load(path, device='cpu', batch_size=16):
     return Asker(model.to(device), tokenizer, features, batch_size), contrastive.to(device).eval()
 
 
-def file_media(path, n_frame=8):
-    """A picture, animation or folder of frames on disk as Media."""
-    return Media(os.path.abspath(path), partial(read_frames, path, n_frame))
+def tell(report):
+    for line in report.lines():
+        print('left out', line)
 
 
-def read_episodes(path, report):
-    """The episodes of a .jsonl file, in order; None where a line cannot be used, which the report then names.
-
-    {"support": [{"image": "a.png", "prompt": "Output:", "answer": "dax"}, …], "query": {"image": "q.png", "prompt": "Output:"},
-    "answer": "dax", "choices": ["dax", "blicket"]}; paths are relative to the file, and without choices the answer is generated.
-    """
-    folder, episodes = os.path.dirname(os.path.abspath(path)), []
-
-    def example(entry, answer):
-        image = entry.get('image')
-        media = None if image is None else file_media(os.path.join(folder, image))
-        return Example(media, entry['prompt'], answer)
-
-    before = report.total
-    for number, _, line in read_lines(path, report):
-        where = f'{path}:{number}'
-        try:
-            entry = parse_json(line, where)
-            episode = Episode([example(e, e['answer']) for e in entry['support']], example(entry['query'], entry['answer']), entry.get('choices'))
-            texts = [t for e in [*episode.support, episode.query] for t in (e.prompt, e.answer)] + (episode.choices or [])
-            if not all(isinstance(t, str) for t in texts):
-                raise TypeError('prompts, answers and choices must be text')
-            if episode.choices is not None and episode.query.answer not in episode.choices:
-                raise BadItem('choices lack the answer', where)
-            episodes += [None] * (report.total - before) + [episode]  # those left out since the last good one
-            before = report.total
-        except BadItem as e:
-            report.add(e)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            report.add(BadItem('not an episode', where, f'lacks {e}' if isinstance(e, KeyError) else str(e)))
-    return episodes + [None] * (report.total - before)
+def listed(config, key, allowed):
+    """'caption,question' -> ['caption', 'question']. Raises BadInput."""
+    names = [name.strip() for name in getattr(config, key).split(',')] if getattr(config, key) else allowed
+    for name in names:
+        if name not in allowed:
+            raise BadInput(f'--{key}={getattr(config, key)}: {name!r} is none of {", ".join(allowed)}')
+    return names
 
 
-def readable(asker, episodes, path, report):
-    """The episodes whose pictures can be read and that fit the context; the others become None and are reported."""
-    out = []
-    for number, episode in enumerate(episodes, 1):
-        try:
-            if episode is not None:
-                prompt = encode(episode.document(), asker.tokenizer, n_token=asker.model.lm.n_context - 1)
-                if episode.choices is not None:
-                    asker.candidates(episode.choices, len(prompt.tokens), 'episode')
-                for e in [*episode.support, episode.query]:  # last: a prompt that is too long may have any number of them
-                    if e.media is not None:
-                        asker.features.pixels(e.media)
-            out.append(episode)
-        except BadItem as e:
-            report.add(BadItem(e.kind, f'{path}, episode {number}', e.where))
-            out.append(None)
-        except BadInput as e:
-            report.add(BadItem('too long', f'{path}, episode {number}', str(e)))
-            out.append(None)
-    return out
+def numbers(config, key, default, least=0, most=100):
+    """'0,4' -> [0, 4]. Raises BadInput."""
+    text = getattr(config, key)
+    try:
+        found = [int(part) for part in text.split(',')] if text else list(default)
+    except ValueError as e:
+        raise BadInput(f'--{key}={text}: expected whole numbers with commas') from e
+    if min(found) < least or max(found) > most:
+        raise BadInput(f'--{key}={text}: must be at ' + (f'least {least}' if min(found) < least else f'most {most}'))
+    return found
+
+
+def naming_ways(config):
+    """--ways -> [int]. Raises BadInput."""
+    return numbers(config, 'ways', NAMING_WAYS, 2, MOST_NAMES if config.folder else len(shapes.HELD_PAIRS))
+
+
+def templates(config):
+    """--templates -> [str]. Raises BadInput."""
+    found = config.templates.split('|')
+    if not all('{}' in t for t in found):
+        raise BadInput(f'--templates={config.templates}: each must hold {{}}, the place of the name')
+    return found
+
+
+def write_predictions(path, lines=None, whole=None):
+    """lines: one JSON object a line; whole: one JSON document."""
+    with checkpoint.whole_file(path, 'w', encoding='utf-8') as f:
+        if whole is not None:
+            json.dump(whole, f)
+        for line in lines or []:
+            f.write(json.dumps(line) + '\n')
 
 
 def run_episodes(config, asker):
-    """--episodes=FILE: accuracy with its interval, and one prediction a line."""
+    """--episodes=FILE: accuracy with its interval, and one prediction a line -> rows."""
     report = Report()
-    episodes = readable(asker, read_episodes(config.episodes, report), config.episodes, report)
+    episodes = usable(asker, tasks.read_episodes(config.episodes, report), report, config.episodes)
     good = [e for e in episodes if e is not None]
-    if not good:
-        raise BadInput(f'{config.episodes}: no episode can be used: ' + '; '.join(report.lines() or ['the file is empty']))
-    found = iter(asker.answer(good, 'episodes'))
-    answers = [None if e is None else next(found) for e in episodes]
-    if config.predictions:
-        with checkpoint.whole_file(config.predictions, 'w', encoding='utf-8') as f:
-            for a in answers:
-                f.write(json.dumps(a if a is not None else {'prediction': None, 'answer': None, 'correct': False, 'logprob': None}) + '\n')
+    tell(report)
     ways = {len(e.choices) if e.choices is not None else None for e in good}
-    right = sum(a['correct'] for a in answers if a is not None) / len(good)
-    for line in report.lines():
-        print('left out', line)
-    return [row('naming', right, len(good), ways.pop() if len(ways) == 1 else None, None)]
+    ways = ways.pop() if len(ways) == 1 else None
+    if config.controls:
+        taught = [(e, [s.answer for s in e.support]) for e in good if e.choices is not None]
+        teaches = [e for e, answers in taught if e.query.answer in answers and len({*answers, *e.choices}) <= MOST_NAMES]
+        if not teaches:
+            raise BadInput(f'{config.episodes}: controls need episodes with choices, at most {MOST_NAMES} of them, whose support shows the answer')
+        return control_rows(asker, 'naming', teaches, ways, None)
+    answers = asker.answer(good, 'episodes')
+    if config.predictions:
+        found, nothing = iter(answers), {'prediction': None, 'answer': None, 'correct': False, 'logprob': None}
+        lines = [nothing if e is None else next(found) for e in episodes]
+        write_predictions(config.predictions, [{key: line[key] for key in nothing} for line in lines])
+    return [row('naming', value_of('accuracy', good, answers)[0], len(good), ways)]
 
 
-def readable_pairs(pairs, pixels, report):
-    """The Pairs whose pictures can be read; what cannot is in the report. Raises BadInput if there are none."""
-    good = []
-    for i, item in enumerate(pairs.items):
-        try:
-            pixels(pairs.media(i))
-            good.append(item)
-        except BadItem as e:
-            report.add(e)
-    if not good:
-        raise BadInput(f'{pairs.name}: no picture can be read: ' + '; '.join(report.lines()))
-    return Pairs(good, pairs.name, pairs.n_frame, pairs.n_variant, pairs.seed, pairs.flip, pairs.report)
-
-
-def retrieval(pairs, contrastive, features, tokenizer, report):
-    """Which caption belongs to which picture, both ways: R@k = the right one is among the first k -> rows."""
-    pairs = readable_pairs(pairs, features.pixels, report)
-    media = [pairs.media(i) for i in range(len(pairs))]
-    v = embed_media(contrastive.vision, features, media)
-    l = embed_texts(contrastive.text, tokenizer, [item.text for item in pairs.items])
-    rows = []
-    for way, similarity in (('i2t', v @ l.T), ('t2i', l @ v.T)):
-        own = similarity.diagonal()[:, None]
-        rank = ((similarity >= own).sum(1) - 1)                                        # ties count against us
-        rows += [row('retrieval', (rank < k).float().mean().item(), len(media), metric=f'{way}_R@{k}') for k in (1, 5, 10)]
+def run_folder(config, asker):
+    """--folder=DIR: new names for its classes -> rows"""
+    report, rows = Report(), []
+    pairs = open_folder(config.folder, asker.model.config.n_frame, split=config.split or None, report=report)
+    for ways in naming_ways(config):
+        for shots in numbers(config, 'shots', NAMING_SHOTS, 1):
+            episodes = [e for s in range(config.seeds) for e in episodes_of('naming', shots, config.n, ways, config.seed + s, pairs)]
+            good = [e for e in usable(asker, episodes, report, config.folder) if e is not None]
+            rows.append(row('naming', value_of('accuracy', good, asker.answer(good, f'{ways}-way {shots}-shot'))[0], len(good), ways, shots))
+    tell(report)
     return rows
 
 
-def main():
-    config = configure(KEYS, usage=__doc__)
+def run_official(config, asker):
+    """COCO captions or VQA -> rows; and the predictions in the official results format, one entry for each question asked."""
+    if not config.images:
+        raise BadInput('--images: name the folder of pictures')
+    shots = numbers(config, 'shots', (4,))
+    if config.predictions and len(shots) > 1:
+        raise BadInput(f'--predictions: holds one run; --shots={config.shots} are {len(shots)}')
+    report, rows = Report(), []
+    if config.coco_annotations:
+        file, task, metric, items = config.coco_annotations, 'caption', 'cider', tasks.read_coco(config.coco_annotations, config.images, report)
+    else:
+        file, task, metric = config.vqa_questions, 'question', 'vqa_accuracy'
+        items = tasks.read_vqa(config.vqa_questions, config.vqa_annotations, config.images, report)
+    for count in shots:
+        asked = tasks.official_episodes(items, count, config.n if 'n' in config.given else 0, config.seed, asker.features.pixels, config.text_examples)
+        episodes = usable(asker, [e for _, e in asked], report, file)
+        good = [e for e in episodes if e is not None]
+        answers = asker.answer(good, task)
+        value, bounds = value_of(metric, good, answers)
+        rows.append(row(task, value, len(good), shots=count, metric=metric, bounds=bounds))
+        if config.predictions:  # the servers want an entry for everything that was asked, so what cannot be answered gets ''
+            found, names = iter(answers), ('image_id', 'caption') if task == 'caption' else ('question_id', 'answer')
+            said = ['' if e is None else next(found)['prediction'] for e in episodes]
+            write_predictions(config.predictions, whole=[{names[0]: number, names[1]: text} for (number, _), text in zip(asked, said)])
+    tell(report)
+    return rows
+
+
+def run_encoders(config, asker, contrastive):
+    """--zero_shot, --probe or --retrieval: what the contrastive encoders know -> rows"""
+    report, features = Report(), asker.features
+    path = config.zero_shot or config.probe or config.retrieval
+    pairs = open_folder(path, asker.model.config.n_frame, split=config.split or None, report=report)
+    if config.retrieval:
+        rows = retrieval(pairs, contrastive, features, asker.tokenizer, report)
+    else:
+        pairs = readable_pairs(pairs, features.pixels, report)
+        media, items = [pairs.media(i) for i in range(len(pairs))], pairs.items
+        names = list(dict.fromkeys(item.label for item in items))
+        truth = [names.index(item.label) for item in items]
+        if len(names) < 2:
+            raise BadInput(f'{path}: only one class')
+    if config.zero_shot:
+        classes = [[t.replace('{}', name) for t in templates(config)] for name in names]
+        value = classify(contrastive, asker.tokenizer, features, media, truth, classes)
+        rows = [row('zero_shot', value, len(media), ways=len(names))]
+    elif config.probe:
+        # Its own splits if it has any; else every fifth picture of a shuffled folder is held out.
+        order = np.random.default_rng(config.seed).permutation(len(items))
+        if len({item.split for item in items}) > 1:
+            test = np.array([item.split != 'train' for item in items])
+        else:
+            test = np.isin(np.arange(len(items)), order[:max(1, len(items) // 5)])
+        if test.all() or not test.any():
+            raise BadInput(f'{path}: the probe needs pictures to train on and others to test on')
+        pooled, truth, test = pool_media(features, media), torch.tensor(truth, device=features.device), torch.from_numpy(test)
+        guess = linear_probe(pooled[~test], truth[~test], pooled[test], len(names))
+        rows = [row('linear_probe', (guess == truth[test]).float().mean().item(), int(test.sum()), ways=len(names))]
+    tell(report)
+    return rows
+
+
+def check_values(config):
+    """Values of the right type that make no sense. Raises BadInput."""
     check_range(config, 1, 100_000, 'n')
+    check_range(config, 1, 100, 'seeds', 'ensemble')
+    check_range(config, 0, 100, 'text_examples')
     check_range(config, 1, 10_000, 'batch_size')
     check_range(config, 1, MOST_BEAMS, 'beam_size')
     check_range(config, 1, 1 << 40, 'max_new_tokens')
     check_range(config, 0, 2 ** 63 - 1, 'seed')
-    asker, contrastive = load(os.path.join(config.out_dir, config.checkpoint), pick_device(config.device, meta=False), config.batch_size)
-    asker.beam_size, asker.max_new_tokens = config.beam_size, config.max_new_tokens
+    listed(config, 'tasks', list(tasks.TASKS)), naming_ways(config), numbers(config, 'shots', SHOTS), templates(config)
+    asked = [key for key in SOURCES if getattr(config, key)]
+    if len(asked) > 1:
+        raise BadInput(f'--{asked[0]} and --{asked[1]}: give one of the two')
+    if bool(config.vqa_questions) != bool(config.vqa_annotations):
+        raise BadInput('--vqa_questions and --vqa_annotations belong together')
+    if config.controls and asked and asked[0] not in ('episodes', 'folder'):
+        raise BadInput(f'--controls=True: of the embedded world, a --folder or --episodes, not of --{asked[0]}')
+
+
+def main():
+    config = configure(KEYS, usage=__doc__)
+    check_values(config)
+    asker, contrastive = load(find_checkpoint(config), pick_device(config.device, meta=False), config.batch_size)
+    asker.beam_size, asker.max_new_tokens, asker.ensemble = config.beam_size, config.max_new_tokens, config.ensemble
     if config.episodes:
         rows = run_episodes(config, asker)
-    elif config.retrieval:
-        report = Report()
-        pairs = open_folder(config.retrieval, asker.model.config.n_frame, split=config.split or None, report=report)
-        rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, report)
-        for line in report.lines():
-            print('left out', line)
+    elif config.coco_annotations or config.vqa_questions:
+        rows = run_official(config, asker)
+    elif config.zero_shot or config.probe or config.retrieval:
+        rows = run_encoders(config, asker, contrastive)
+    elif config.controls:
+        rows = control_table(asker, config)
+    elif config.folder:
+        rows = run_folder(config, asker)
     else:
-        rows, _ = first_table(asker, contrastive, config.n, config.seed)
-        pictures.save(pictures.shots_chart(rows, 'Few-shot accuracy on the embedded world'), os.path.join(config.out_dir, 'evaluate.png'))
+        report = Report()
+        rows = full_table(asker, contrastive, config, report)
+        tell(report)
+    drawn = [r for r in rows if r['metric'] == tasks.TASKS.get(r['task'], ('', (r['metric'],)))[1][0]]  # one metric a task
+    pictures.save(pictures.shots_chart(drawn or rows, 'Few-shot learning'), os.path.join(config.out_dir, 'evaluate.png'))
     with checkpoint.whole_file(os.path.join(config.out_dir, 'evaluate.json'), 'w', encoding='utf-8') as f:
         json.dump(rows, f, indent=1)
-    print(table(rows))
+    print(control_text(rows) if config.controls else tables(rows))
 
 
 if __name__ == '__main__':

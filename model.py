@@ -7,6 +7,7 @@ Shapes, here and in all files: B batch, T tokens, N images in the sequence, F fr
 R visual tokens per image, D width, V vocabulary of the language model, H heads, d head width, K beams.
 """
 import math
+from copy import copy
 from dataclasses import dataclass, fields
 
 import torch
@@ -277,6 +278,23 @@ class Cache:
         seen, self.n_image = (index >= 1) & (index <= self.n_image), 1
         return seen.long()
 
+    def show(self, visual):
+        """More pictures, after those there are: their keys and values, as `Flamingo.visual_keys_values` gives them."""
+        if self.n_image > 0:
+            visual = [[torch.cat(pair, dim=1) for pair in zip(old, new)] for old, new in zip(self.visual, visual)]
+        self.visual, self.n_image = visual, visual[0][0].shape[1]
+
+    def keep(self, length, n_image):
+        """Back to when it held so many tokens (B,) and pictures; what lies beyond is overwritten."""
+        self.visual = [[x[:, :n_image] for x in kv] if n_image > 0 else None for kv in self.visual]
+        self.length, self.n_image = length, n_image
+
+    def copy(self):
+        """What is done to the copy leaves this one as it is; the pictures are shared."""
+        other = copy(self)
+        other.k, other.v = [k.clone() for k in self.k], [v.clone() for v in self.v]
+        return other
+
     def select(self, rows):
         """Keep these rows, in this order; a row may be taken several times (beams, candidates)."""
         self.k = [k.index_select(0, rows) for k in self.k]
@@ -412,7 +430,10 @@ class Flamingo(nn.Module):
     # Answers
 
     def prefill(self, tokens, length, image_index, n_new, media=None, features=None, frame_mask=None):
-        """Read the prompts once -> (cache, logits after each prompt (B,V+2), image index that goes on (B,1))."""
+        """Read the prompts once -> (cache, logits after each prompt (B,V+2), image index that goes on (B,1)).
+
+        The cache is for answering: no other picture comes after a prompt, so the one that its last word sees is all that it
+        keeps. A chat, which may show more pictures and go back to earlier ones, fills a cache of its own (kit/chat.py)."""
         b, t = tokens.shape
         self.lm.check_length(t + n_new - 1)
         visual = self.visual_keys_values(media, features, frame_mask)
@@ -446,16 +467,23 @@ class Flamingo(nn.Module):
         room = self.lm.n_context - tokens.shape[1] + 1
         if room < 1:
             raise ValueError(f'a prompt of {tokens.shape[1]} tokens is longer than the context of {self.lm.n_context}')
-        n_new, k, b = min(max_new_tokens, room), 1 if temperature > 0 else beam_size, len(tokens)
+        n_new = min(max_new_tokens, room)
         cache, logits, index = self.prefill(tokens, length, image_index, n_new, media, features, frame_mask)
-        beams = torch.arange(b, device=tokens.device).repeat_interleave(k)           # (B*K,) row of each beam
+        return self.decode(cache, logits, index, n_new, beam_size, temperature, top_k, generator)
+
+    @torch.no_grad()
+    def decode(self, cache, logits, index, n_new, beam_size=3, temperature=0.0, top_k=0, generator=None):
+        """`generate` from where a cache stands: logits (B,V+2) after its last token, index (B,1) the picture that new words see.
+        The cache is used up: its rows become beams."""
+        k, b, device = 1 if temperature > 0 else beam_size, len(logits), logits.device
+        beams = torch.arange(b, device=device).repeat_interleave(k)                  # (B*K,) row of each beam
         if k > 1:
             cache.select(beams)
         logits, index = logits[beams], index[beams]
         # Only one beam of each prompt is alive at first: K equal beams would all choose the same word.
-        score = torch.where(torch.arange(b * k, device=tokens.device) % k == 0, 0.0, -torch.inf)  # (B*K,)
-        done = torch.zeros(b * k, dtype=torch.bool, device=tokens.device)
-        answer = torch.zeros(b * k, 0, dtype=torch.long, device=tokens.device)
+        score = torch.where(torch.arange(b * k, device=device) % k == 0, 0.0, -torch.inf)  # (B*K,)
+        done = torch.zeros(b * k, dtype=torch.bool, device=device)
+        answer = torch.zeros(b * k, 0, dtype=torch.long, device=device)
         route = None
         for i in range(n_new):
             log_p = F.log_softmax(self.forbid(logits.float()), dim=-1)               # (B*K,V+2)
@@ -463,14 +491,14 @@ class Flamingo(nn.Module):
             log_p[done, self.eoc] = 0.0                                              # a finished answer stays as it is
             if temperature > 0:
                 word = sample(log_p, temperature, top_k, generator)                  # (B,)
-                parent = torch.arange(b, device=tokens.device)
+                parent = torch.arange(b, device=device)
                 score = score + log_p.gather(1, word[:, None]).squeeze(1)
             else:
                 total = (score[:, None] + log_p).view(b, -1)                         # (B,K*(V+2))
                 score, choice = total.topk(k, dim=-1)
                 score = score.flatten()
                 word = (choice % log_p.shape[-1]).flatten()
-                parent = (choice // log_p.shape[-1] + torch.arange(b, device=tokens.device)[:, None] * k).flatten()
+                parent = (choice // log_p.shape[-1] + torch.arange(b, device=device)[:, None] * k).flatten()
             answer = torch.cat([answer[parent], word[:, None]], dim=1)
             done = done[parent] | (word == self.eoc)
             if done.all() or i + 1 == n_new:
@@ -480,7 +508,7 @@ class Flamingo(nn.Module):
             if i == 0 and cache.n_image > 0 and self.config.attend == 'last':
                 route = route_tokens(index, cache.n_image, cache.row)                # new words all see what the last one saw
             logits = self.step(cache, word[:, None], index, route)[:, -1]
-        best = score.view(b, k).argmax(1) + torch.arange(b, device=tokens.device) * k
+        best = score.view(b, k).argmax(1) + torch.arange(b, device=device) * k
         answers = [[w for w in row if w != self.eoc] for row in answer[best].tolist()]
         return list(zip(answers, score[best].tolist()))
 

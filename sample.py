@@ -4,10 +4,14 @@
     python sample.py --prompt='<image:a.png>Output: a cat.<EOC><image:b.png>Output:'
     python sample.py --prompt_file=prompt.txt --choices='dax|blicket'
     python sample.py --temperature=0.8 --top_k=20 --num_samples=3 --json=True
+    python sample.py --prompt='<image:q.png>Output:' --rices=my_pictures --shots=8   # examples that look like q.png
+    python sample.py --attention=look.png                       # where it looks at each word
+    python sample.py --chat=True                                # ask about pictures, turn by turn
 
 <image:PATH> stands for a picture, an animated GIF, WebP or APNG, or a folder of frames. <EOC> ends an example. The
 prompt with its answer is saved as one picture, out_dir/sample.png.
 """
+import hashlib
 import json
 import os
 import re
@@ -17,20 +21,24 @@ import numpy as np
 import torch
 
 import evaluate
-from data import Document, EndOfChunk, Given
-from kit import pictures
-from kit.configurator import BadInput, check_range, command, configure, open_file, pick_device
+from data import Document, EndOfChunk, Given, Media
+from kit import attention, checkpoint, pictures, rices
+from kit.chat import Chat
+from kit.configurator import BadInput, BadItem, check_range, command, configure, one_line, open_file, pick_device
 from kit.shapes import HELD_PAIRS, naming_episode
+from kit.sources import Report, open_folder
+from kit.tasks import file_media
 
 KEYS = {
     'out_dir': ('out', 'folder with the flamingo.pt to prompt'),
-    'checkpoint': ('flamingo.pt', 'file in out_dir; finetune.pt after fine-tuning'),
+    'checkpoint': ('flamingo.pt', 'file in out_dir; finetune.pt after fine-tuning. Without any, assets/nano.pt'),
     'device': ('auto', 'auto, cpu, cuda, mps'),
     'prompt': ('', 'texts and <image:PATH>; empty for a prompt of the embedded world'),
     'prompt_file': ('', 'a file with the prompt'),
     'choices': ('', 'answers to rank by log-likelihood, separated by |, instead of writing one'),
     'ways': (4, 'without a prompt: how many made-up names it shows'),
-    'shots': (1, 'without a prompt: how many examples of each'),
+    'shots': (1, 'without a prompt: how many examples of each; with rices: how many in all'),
+    'rices': ('', 'a folder: the prompt begins with its pictures most like the last one of the prompt, the nearest last'),
     'beam_size': (3, 'beams of the search for the most likely answer; 1 is greedy'),
     'temperature': (0.0, '0 for the most likely answer, above for sampling'),
     'top_k': (0, 'with a temperature: sample from this many most likely words; 0 for all'),
@@ -38,6 +46,8 @@ KEYS = {
     'max_new_tokens': (32, 'longest answer'),
     'seed': (0, 'of sampling, and of the prompt without one'),
     'json': (False, 'print one JSON object for each answer'),
+    'attention': ('', 'a PNG to write: for each word, where in its picture the model looks'),
+    'chat': (False, 'a dialogue; /image PATH shows a picture'),
 }
 MOST_PROMPT = 1 << 20  # bytes of a prompt file
 
@@ -47,7 +57,9 @@ def parse_prompt(text, where='prompt'):
 
     Only this command's own marks mean something; what else a text holds stays text. Raises BadInput.
     """
-    pieces = []
+    pieces, tags, n_picture = [], text.count('<image>'), text.count('<image:')
+    if tags:
+        raise BadInput(f'{where}: {tags + n_picture} <image> tags and {n_picture} pictures; write <image:PATH>')
     for part in re.split(r'(<image:[^>\n]*>|<EOC>)', text.removeprefix('<BOS>')):
         if part == '<EOC>':
             pieces.append(EndOfChunk())
@@ -55,10 +67,8 @@ def parse_prompt(text, where='prompt'):
             path = part[len('<image:'):-1]
             if not path:
                 raise BadInput(f'{where}: <image:> names no file')
-            pieces.append(evaluate.file_media(path))
+            pieces.append(file_media(path))
         elif part:
-            if '<image>' in part:
-                raise BadInput(f'{where}: <image> comes without its picture; write <image:PATH>')
             pieces.append(Given(part))
     if not pieces:
         raise BadInput(f'{where}: is empty')
@@ -94,6 +104,63 @@ def as_text(document):
     return out
 
 
+def with_examples(document, config, asker, contrastive):
+    """RICES: the same prompt after the examples of a folder that look most like its last picture."""
+    shown = [piece for piece in document.pieces if isinstance(piece, Media)]
+    if not (config.prompt or config.prompt_file) or not shown:
+        raise BadInput('--rices: give a --prompt with the picture that is asked about')
+    report = Report()
+    pairs = open_folder(config.rices, asker.model.config.n_frame, split=None, report=report)
+    cache = os.path.join(config.out_dir, f'rices-{hashlib.sha256(os.path.realpath(config.rices).encode()).hexdigest()[:12]}.pt')
+    found = rices.folder_embeddings(pairs, contrastive, asker.features, cache, report)
+    examples = rices.nearest(shown[-1], *found, contrastive, asker.features, config.shots)
+    for line in report.lines():
+        print('left out', line, file=sys.stderr)
+    return Document([piece for e in examples for piece in e.pieces()] + document.pieces, 'prompt', document.where)
+
+
+CHAT_HELP = '/image PATH shows a picture, /undo takes the last step back, /reset starts over, /save writes chat.png and chat.txt, /quit ends'
+
+
+def chat_turn(chat, line, out_dir):
+    """One line of a person's -> what to print. Raises BadInput or BadItem, the chat unchanged."""
+    name, _, rest = line.partition(' ')
+    if not name.startswith('/'):
+        return chat.ask(line)
+    if name == '/image' and rest.strip():
+        chat.image(file_media(rest.strip()))
+        return f'picture {chat.n_image}'
+    if name == '/undo':
+        chat.undo()
+        return f'{len(chat.before)} steps'
+    if name == '/reset':
+        chat.reset()
+        return 'a new chat'
+    if name == '/save':
+        pictures.save(evaluate.sheet([('', chat.document(), {'prediction': '', 'answer': ''})]), os.path.join(out_dir, 'chat.png'))
+        with checkpoint.whole_file(os.path.join(out_dir, 'chat.txt'), 'w') as f:  # --prompt_file reads it
+            f.write(as_text(chat.document()))
+        return f'saved as {os.path.join(out_dir, "chat.png")} and chat.txt'
+    raise BadInput(CHAT_HELP)
+
+
+def run_chat(chat, out_dir):
+    """Lines from the keyboard, or from a pipe, until there are no more."""
+    print(CHAT_HELP, file=sys.stderr)
+    if hasattr(sys.stdin, 'reconfigure'):
+        sys.stdin.reconfigure(errors='replace')  # a byte that is no text is no reason to fail
+    while True:
+        print('> ' if sys.stdin.isatty() else '', end='', file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == '/quit':
+            return
+        if line.strip():
+            try:
+                print(one_line(chat_turn(chat, line.strip(), out_dir)), flush=True)
+            except (BadInput, BadItem, OSError) as e:  # the chat is as it was
+                print(f'error: {one_line(e)}', file=sys.stderr, flush=True)
+
+
 def main():
     config = configure(KEYS, usage=__doc__)
     check_range(config, 1, evaluate.MOST_BEAMS, 'beam_size')
@@ -104,11 +171,17 @@ def main():
     check_range(config, 0, float('inf'), 'temperature', 'top_k')
     check_range(config, 0, 2 ** 63 - 1, 'seed')
     device = pick_device(config.device, meta=False)
-    asker, _ = evaluate.load(os.path.join(config.out_dir, config.checkpoint), device)
+    asker, contrastive = evaluate.load(evaluate.find_checkpoint(config), device)
     model, tokenizer = asker.model, asker.tokenizer
+    search = dict(beam_size=config.beam_size, temperature=config.temperature, top_k=config.top_k, generator=torch.Generator(device).manual_seed(config.seed))
+    if config.chat:
+        return run_chat(Chat(asker, config.max_new_tokens, **search), config.out_dir)
     document, truth = read_prompt(config)
+    if config.rices:
+        document = with_examples(document, config, asker, contrastive)
     prompts = asker.prompts([document])
-    generator = torch.Generator(device).manual_seed(config.seed)
+    if prompts['features'] is None:
+        raise BadInput(f'{document.where}: has {int(prompts["length"])} tokens and 0 pictures; <image:PATH> shows one')
 
     answers = []
     if config.choices:
@@ -121,8 +194,7 @@ def main():
         answers.append((best, {'choices': ranked}))
     else:
         for _ in range(config.num_samples):
-            [(ids, log_p)] = model.generate(max_new_tokens=config.max_new_tokens, beam_size=config.beam_size, temperature=config.temperature,
-                                            top_k=config.top_k, generator=generator, **prompts)
+            [(ids, log_p)] = model.generate(max_new_tokens=config.max_new_tokens, **search, **prompts)
             text = tokenizer.decode(ids)
             answers.append((text.strip(), {'prompt': as_text(document), 'completion': text, 'logprob': log_p}))
 
@@ -137,6 +209,9 @@ def main():
                     print(f'  {pictures.printable(choice)}  {log_p:.2f}')
             else:
                 print(f'  → {pictures.printable(answer)}' + (f'   (it is: {truth})' if truth else ''))
+    if config.attention:
+        steps, title = attention.words(asker, document, tokenizer.encode(' ' + answers[0][0]))
+        pictures.save(pictures.attention_sheet(steps, title=title), config.attention)
     path = os.path.join(config.out_dir, 'sample.png')
     pictures.save(evaluate.sheet([('', document, {'prediction': answers[0][0], 'answer': truth})]), path)
     if not config.json:

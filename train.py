@@ -46,9 +46,10 @@ from kit import checkpoint, distributed, pictures
 from kit.ahead import look_ahead
 from kit.bpe import train_bpe
 from kit.configurator import BadInput, BadItem, autocast, check_memory, check_range, command, configure, pick_device, pick_dtype
+from kit.encoders import pad_texts
 from kit.features import FrozenFeatures, Pixels
 from kit.pages import is_pages
-from kit.sources import Report, open_folder, open_source, split_spec
+from kit.sources import Report, open_folder, open_source, readable_pairs, split_spec
 from model import GPT, PRESETS, Flamingo, FlamingoConfig
 from vision import SIZES as ENCODERS
 from vision import TEXT_CONTEXT, NFNet, adaptive_gradient_clip, new_contrastive
@@ -161,7 +162,7 @@ class VisionStage:
         images = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
         if self.config['augment'] > 0:
             images = augment(images, rng, self.config['flip'], self.config['augment'])
-        tokens, mask = evaluate.pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
+        tokens, mask = pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
         vision, self.n_token = self.module.vision, tokens.numel()
         return self.net(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
 
@@ -417,7 +418,7 @@ class Run:
         # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
         pages = [path for path, _ in split_spec('m3w', specs['m3w'])] if specs['m3w'] else []
         held = None if 'shapes' in pages else held_out(specs, self.config['n_frame'], config.images)
-        self.held_out = held and evaluate.readable_pairs(held, self.pixels, self.report)
+        self.held_out = held and readable_pairs(held, self.pixels, self.report)
         self.rows = []        # of log.csv
         self.stop = None      # why to stop after this step: a signal's number, or OUT_OF_TIME
         self.training = True  # is there anything that would be lost?

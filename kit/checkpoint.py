@@ -2,14 +2,19 @@
 
 A checkpoint is a dict of tensors and plain values with two marks, `format` (the version of this layout) and
 `kind` (what it holds). Nothing in it is ever executed, so a stranger's checkpoint is as safe as a picture.
+
+    python -m kit.checkpoint out/flamingo.pt assets/nano.pt    # half as large, and assets/nano.json: its command and its table
 """
 import contextlib
 import errno
+import json
 import os
 import pickle
 import pickletools
 import random
 import re
+import shlex
+import sys
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -17,7 +22,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
-from kit.configurator import BadInput
+from kit.configurator import BadInput, command, open_file
 
 try:
     import fcntl
@@ -341,3 +346,41 @@ def set_random_state(state):
             torch.cuda.set_rng_state(numbers.cpu(), i)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as e:
         raise BadInput(f'the saved random state is damaged ({type(e).__name__})') from e
+
+
+# ---------------------------------------------------------------------------------------------
+# A small one to give away
+
+
+def halve(source, target):
+    """A trained flamingo.pt with its weights in float16, for others to try, and beside it a .json with the command that made it
+    and the table of its results.json. Loading copies the weights into a float32 model again. Raises BadInput."""
+    content = load(source, 'flamingo', keys=dict, flamingo=dict, contrastive=dict)
+    name, extension = os.path.splitext(target)
+    if extension != '.pt':
+        raise BadInput(f'{target}: must end in .pt')
+    results = os.path.join(os.path.dirname(source), 'results.json')  # written beside it at the end of training
+    with open_file(results, 1 << 24) as f:
+        try:
+            rows = json.load(f)
+        except (ValueError, RecursionError) as e:
+            raise BadInput(f'{results}: not JSON ({e})') from e
+    from train import KEYS  # here, or every script that reads a checkpoint would load the training script
+    # Without the stage: where they were trained one by one, this is the command for all of them.
+    given = {k: v for k, v in content['keys'].items() if k in KEYS and v != KEYS[k][0] and k not in ('stage', 'out_dir', 'init_from', 'device')}
+    for part in ('flamingo', 'contrastive'):
+        content[part] = {k: v.half() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in content[part].items()}
+    save(target, 'flamingo', **{k: v for k, v in content.items() if k not in ('format', 'kind')})
+    with whole_file(name + '.json', 'w') as f:
+        json.dump({'made by': shlex.join(['python', 'train.py', *(f'--{k}={v}' for k, v in given.items())]), 'rows': rows}, f, indent=1)
+    print(f'{target}: {os.path.getsize(target) / 1e6:.1f} MB, and {name}.json')
+
+
+def main():
+    if len(sys.argv) != 3:
+        raise BadInput('python -m kit.checkpoint FROM.pt TO.pt')
+    halve(*sys.argv[1:])
+
+
+if __name__ == '__main__':
+    command(main)

@@ -10,13 +10,14 @@ Everything is made from a number: picture 17 of a split is always the same pictu
 always the same document. So nothing needs storing, and a resumed run simply goes on counting.
 """
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data import Document, Episode, Example, Media
+from data import ACTION_PROMPT, CAPTION_PROMPT, Document, Episode, Example, Media, dialogue_prompt, question_prompt, statement_prompt
 
 SIZE = 48   # pixels
 SUPER = 4   # drawn this much larger, then averaged down: smooth edges
@@ -333,10 +334,6 @@ def questions(s):
     return asked + ([('sign', 'what does the sign say?', s.glyph)] if s.glyph else [])
 
 
-def question_prompt(question):
-    return f'Question: {question} Answer:'
-
-
 # ---------------------------------------------------------------------------------------------
 # Training documents
 
@@ -432,6 +429,11 @@ class Shapes:
 
 # ---------------------------------------------------------------------------------------------
 # Plain text for the language model, which must learn to copy before it is frozen
+#
+# A colour never stands before a shape in it. *Why.* From captions as they are it learns which pairs there are, and then
+# holds a new one for impossible: a frozen model's prejudice, against which the picture has to argue for ever. (Its
+# log-probability of the right shape after the colour of a held-out pair was −2.7, where knowing nothing gives −2.1;
+# with the prejudice subtracted, 84 % of the shapes were right, and 76 % with it.)
 
 
 def copy_text(rng):
@@ -441,7 +443,7 @@ def copy_text(rng):
     words += [str(w) for w in rng.choice(pool, int(rng.integers(1, 7)), replace=False)]
     while True:
         words = [words[k] for k in rng.permutation(len(words))]
-        if not any(pair in HELD_PAIRS for pair in zip(words, words[1:] + words[:1])):  # not even by accident
+        if not any(a in COLOURS and b in SHAPES for a, b in zip(words, words[1:] + words[:1])):
             return ' '.join(words * int(rng.integers(2, 5)))
 
 
@@ -455,8 +457,8 @@ def naming_text(rng):
         things = [str(w) for w in rng.choice([*COLOURS, *SHAPES, *PLACES, *FILLS, *SIZES], int(rng.integers(2, 7)), replace=False)]
         link, end = [(' ', '. '), (': ', '. '), (' ', ' ')][int(rng.integers(3))]
     else:
-        pairs = rng.choice(len(TRAIN_PAIRS), int(rng.integers(2, 6)), replace=False)
-        things = [' '.join(TRAIN_PAIRS[int(p)]) for p in pairs]
+        pairs = [f'{a} {b}' for a in (*SIZES, *FILLS) for b in (*COLOURS, *SHAPES)]
+        things = [str(p) for p in rng.choice(pairs, int(rng.integers(2, 6)), replace=False)]
         link, end = [(' Output: ', '\n'), (': ', '. '), (' ', ', '), (' Output: ', ' ')][int(rng.integers(4))]
     names = made_up_names(rng, len(things))
     order = rng.integers(len(things), size=int(rng.integers(8, 18)))
@@ -464,11 +466,17 @@ def naming_text(rng):
 
 
 def plain_text(rng):
-    """Any training page, its pictures left out."""
+    """Any training page, its pictures left out, and of each colour with its shape one of the two replaced by a made-up word."""
     make = [caption_page, question_page, story_page, clip_page][int(rng.choice(4, p=[0.35, 0.3, 0.15, 0.2]))]
-    return ' '.join(piece.strip() for piece in make(rng).pieces if isinstance(piece, str))
+    text = ' '.join(piece.strip() for piece in make(rng).pieces if isinstance(piece, str))
+
+    def part(found):
+        name = made_up_names(rng, 1)[0]
+        return f'{name} {found[2]}' if rng.random() < 0.5 else f'{found[1]} {name}'
+    return PAIR.sub(part, text)
 
 
+PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ((?:{'|'.join(SHAPES)})(?:s|es)?)\b")
 TEXTS = ((copy_text, 0.3), (naming_text, 0.45), (plain_text, 0.25))
 
 
@@ -493,7 +501,7 @@ def naming_episode(rng, split, ways, shots, turn=None):
     def show(kind):
         *rest, n = numbers[kind]
         numbers[kind] = rest
-        return Example(picture_media(split, int(kinds[kind]) + len(pairs) * int(n)), 'Output:', names[kind])
+        return Example(picture_media(split, int(kinds[kind]) + len(pairs) * int(n)), CAPTION_PROMPT, names[kind])
 
     return Episode([show(kind) for kind in order], show(asked), choices=names)
 
@@ -502,7 +510,7 @@ def caption_episode(rng, split, shots):
     """Describe a picture of a new pair; the support shows known pairs."""
     def one(split):
         i = random_picture(rng, split)
-        return Example(picture_media(split, i), 'Output:', caption(scene(split, i))), scene(split, i)
+        return Example(picture_media(split, i), CAPTION_PROMPT, caption(scene(split, i))), scene(split, i)
     query, truth = one(split)
     return Episode([one('train')[0] for _ in range(shots)], query, check=partial(caption_is_right, truth))
 
@@ -523,7 +531,7 @@ def clip_episode(rng, split, shots):
         while True:
             i = int(rng.integers(CLIP_SPLITS[split][1]))
             if clip(split, i).event in DIRECTIONS:
-                return Example(clip_media(split, i), 'Output:', clip_caption(clip(split, i))), clip(split, i)
+                return Example(clip_media(split, i), CAPTION_PROMPT, clip_caption(clip(split, i))), clip(split, i)
     query, truth = one(split)
     return Episode([one('train')[0] for _ in range(shots)], query, check=partial(direction_is_right, truth))
 
@@ -555,3 +563,108 @@ def zero_shot_classes():
 def zero_shot_pictures(split, n):
     """n pictures of a split, and which of PAIRS each shows."""
     return [picture_media(split, i) for i in range(n)], [PAIRS.index(SPLITS[split][0][i % len(SPLITS[split][0])]) for i in range(n)]
+
+
+# ---------------------------------------------------------------------------------------------
+# Twins of the paper's other benchmarks. Each shows new pairs after examples of known ones.
+
+
+def reading_episode(rng, split, shots):
+    """What does the sign say? (TextVQA: to answer is to read.)"""
+    def one(split):
+        while True:
+            i = random_picture(rng, split)
+            if scene(split, i).glyph:
+                return Example(picture_media(split, i), question_prompt('what does the sign say?'), scene(split, i).glyph)
+    query = one(split)
+    return Episode([one('train') for _ in range(shots)], query)
+
+
+def happening(c):
+    """What a clip shows, as its caption says it: 'moves up', 'turns blue'"""
+    return f'{c.event} {c.becomes}' if c.becomes else c.event
+
+
+def clip_questions(c):
+    """Every question a clip can answer, as (kind, question, answer)."""
+    asked = [('event', 'what does it do?', happening(c)), ('shape', 'what shape is it?', c.scene.shape)]
+    return asked + ([('becomes', 'what color does it turn?', c.becomes)] if c.becomes else [('colour', 'what color is it?', c.scene.colour)])
+
+
+def random_clip(rng, split):
+    """A clip's number."""
+    return int(rng.integers(CLIP_SPLITS[split][1]))
+
+
+def clip_question_episode(rng, split, shots):
+    """Answer a question about a clip (MSVD-QA, MSRVTT-QA, iVQA, NextQA)."""
+    def one(split):
+        i = random_clip(rng, split)
+        asked = clip_questions(clip(split, i))
+        _, question, answer = asked[int(rng.integers(len(asked)))]
+        return Example(clip_media(split, i), question_prompt(question), answer)
+    query = one(split)
+    return Episode([one('train') for _ in range(shots)], query)
+
+
+def choice_episode(rng, split, shots, ways=4):
+    """What does it do: one of four (STAR: multiple choice over clips)."""
+    def one(split):
+        i = random_clip(rng, split)
+        return Example(clip_media(split, i), question_prompt('what does it do?'), happening(clip(split, i))), clip(split, i)
+    query, truth = one(split)
+    others = [e if e != 'turns' else f'turns {rng.choice(list(COLOURS))}' for e in EVENTS if e != truth.event]
+    choices = [query.answer, *(str(e) for e in rng.choice(others, ways - 1, replace=False))]
+    return Episode([one('train')[0] for _ in range(shots)], query, choices=[choices[k] for k in rng.permutation(ways)])
+
+
+def dialogue_episode(rng, split, shots):
+    """The last question of a dialogue about a picture, its possible answers ranked (VisDial).
+
+    The truth counts 1, an answer that says it among other things one half, all others 0.
+    """
+    def one(split):
+        i = random_picture(rng, split)
+        s = scene(split, i)
+        asked = questions(s)
+        *before, (kind, question, answer) = [asked[k] for k in rng.permutation(len(asked))[:int(rng.integers(2, 4))]]
+        caption = f'a {s.colour} thing.' if kind != 'colour' else 'a thing.'
+        example = Example(picture_media(split, i), dialogue_prompt(caption, [(q, a) for _, q, a in before], question), answer)
+        return example, s, kind
+    query, s, kind = one(split)
+    right = {query.answer: 1.0, phrase(s, size=kind == 'size', fill=False): 0.5 if kind in ('colour', 'shape', 'count', 'size') else 0.0}
+    wrong = {'colour': COLOURS, 'shape': SHAPES, 'count': NUMBERS[1:], 'size': SIZES, 'place': PLACE_WORDS.values(), 'sign': GLYPHS}
+    pool = [w for words in wrong.values() for w in words if w not in right and w != query.answer]
+    pool = [w for w in wrong[kind] if w not in right] + [str(w) for w in rng.choice(pool, 6, replace=False)]
+    choices = [*right, *dict.fromkeys(pool)][:12]
+    order = rng.permutation(len(choices))
+    return Episode([one('train')[0] for _ in range(shots)], query, choices=[choices[k] for k in order],
+                   relevance=[right.get(choices[k], 0.0) for k in order])
+
+
+def statement_episode(rng, split, shots, turn=None):
+    """Is a written statement true of the picture? Yes or no (the form of HatefulMemes). A false one is wrong in its colour
+    or in its shape. turn: odd for a true statement; by chance unless said."""
+    def one(split, true):
+        i = random_picture(rng, split)
+        s = scene(split, i)
+        told = s
+        if not true:
+            kind, values = (('colour', list(COLOURS)), ('shape', SHAPES))[int(rng.integers(2))]
+            told = replace(s, **{kind: str(rng.choice([v for v in values if v != getattr(s, kind)]))})
+        return Example(picture_media(split, i), statement_prompt(phrase(told, size=False, fill=False), 'Is it true?'), 'yes' if true else 'no')
+    query = one(split, bool(rng.integers(2) if turn is None else turn % 2))
+    return Episode([one('train', bool(rng.integers(2))) for _ in range(shots)], query, choices=['yes', 'no'])
+
+
+def action_episode(rng, split, shots):
+    """Every action there is, as a caption of this clip (RareAct: things do what nobody saw them do before). The choices
+    are in the order of EVENTS."""
+    def one(split):
+        i = random_clip(rng, split)
+        c = clip(split, i)
+        thing, new = phrase(c.scene, size=False, fill=False), str(rng.choice([n for n in COLOURS if n != c.scene.colour]))
+        said = [f'{thing} {happening(c) if e == c.event else f"{e} {new}" if e == "turns" else e}' for e in EVENTS]
+        return Example(clip_media(split, i), ACTION_PROMPT, said[list(EVENTS).index(c.event)]), said
+    query, said = one(split)
+    return Episode([one('train')[0] for _ in range(shots)], query, choices=said)

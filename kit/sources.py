@@ -437,6 +437,21 @@ class Pairs:
         return self.at(self.order(i), int(rng.integers(self.n_variant)))
 
 
+def readable_pairs(pairs, pixels, report):
+    """The Pairs whose pictures can be read; what cannot is in the report. pixels: kit.features.Pixels. Raises BadInput if there
+    are none."""
+    good = []
+    for i, item in enumerate(pairs.items):
+        try:
+            pixels(pairs.media(i))
+            good.append(item)
+        except BadItem as e:
+            report.add(e)
+    if not good:
+        raise BadInput(f'{pairs.name}: no picture can be read: ' + '; '.join(report.lines()))
+    return Pairs(good, pairs.name, pairs.n_frame, pairs.n_variant, pairs.seed, pairs.flip, pairs.report)
+
+
 # ---------------------------------------------------------------------------------------------
 # Few-shot pages
 

@@ -137,7 +137,7 @@ def test_mistakes_get_one_line(script, tmp_path):
     assert 'out_dir' in run(script, '--out_dri=x', code=2)
     assert 'seed' in run(script, '--seed=three', code=2)
     if script != 'train.py':
-        assert 'flamingo.pt' in run(script, f'--out_dir={tmp_path}/nothing', code=2)
+        assert 'other.pt' in run(script, f'--out_dir={tmp_path}/nothing', '--checkpoint=other.pt', code=2)
     assert '--out_dir=out' in run(script, '--help')
 
 

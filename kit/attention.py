@@ -1,0 +1,101 @@
+"""Where does the model look at each word? Attention of the gated layers, followed back through the resampler to the picture.
+
+    weights of a word on a place  =  Σ_r  (mean over gated layers and heads: word → visual token r)
+                                        · (mean over resampler layers and heads: visual token r → place)
+"""
+import contextlib
+import math
+
+import torch
+from PIL import Image
+
+
+def text_to_visual(layer, y, image_index, kv):
+    """The weights of one gated layer (xattn.GatedCrossAttention), mean over heads: y (1,T,D), image_index (1,T), kv its keys and
+    values, (1,N,H,R,d) each -> (T,N,R), which sum to 1, or to 0 where a token sees no picture."""
+    q = layer.to_q(layer.norm(y)).unflatten(-1, (layer.n_head, layer.head_dim))[0]        # (T,H,d)
+    score = torch.einsum('thd,nhrd->thnr', q, kv[0][0]) / math.sqrt(layer.head_dim)
+    image = torch.arange(1, score.shape[2] + 1, device=y.device)
+    sees = image == image_index[0, :, None] if layer.attend == 'last' else image <= image_index[0, :, None]  # (T,N)
+    score = score.masked_fill(~sees[:, None, :, None], -torch.inf)
+    return score.flatten(2).softmax(-1).nan_to_num(0.0).view_as(score).mean(1)            # a row that sees nothing is NaN
+
+
+def visual_to_places(layer, latents, media):
+    """The weights of one resampler layer on the media, mean over heads: latents (B,R,D), media (B,F*S,D) -> (B,R,F*S), which sum
+    to less than 1: latents look at each other, too."""
+    latents = layer.norm_latents(latents)
+    source = torch.cat([layer.norm_media(media), latents], dim=1)                         # (B,F*S+R,D)
+    q = layer.to_q(latents).unflatten(-1, (layer.n_head, layer.head_dim))                 # (B,R,H,d)
+    k = layer.to_kv(source).chunk(2, dim=-1)[0].unflatten(-1, (layer.n_head, layer.head_dim))
+    score = torch.einsum('brhd,bshd->bhrs', q, k) / math.sqrt(layer.head_dim)
+    return score.softmax(-1).mean(1)[..., :media.shape[1]]
+
+
+@contextlib.contextmanager
+def watching(layers, hook):
+    """Inside, hook(layer, its arguments) comes before each of the layers."""
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def look(model, tokens, image_index, features, frame_mask):
+    """tokens, image_index (1,T), features (1,N,F,S,D_v), frame_mask (1,N,F) -> (T,N,F,S): how much each token, while the next one
+    is predicted, looks at each place of each picture; sums to 1 over all of them, or to 0 where it sees none."""
+    from_text, kept = [], iter(model.visual_keys_values(features=features, frame_mask=frame_mask))
+    with watching(model.gated, lambda layer, args: from_text.append(text_to_visual(layer, args[0], args[2], next(kept)))):
+        model(tokens, image_index, features=features, frame_mask=frame_mask)
+    from_text = sum(from_text) / len(from_text)                                           # (T,N,R)
+    n_image, n_frame, n_place = features.shape[1:4]
+    out = torch.zeros(len(from_text), n_image, n_frame, n_place, device=features.device)
+    for n in range(n_image):                                                              # one by one: clips differ in length
+        maps, real = [], int(frame_mask[0, n].sum())
+        with watching(model.resampler.layers, lambda layer, args: maps.append(visual_to_places(layer, *args))):
+            model.visual_keys_values(features=features[:, n:n + 1, :real])
+        to_places = sum(maps)[0]
+        to_places = to_places / to_places.sum(-1, keepdim=True)                           # (R,F*S)
+        out[:, n, :real] = (from_text[:, n] @ to_places).unflatten(-1, (real, n_place))
+    return out
+
+
+def words(asker, document, answer, most=48):
+    """The last `most` words of a prompt and of the answer to it, for pictures.attention_sheet, and the gates in words.
+
+    document: data.Document; answer: token ids, read as far as they fit the context. -> ([{'word', 'picture', 'weights'}], title). Words that see no picture are
+    left out. The picture is the one most looked at, of a clip the frame.
+    """
+    prompts = asker.prompts([document])
+    if prompts['features'] is None:
+        return [], 'no picture'
+    device, answer = prompts['tokens'].device, answer[:asker.model.lm.n_context - prompts['tokens'].shape[1]]
+    tokens = torch.cat([prompts['tokens'], torch.tensor([answer], dtype=torch.long, device=device)], dim=1)
+    index = torch.cat([prompts['image_index'], prompts['image_index'][:, -1:].expand(-1, len(answer))], dim=1)
+    weights = look(asker.model, tokens, index, prompts['features'], prompts['frame_mask']).cpu()  # (T,N,F,S)
+    pixels = [asker.features.pixels(piece) for piece in document.pieces if hasattr(piece, 'load')]
+    n_prompt, tokenizer, parts = prompts['tokens'].shape[1], asker.tokenizer, []
+    for t, token in enumerate(tokens[0].tolist()):
+        if token >= tokenizer.image or token in (tokenizer.bos, tokenizer.pad):
+            continue
+        text = tokenizer.decode([token])
+        # A word is predicted by the token before it, so that is the one whose look counts.
+        goes_on = parts and parts[-1][-1][0] == t - 1 and t != n_prompt and not text.startswith((' ', '\n'))
+        (parts[-1].append if goes_on else lambda part: parts.append([part]))((t, token))
+    steps = []
+    for part in parts[-most:]:
+        seen = torch.stack([weights[t - 1] for t, _ in part]).mean(0)                     # (N,F,S)
+        if seen.sum() == 0:
+            continue
+        image = int(seen.sum((1, 2)).argmax())
+        frame = int(seen[image].sum(1).argmax())
+        side = math.isqrt(seen.shape[-1])
+        picture = Image.fromarray(pixels[image][frame].permute(1, 2, 0).numpy())
+        word = tokenizer.decode([token for _, token in part]).strip()
+        steps.append({'word': f'{"answer" if part[0][0] >= n_prompt else "prompt"}, picture {image + 1}: {word}', 'picture': picture,
+                      'weights': seen[image, frame].view(side, -1).numpy()})
+    gates = '  '.join(f'{x:.2f} {d:.2f}' for x, d in asker.model.gates())
+    return steps, f'Where it looks. Gates tanh(a_x), tanh(a_d) by depth: {gates}'

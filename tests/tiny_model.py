@@ -1,0 +1,27 @@
+"""A Flamingo of a few thousand weights, random but with open gates: for tests of what surrounds the model."""
+from dataclasses import asdict
+
+import torch
+
+from data import Tokenizer
+from kit import checkpoint
+from model import GPT, Flamingo, FlamingoConfig
+from vision import new_contrastive
+
+
+def save_tiny(path, seed=0, **changes):
+    """Write it as a flamingo.pt."""
+    torch.manual_seed(seed)
+    tokenizer = Tokenizer.load('assets/tokenizer.tiktoken')
+    sizes = dict(lm_layer=2, lm_dim=32, lm_head=2, xattn_head=2, xattn_head_dim=16, resampler_layer=1, resampler_dim=32, resampler_head=2,
+                 resampler_head_dim=16, n_latent=4, dim_embed=32, text_dim=32, text_head=2, n_context=256)
+    config = FlamingoConfig(n_vocab=tokenizer.n_vocab, bos=tokenizer.bos, pad=tokenizer.pad, **sizes | changes)
+    contrastive = new_contrastive(config)
+    model = Flamingo(config, contrastive.vision, GPT.from_config(config))
+    with torch.no_grad():
+        for layer in model.gated:
+            layer.alpha_x.fill_(1.0)
+            layer.alpha_d.fill_(0.5)
+    text = {k: v for k, v in contrastive.state_dict().items() if not k.startswith('vision.')}
+    checkpoint.save(str(path), 'flamingo', config=asdict(config), tokenizer=tokenizer.state(), keys={'seed': seed, 'n_latent': 4},
+                    flamingo=model.state_dict(), contrastive=text)

@@ -392,7 +392,7 @@ def clip_page(rng, n_clip=(2, 10)):
     return Document(pieces, 'examples')
 
 
-PAGES = ((naming_page, 0.55), (caption_page, 0.2), (question_page, 0.12), (clip_page, 0.08), (story_page, 0.05))
+PAGES = ((naming_page, 0.48), (caption_page, 0.27), (question_page, 0.12), (clip_page, 0.08), (story_page, 0.05))
 # The first pages have captions only; the others come in over as many again. *Why.* Captions tie what the encoder sees
 # to words that the language model knows, and that opens the gates. Names mean nothing to it; while the gates are shut
 # their loss is pure noise, and enough of it keeps them shut (with 45 % naming pages from the start, still at chance

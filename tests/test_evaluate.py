@@ -462,19 +462,17 @@ def test_a_halved_checkpoint_answers_nearly_the_same(out, tmp_path, asker):
         checkpoint.halve(str(tmp_path / 'small.pt'), str(tmp_path / 'x' / 'y.pt'))
 
 
-# To be switched on once assets/nano.pt is there (python -m kit.checkpoint out/flamingo.pt assets/nano.pt):
-#
-# def test_the_small_checkpoint_keeps_to_its_table():
-#     """assets/nano.pt, fresh from a clone, does what assets/nano.json says it did: the same episodes, fewer of them."""
-#     assert os.path.getsize(evaluate.NANO) <= 8_000_000
-#     told = json.load(open(evaluate.NANO.replace('.pt', '.json')))
-#     assert told['made by'].startswith('python train.py')
-#     nano, contrastive = evaluate.load(evaluate.NANO)
-#     rows = [r for r in told['rows'] if r['task'] == 'naming' and r['shots'] == 1] + [r for r in told['rows'] if r['task'] in ('caption', 'question') and r['shots'] == 0]
-#     assert {(r['ways'], r['control']) for r in rows} >= {(2, None), (4, None), (2, 'blank_support'), (4, 'blank_support')}
-#     for r in rows:
-#         found = evaluate.measure(nano, r['task'], r['shots'], 100, r['ways'], r['control'], seed=1)[0]
-#         assert found['low'] <= r['high'] and r['low'] <= found['high'], (r, found)
-#     [seen] = [r for r in told['rows'] if r['task'] == 'zero_shot']
-#     found = evaluate.zero_shot(contrastive, nano.tokenizer, nano.features, 200)
-#     assert found['low'] <= seen['high'] and seen['low'] <= found['high']
+def test_the_small_checkpoint_keeps_to_its_table():
+    """assets/nano.pt, fresh from a clone, does what assets/nano.json says it did: the same episodes, fewer of them."""
+    assert os.path.getsize(evaluate.NANO) <= 8_000_000
+    told = json.load(open(evaluate.NANO.replace('.pt', '.json')))
+    assert told['made by'].startswith('python train.py')
+    nano, contrastive = evaluate.load(evaluate.NANO)
+    rows = [r for r in told['rows'] if r['task'] == 'naming' and r['shots'] == 1] + [r for r in told['rows'] if r['task'] in ('caption', 'question') and r['shots'] == 0]
+    assert {(r['ways'], r['control']) for r in rows} >= {(2, None), (4, None), (2, 'blank_support'), (4, 'blank_support')}
+    for r in rows:
+        found = evaluate.measure(nano, r['task'], r['shots'], 100, r['ways'], r['control'], seed=1)[0]
+        assert found['low'] <= r['high'] and r['low'] <= found['high'], (r, found)
+    [seen] = [r for r in told['rows'] if r['task'] == 'zero_shot']
+    found = evaluate.zero_shot(contrastive, nano.tokenizer, nano.features, 200)
+    assert found['low'] <= seen['high'] and seen['low'] <= found['high']

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import Media
 from kit.configurator import BadInput, BadItem
 from kit.pages import PageReader, decode_html, open_pages
 from kit.sources import Pairs, open_folder, open_path, open_source

@@ -12,7 +12,6 @@ import sys
 import time
 import types
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,6 @@ from data import Document, Episode, Tokenizer, encode
 from kit import bpe, checkpoint, tasks
 from kit.configurator import BadInput, BadItem, command, configure
 from kit.sources import LIMIT_FRAMES, Report, open_folder, read_frames
-from model import GPT, Flamingo, FlamingoConfig
-from vision import new_contrastive
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / 'assets' / 'tokenizer.tiktoken'
@@ -773,7 +770,8 @@ def test_every_key_of_evaluation_at_its_edges(out, tmp_path, monkeypatch):
     for key in evaluate.SOURCES[1:]:
         for argument in [*filter(None, EDGES[str]), 'pipe', '.']:
             more = ['--images=.', f'--vqa_annotations={argument}'] if key == 'vqa_questions' else ['--images=.']
-            assert main_of(evaluate, *base, '--episodes=', f'--{key}={argument}', *more)[0] == 2, (key, argument)
+            status = main_of(evaluate, *base, '--episodes=', f'--{key}={argument}', *more)[0]
+            assert status == 2 or (status, argument) == (0, '.'), (key, argument)  # by now there are pictures in the folders here
 
 
 def test_every_key_of_the_tokenizers_maker_at_its_edges(tmp_path, monkeypatch):

@@ -202,6 +202,8 @@ class LanguageStage:
         if self.config['gpt2']:
             self.module = GPT.from_gpt2(self.config['gpt2'])
             run.expect_sizes('gpt2', self.module.sizes())
+        if not self.config['text'] and self.config['language_iters']:
+            raise BadInput('the language stage needs text: give text')
         self.sources = {'text': 1.0}
         self.n_iter, self.lr, self.n_part = self.config['language_iters'], self.config['language_lr'], self.config['micro_batches']
         self.net = run.spread(self.module, self.module.h, recomputed=self.module.h)

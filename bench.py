@@ -309,7 +309,7 @@ class Whole:
 
     def __init__(self, config):
         with tempfile.TemporaryDirectory() as config.out_dir:
-            self.run = train.Run(config)
+            self.run = train.Run(config, train.KEYS)
             torch.manual_seed(0)
             self.vision, self.language = train.VisionStage(self.run), train.LanguageStage(self.run)
             self.run.save_stage(self.vision)

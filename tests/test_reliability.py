@@ -240,7 +240,7 @@ def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
 def small_run(tmp_path, *arguments):
     config = configure(train.KEYS, [f'--out_dir={tmp_path}', *TINY, *arguments])
     train.check_values(config)
-    return train.Run(config)
+    return train.Run(config, train.KEYS)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_path):
@@ -288,7 +288,7 @@ def out(tmp_path_factory):
     torch.manual_seed(0)
     config = configure(train.KEYS, [f'--out_dir={folder}', *TINY])
     os.makedirs(folder)
-    run = train.Run(config)
+    run = train.Run(config, train.KEYS)
     for name in ('vision', 'language', 'flamingo'):
         run.save_stage(train.STAGES[name](run))
     stage = train.VisionStage(run)
@@ -323,7 +323,7 @@ LOADERS = {
     'evaluate.load': ('flamingo.pt', lambda folder: evaluate.load(folder / 'flamingo.pt')),
     'vision.pt': ('vision.pt', lambda folder: small_run(folder).load_stage('vision', 'contrastive')),
     'language.pt': ('language.pt', lambda folder: small_run(folder).load_stage('language', 'lm')),
-    'training.pt': ('training.pt', lambda folder: small_run(folder).load_progress()),
+    'training.pt': ('training.pt', lambda folder: small_run(folder).load_progress(train.STAGES)),
 }
 
 
@@ -440,7 +440,7 @@ def test_a_damaged_state_of_training_is_one_line(out, tmp_path, change):
     torch.save(content, tmp_path / 'training.pt')
     run = small_run(tmp_path)
     with pytest.raises(BadInput) as e:
-        progress = run.load_progress()
+        progress = run.load_progress(train.STAGES)
         train.train_stage(run, train.VisionStage(run), ['vision'], progress)
     assert '\n' not in str(e.value)
 

@@ -389,7 +389,7 @@ def small_run(out_dir, *arguments):
     config = configure(train.KEYS, [f'--out_dir={out_dir}', *SMALL, *arguments])
     train.check_values(config)
     os.makedirs(out_dir, exist_ok=True)
-    run = train.Run(config)
+    run = train.Run(config, train.KEYS)
     run.write_log = lambda: None
     return run
 

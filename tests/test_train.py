@@ -18,7 +18,7 @@ def small_run(tmp_path, *arguments):
     config = configure(train.KEYS, [f'--out_dir={tmp_path}', '--device=cpu', '--batch_m3w=2', '--batch_align=2', '--batch_ltip=2', '--batch_vtp=2',
                                     '--vision_batch=4', '--eval_n=2', *arguments])
     train.check_values(config)
-    return train.Run(config)
+    return train.Run(config, train.KEYS)
 
 
 @pytest.fixture()

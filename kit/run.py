@@ -1,0 +1,314 @@
+"""What the stages of a training share: the configuration, the data, and the folder that keeps it all.
+
+A `Run` answers three questions. What is batch number i of a source? (Always the same, whoever asks and whenever: the position in
+the data is the step number, and resuming needs nothing else.) What cannot be read, and how much of it is too much? And what must
+be on disk for the next sitting to go on as if nothing had happened?
+"""
+import csv
+import os
+import time
+from collections import Counter
+from dataclasses import asdict, fields
+from functools import partial
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint as recompute
+
+from data import Document, Media, Tokenizer, encode
+from kit import checkpoint, distributed, pictures
+from kit.bpe import train_bpe
+from kit.configurator import BadInput, BadItem, check_memory, pick_device, pick_dtype
+from kit.features import Pixels
+from kit.pages import is_pages
+from kit.sources import Report, open_folder, open_source, readable_pairs, split_spec
+from model import PRESETS, Flamingo, FlamingoConfig
+
+SIZES = [f for f in fields(FlamingoConfig) if f.name not in ('n_vocab', 'bos', 'pad')]
+SOURCES = ('m3w', 'align', 'ltip', 'vtp')
+# Keys that say how a run is carried out, not what it computes; they may change when it continues.
+FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'shard', 'activation_checkpointing', 'micro_batches', 'workers', 'log_every',
+             'max_minutes', 'test_n'}
+
+
+class Run:
+    """The configuration, the data and the folder of one `python train.py`."""
+
+    def __init__(self, config, keys):
+        """keys: train.KEYS, all there are and their defaults"""
+        self.config = {k: v for k, v in vars(config).items() if k in keys}
+        self.default_tokenizer = keys['tokenizer'][0]
+        if config.preset not in PRESETS:
+            raise BadInput(f'--preset={config.preset}: expected one of {", ".join(PRESETS)}')
+        self.device = distributed.begin(pick_device(config.device, meta=False), config.shard)
+        self.dtype = pick_dtype(config.dtype, self.device)
+        sizes = {f.name: self.config[f.name] for f in SIZES if f.name in config.given or f.name not in PRESETS[config.preset]}
+        self.config |= {k: v for k, v in PRESETS[config.preset].items() if k in self.config and k not in sizes}
+        self.report = Report()
+        # A source may be given as the name of another: m3w = 'align' makes pages of the same folder.
+        specs = {role: self.config[self.config[role] if self.config[role] in SOURCES else role] for role in (*SOURCES, 'text')}
+        self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip, config.images)
+                        for role, spec in specs.items() if spec}
+        self.tried, self.failed = Counter(), Counter()  # documents of each source
+        self.left_out = {}                              # what was met in training and cannot be read: where -> kind
+        self.ahead = {}                                 # (reads, source, i) -> a batch of the step at hand
+        self.tokenizer = self.choose_tokenizer()
+        self.size = self.check_size()
+        self.pixels = Pixels(self.size.image_size, self.size.n_frame)
+        # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
+        pages = [path for path, _ in split_spec('m3w', specs['m3w'])] if specs['m3w'] else []
+        held = None if 'shapes' in pages else held_out(specs, self.config['n_frame'], config.images)
+        self.held_out = held and readable_pairs(held, self.pixels, self.report)
+        self.rows = []        # of log.csv
+        self.stop = None      # why to stop after this step: a signal's number, or OUT_OF_TIME
+        self.training = True  # is there anything that would be lost?
+        self.started = time.time()
+        self.minutes_before = 0.0  # of earlier sittings of the same run
+
+    def check_size(self):
+        """-> FlamingoConfig. Raises BadInput where these sizes make no model, or none that this machine could hold."""
+        t = self.tokenizer
+        try:
+            size = FlamingoConfig(**{f.name: self.config[f.name] for f in SIZES}, n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
+        except ValueError as e:
+            raise BadInput(f'--{e}') from e
+        if size.n_context < 64:
+            raise BadInput(f'--n_context={size.n_context}: few-shot prompts need at least 64 tokens')
+        if size.n_token > size.n_context:
+            raise BadInput(f'--n_token={size.n_token}: longer than the context, --n_context={size.n_context}')
+        with torch.device('meta'):  # where tensors have sizes and take no memory
+            n = sum(p.numel() for p in Flamingo(size).parameters())
+        check_memory(4 * n // (distributed.world() if self.config['shard'] else 1), self.device, f'a model of {n / 1e6:,.0f} million numbers')
+        return size
+
+    def choose_tokenizer(self):
+        name = self.config['tokenizer']
+        if self.config['gpt2'] and name == self.default_tokenizer:  # weights are worth nothing without the words they were trained on
+            name = self.config['gpt2'] if os.path.isdir(self.config['gpt2']) else os.path.dirname(self.config['gpt2']) or '.'
+        if name == 'gpt2' or os.path.isdir(name):
+            return Tokenizer.from_gpt2(None if name == 'gpt2' else name)
+        if name != 'sources':
+            return Tokenizer.load(name)
+        texts = [self.read('text', i, self.sources['text'].text) for i in range(4000) if 'text' in self.sources]
+        return Tokenizer(train_bpe(texts, 1022))
+
+    def spread(self, module, blocks, recomputed, replicated=(), methods=()):
+        """Put a stage's module where it is trained -> what to call in training. recomputed: the blocks that activation
+        checkpointing computes again; the rest as in kit.distributed.spread."""
+        if self.config['activation_checkpointing']:
+            for block in recomputed:
+                block.forward = partial(recompute, block.forward, use_reentrant=False)
+        return distributed.spread(module, self.device, self.config['shard'], blocks, replicated, methods)
+
+    def expect_sizes(self, key, theirs):
+        """The sizes of a published network, {name: size}, must be this run's. Raises BadInput."""
+        wrong = [k for k in theirs if theirs[k] != getattr(self.size, k)]
+        if wrong:
+            raise BadInput(f'{self.config[key]} has ' + ', '.join(f'{k}={theirs[k]} (this run: {getattr(self.size, k)})' for k in wrong)
+                           + '; give ' + ('a tokenizer of its own' if wrong == ['n_vocab'] else ' '.join(f'--{k}={theirs[k]}' for k in wrong if k != 'n_vocab')))
+
+    def path(self, name):
+        return os.path.join(self.config['out_dir'], name)
+
+    def read(self, source, number, make):
+        """make(number of a document or text). One that cannot be read is counted and replaced by another, always the same
+        one. Raises BadInput where most cannot be read."""
+        for attempt in range(50):
+            self.tried[source] += 1
+            try:
+                return make(number + (attempt << 40))
+            except BadItem as e:
+                self.leave_out(e)
+                self.failed[source] += 1
+                if self.tried[source] >= 50 and 2 * self.failed[source] > self.tried[source]:
+                    break
+        raise BadInput(f'{source}: {self.failed[source]} of {self.tried[source]} documents cannot be read: ' + '; '.join(self.report.lines()))
+
+    def document(self, source, number):
+        document = self.sources[source].document(number)
+        for bad in document.dropped:
+            self.leave_out(bad)
+        return document
+
+    def batch(self, reads, source, i):
+        """This process's rows of batch i of a source: as a worker has prepared them, or made here, once for all micro-batches.
+        They are the same, whoever makes them."""
+        if (reads, source, i) not in self.ahead:
+            self.ahead = {key: batch for key, batch in self.ahead.items() if key[2] == i} | {(reads, source, i): getattr(self, reads)(source, i)}
+        return self.ahead[reads, source, i]
+
+    def documents(self, source, start, n):
+        """Documents start … start+n-1 of a source, all of their pictures readable."""
+        def readable(number):
+            document = self.document(source, number)
+            for piece in document.pieces:
+                if isinstance(piece, Media):
+                    self.pixels(piece)
+            return document
+        return [self.read(source, number, readable) for number in range(start, start + n)]
+
+    def pairs(self, source, i):
+        """-> list of Documents, of a picture and its caption each. Here and below: this process's rows of batch i."""
+        n = self.config['vision_batch']
+        rows = distributed.rows(n, 'vision_batch')
+        return self.documents(source, i * n + rows.start, len(rows))
+
+    def texts(self, source, i):
+        """-> token ids (B, T+1) int64: texts one after the other, each after a <BOS>; and where each row starts (B,)."""
+        n, batch = min(self.config['language_tokens'], self.size.n_context), []
+        rows = distributed.rows(self.config['language_batch'], 'language_batch')
+        for k in rows:
+            row, number = [], (i << 24) + (k << 10)  # room for 16,000 rows a step, of a thousand texts each
+            while len(row) <= n:
+                row += [self.tokenizer.bos] + self.tokenizer.encode(self.read(source, number, self.sources[source].text))
+                number += 1
+            batch.append(row[:n + 1])
+        rng = np.random.default_rng([self.config['seed'], 8, i])
+        start = rng.integers(self.size.n_context - n + 1, size=self.config['language_batch'])
+        return np.array(batch), start[rows.start:rows.stop]
+
+    def sequences(self, source, i):
+        """-> list of data.Encoded whose pictures can be read."""
+        n = self.config['batch_' + source]
+        rows = distributed.rows(n, 'batch_' + source)
+        return [self.read(source, i * n + k, lambda number: self.sequence(source, number)) for k in rows]
+
+    def sequence(self, source, number):
+        """Document of that number -> Encoded. Only the pictures in its window are decoded: a page may have many. One that
+        cannot be read is taken out of a page, which is then read again with the same luck."""
+        document = self.document(source, number)
+        while True:
+            rng = np.random.default_rng([self.config['seed'], 7, number, SOURCES.index(source)])  # of its own: whoever reads it, it is the same
+            sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng, self.config['p_next'],
+                              blind_loss=self.config['blind_loss'])
+            bad = []
+            for media in sequence.media:
+                try:
+                    self.pixels(media)
+                except BadItem as e:
+                    if document.kind != 'page':
+                        raise
+                    self.leave_out(e)
+                    bad.append(media)
+            if not bad:
+                sequence.seed = int(rng.integers(2 ** 31))
+                return sequence
+            pieces = [piece for piece in document.pieces if not any(piece is media for media in bad)]
+            if not any(isinstance(piece, Media) for piece in pieces):
+                raise BadItem('page without pictures', document.where)
+            document = Document(pieces, document.kind, document.where)
+
+    def leave_out(self, bad_item):
+        """Count a damaged item, once: it is met again in every epoch."""
+        if bad_item.where not in self.left_out:
+            self.left_out[bad_item.where] = bad_item.kind
+            self.report.add(bad_item)
+
+    def share_left_out(self):
+        """Every process learns what the others could not read."""
+        for left_out in distributed.gather(self.left_out):
+            for where, kind in left_out.items():
+                self.leave_out(BadItem(kind, where))
+
+    def save_stage(self, stage):
+        content = distributed.whole(stage.content())  # by all ranks, ...
+        if distributed.rank() == 0:                   # ... and written by one
+            checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name), config=asdict(self.size), tokenizer=self.tokenizer.state(), keys=self.config,
+                            **content)
+        distributed.barrier()                         # the others read it next
+
+    def load_stage(self, name, module):
+        """-> the content of NAME.pt, which must hold `module` and be of the same sizes and words."""
+        path = self.path(name + '.pt')
+        content = checkpoint.load(path, name, config=dict, tokenizer=dict, keys=dict, **{module: dict})
+        made = content['keys']
+        if content['tokenizer'] != self.tokenizer.state():
+            raise BadInput(f'{path} was made with another tokenizer, --tokenizer={made.get("tokenizer")}; now --tokenizer={self.config["tokenizer"]}')
+        for key, ours in asdict(self.size).items():
+            content['config'].setdefault(key, getattr(FlamingoConfig, key))  # a size that is younger than the file
+            if content['config'][key] != ours:
+                raise BadInput(f'{path} was made with --preset={made.get("preset")} and {key}={content["config"][key]}; '
+                               f'now --preset={self.config["preset"]} and {key}={ours}')
+        return content
+
+    def on_signal(self, number, frame):
+        """Ctrl-C or a polite kill: finish this step, save, leave. A second one, or one when all is saved, leaves at once."""
+        again = self.stop is not None and distributed.world() == 1  # torchrun passes every Ctrl-C on, after all have had it already
+        self.stop = number
+        if again or not self.training:
+            raise KeyboardInterrupt
+
+    def save_progress(self, missing, i, stage=None):
+        """training.pt: everything needed to go on with step i of stage missing[0] as if nothing had happened."""
+        self.share_left_out()
+        state = {'missing': missing, 'iter': i, 'keys': self.config, 'rows': self.rows, 'minutes': self.minutes(), 'left_out': self.left_out}
+        if stage is not None:
+            state |= {'module': distributed.whole(stage.module.state_dict()), 'optimizer': distributed.whole(stage.optimizer.state_dict()),
+                      'random': checkpoint.random_state()}
+        if distributed.rank() == 0:
+            checkpoint.save(self.path('training.pt'), 'training', **state)
+            self.write_log()
+
+    def load_progress(self, stages):
+        """-> what `save_progress` saved; the log and the counts of this run go on from there. Raises BadInput."""
+        path = self.path('training.pt')
+        progress = checkpoint.load(path, 'training', missing=list, iter=int, keys=dict, rows=list, minutes=float, left_out=dict)
+        good = all(name in stages for name in progress['missing']) and progress['iter'] >= 0
+        good &= all(isinstance(row, dict) and 'stage' in row for row in progress['rows'])
+        good &= 'module' not in progress or all(isinstance(progress.get(part), dict) for part in ('module', 'optimizer', 'random'))
+        if not good:
+            raise BadInput(f'{path}: damaged: it is no state of this program')
+        check_same_keys(progress['keys'], self.config, path)
+        self.rows, self.minutes_before = progress['rows'], progress['minutes']
+        for where, kind in progress['left_out'].items():
+            self.leave_out(BadItem(kind, where))
+        return progress
+
+    def minutes(self):
+        """Of training, all sittings together."""
+        return self.minutes_before + (time.time() - self.started) / 60
+
+    def read_log(self):
+        path = self.path('log.csv')
+        if not os.path.exists(path):
+            return []
+        try:
+            with open(path, encoding='utf-8', newline='') as f:
+                rows = list(csv.DictReader(f))
+            if not all('stage' in row and None not in row for row in rows):
+                raise ValueError('a row without its stage, or with more columns than the first')
+            return rows
+        except (ValueError, csv.Error) as e:  # a UnicodeDecodeError is a ValueError
+            raise BadInput(f'{path}: not a log of this program ({e}); move it away to go on') from e
+
+    def write_log(self):
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with checkpoint.whole_file(self.path('log.csv'), 'w', encoding='utf-8') as f:
+            writer = csv.DictWriter(f, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        pictures.save(pictures.curves(self.rows), self.path('curves.png'))
+
+
+def kind_of(stage_name):
+    """A fine-tuned Flamingo is a Flamingo still: sample.py and evaluate.py read it as such."""
+    return 'flamingo' if stage_name == 'finetune' else stage_name
+
+
+def held_out(specs, n_frame, images):
+    """The val (or test) split of the first source of pairs; all of it, if it has none: then evaluation shows what was learned by
+    heart. None where there are no pairs but those of the embedded world."""
+    for role in ('align', 'ltip', 'm3w', 'vtp'):
+        for path, _ in split_spec(role, specs[role]) if specs[role] else []:
+            if path != 'shapes' and not is_pages(path):
+                pairs = open_folder(path, n_frame, split=None, images=images)
+                return next((pairs.split(name) for name in ('val', 'test') if name in pairs.splits), pairs)
+    return None
+
+
+def check_same_keys(saved, now, path):
+    """A run may only be continued with the keys it was begun with."""
+    for key in saved:
+        if key in now and key not in FREE_KEYS and saved[key] != now[key]:
+            raise BadInput(f'{path} was made with --{key}={saved[key]}, now --{key}={now[key]}: '
+                           f'give the same, another --out_dir, or --init_from=scratch to start over')

@@ -312,8 +312,8 @@ class Flamingo(nn.Module):
     forward(tokens (B,T), image_index (B,T), media, targets=None) -> (logits (B,T,V+2), None) or (None, loss).
     media: (B,N,F,3,H,W), uint8 pixels or already normalised floats; or None for text alone. Instead of media,
     `features` (B,N,F,S,D_v) of the frozen encoder may be given. frame_mask (B,N,F) bool: which frames are real.
-    Ids V and V+1 are <image> and <EOC>. With targets (B,T), -100 where there is nothing to learn, logits are
-    computed only where the loss needs them and the mean loss is returned; with nothing to learn it is 0.
+    Ids V and V+1 are <image> and <EOC>. start (B,): the position of each row's first token in the context, 0 unless said.
+    With targets (B,T), -100 where there is nothing to learn, logits are computed only where the loss needs them and the mean loss is returned; with nothing to learn it is 0.
     """
 
     def __init__(self, config, vision=None, lm=None):
@@ -388,13 +388,15 @@ class Flamingo(nn.Module):
         known = self.lm.wte(tokens.masked_fill(new, 0))
         return torch.where(new.unsqueeze(-1), self.new_rows[(tokens - self.image).clamp(min=0)].to(known.dtype), known)
 
-    def stream(self, tokens, image_index, visual=None, cache=None, route=None):
+    def stream(self, tokens, image_index, visual=None, cache=None, route=None, start=None):
         """The whole tower: tokens (B,T) -> what the language model would say next, before the head (B,T,D).
-        With a cache, visual is not needed: its keys and values are kept there."""
+        With a cache, visual is not needed: its keys and values are kept there. start (B,): as in `forward`."""
         t = tokens.shape[1]
         if cache is None:
             self.lm.check_length(t)
             position, row, n_image = torch.arange(t, device=tokens.device), None, 0 if visual is None else visual.shape[1]
+            if start is not None:
+                position = start[:, None] + position                                 # (B,T)
         else:
             cache.begin(t)
             position, row, n_image = cache.position, cache.row, cache.n_image
@@ -412,8 +414,8 @@ class Flamingo(nn.Module):
         """(…,D) -> logits (…,V+2)"""
         return torch.cat([y @ self.lm.wte.weight.T, y @ self.new_rows.T.to(y.dtype)], dim=-1)
 
-    def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None):
-        y = self.stream(tokens, image_index, self.resample(media, features, frame_mask))
+    def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None, start=None):
+        y = self.stream(tokens, image_index, self.resample(media, features, frame_mask), start=start)
         if targets is None:
             return self.head(y), None
         learn = targets != -100                                                      # (B,T)

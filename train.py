@@ -262,8 +262,17 @@ class FlamingoStage:
         if not any(batch.media):  # a picture that nobody looks at: every rank must do the same work, with or without pictures
             batch.media[0].append(evaluate.BLANK)
         self.n_token = batch.tokens.numel() * self.n_part
-        tokens, image_index, targets = (x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets))
-        return share * self.net(tokens, image_index, targets=targets, **self.see(batch.media, [s.seed for s in sequences]))[1]
+        seeds = [s.seed for s in sequences]
+        tokens, image_index, targets, start = (x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets, self.places(seeds)))
+        return share * self.net(tokens, image_index, targets=targets, start=start, **self.see(batch.media, seeds))[1]
+
+    def places(self, seeds):
+        """Where in the context each page stands (B,): half of them at its beginning, as prompts do, the others anywhere. *Why.* What
+        a gated layer asks depends on a word's position, too. Where no page had been longer than 150 tokens, four examples were
+        enough at the beginning (89 % of questions answered), and not a hundred tokens further on (52 %), where long prompts end."""
+        last = self.size.n_context - self.size.n_token
+        rngs = [np.random.default_rng([8, seed]) for seed in seeds]
+        return torch.tensor([int(rng.integers(last + 1)) if rng.random() < 0.5 else 0 for rng in rngs])
 
     def see(self, media, seeds):
         """What the frozen encoder says about these pictures, as keyword arguments of Flamingo.forward.

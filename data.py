@@ -424,18 +424,22 @@ def stack_frames(media, frames):
     `frames(media)` gives one of them as a tensor (F,…): its pixels, or its features. Without any: (None, None).
     """
     arrays = [[frames(m) for m in row] for row in media]
-    n = max(len(row) for row in arrays)
-    if n == 0:
+    mask = frame_mask([[len(a) for a in row] for row in arrays])
+    if mask is None:
         return None, None
-    f = max(len(a) for row in arrays for a in row)
-    one = next(a for row in arrays for a in row)
-    stacked = torch.zeros(len(arrays), n, f, *one.shape[1:], dtype=one.dtype)
-    mask = torch.zeros(len(arrays), n, f, dtype=torch.bool)
-    for b, row in enumerate(arrays):
-        for i, a in enumerate(row):
-            stacked[b, i, :len(a)] = a
-            mask[b, i, :len(a)] = True
+    arrays = torch.cat([a for row in arrays for a in row])  # all real frames, one after the other
+    stacked = arrays.new_zeros(*mask.shape, *arrays.shape[1:])
+    stacked[mask] = arrays
     return stacked, mask
+
+
+def frame_mask(lengths):
+    """How many frames each picture has, in B lists -> (B,N,F) bool, True where there is a frame; None without any picture."""
+    n = max(len(row) for row in lengths)
+    if n == 0:
+        return None
+    lengths = torch.tensor([row + [0] * (n - len(row)) for row in lengths])               # (B,N)
+    return torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
 
 
 def augment(pixels, rng, flip=False, strength=1.0):

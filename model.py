@@ -311,7 +311,7 @@ class Flamingo(nn.Module):
 
     forward(tokens (B,T), image_index (B,T), media, targets=None) -> (logits (B,T,V+2), None) or (None, loss).
     media: (B,N,F,3,H,W), uint8 pixels or already normalised floats; or None for text alone. Instead of media,
-    `features` (B,N,F,S,D_v) of the frozen encoder may be given. frame_mask (B,N,F) bool: which frames are real.
+    `features` of the frozen encoder may be given, as `see` makes them. frame_mask (B,N,F) bool: which frames are real.
     Ids V and V+1 are <image> and <EOC>. With targets (B,T), -100 where there is nothing to learn, logits are
     computed only where the loss needs them and the mean loss is returned; with nothing to learn it is 0.
     """
@@ -353,23 +353,20 @@ class Flamingo(nn.Module):
         return self
 
     def see(self, media, frame_mask=None):
-        """media (B,N,F,3,H,W) -> features (B,N,F,S,D_v). Padded frames are not computed at all."""
-        b, n, f = media.shape[:3]
-        real = media.new_ones(b, n, f, dtype=torch.bool) if frame_mask is None else frame_mask
-        images = media[real]                                                         # (M,3,H,W), real ones only
+        """media (B,N,F,3,H,W) -> features (B,N,F,S,D_v); with a frame_mask those of the M real frames, one after the other
+        (M,S,D_v): what is padding is neither computed nor kept."""
+        images = media.flatten(0, 2) if frame_mask is None else media[frame_mask]    # (M,3,H,W)
         if not media.is_floating_point():
             images = self.vision.normalise(images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.vision not in self.frozen):
             grid = self.vision(images)                                               # (M,S,D_v)
-        if real.all():
-            return grid.view(b, n, f, *grid.shape[1:])
-        return grid.new_zeros(b, n, f, *grid.shape[1:]).masked_scatter(real[..., None, None], grid)
+        return grid.unflatten(0, media.shape[:3]) if frame_mask is None else grid
 
     def resample(self, media=None, features=None, frame_mask=None):
         """-> visual tokens (B,N,R,D), or None for text alone"""
         if features is None and media is not None and media.shape[1] > 0:
             features = self.see(media, frame_mask)
-        if features is None or features.shape[1] == 0:
+        if features is None or features.numel() == 0:
             return None
         # Each position on a scale of one. An encoder's grid can be of any size (our nano NFNet's has an rms of 16), and
         # the time embedding that is added to it would be lost underneath: clips would be pictures.

@@ -276,8 +276,9 @@ class FlamingoStage:
         features, frame_mask = self.features(media)
         drop = self.config['feature_dropout']
         if features is not None and drop > 0:
-            kept = np.stack([np.random.default_rng(seed).random((features.shape[1], features.shape[-1]), np.float32) >= drop for seed in seeds])  # (B,N,D_v)
-            features = features * torch.from_numpy(kept).to(features)[:, :, None, None] / (1 - drop)                   # (B,N,F,S,D_v)
+            kept = [np.random.default_rng(seed).random((len(row), features.shape[-1]), np.float32) >= drop for seed, row in zip(seeds, media)]
+            kept = torch.from_numpy(np.concatenate(kept)).to(features) / (1 - drop)                       # (pictures,D_v)
+            features = features * kept.repeat_interleave(frame_mask.sum(-1)[frame_mask.any(-1)], dim=0).unsqueeze(1)  # (M,S,D_v)
         return {'features': features, 'frame_mask': frame_mask}
 
     def clip(self):

@@ -293,14 +293,10 @@ class SmallModel:
 def stage_step(run, stage, numbers):
     """A step as in train.train_stage, at the next place in the data."""
     def call():
-        i, n_token = next(numbers), 0
-        for name in stage.sources:
-            train.backward(run, stage, name, i)
-            n_token += stage.n_token
-        stage.clip()
+        train.gradients(run, stage, list(stage.sources), next(numbers))
         stage.optimizer.step()
         stage.optimizer.zero_grad()
-        return n_token
+        return stage.n_token
     return call
 
 

@@ -268,6 +268,7 @@ class Encoded:
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
     loss_mask: np.ndarray    # bool: is there something to learn in predicting this token?
     media: list
+    source: str = ''         # which of the sources it came from
     seed: int = 0            # of what training leaves to chance about its pictures
 
     @property
@@ -361,30 +362,47 @@ def window(tokens, index, learn, media, image_token, n_token, n_image, rng):
 
 @dataclass
 class Batch:
-    """Padded sequences. tokens, image_index, targets (B,T) int64; length (B,); media: B lists of Media.
+    """Padded rows, of one sequence each or of several. tokens, image_index, targets, position (B,T) int64; length (B,); media: B
+    lists of Media; sequences: all of them, in the order in which they stand in the rows.
 
-    targets are the tokens moved by one, and -100 where there is nothing to learn.
+    targets are the tokens moved by one, and -100 where there is nothing to learn; position is 0 where a sequence begins.
     """
     tokens: torch.Tensor
     image_index: torch.Tensor
     targets: torch.Tensor
+    position: torch.Tensor
     length: torch.Tensor
     media: list
+    sequences: list
 
 
-def collate(sequences, tokenizer):
-    """list of Encoded -> Batch, padded on the right with <PAD>. Padding sees no picture and is never learned."""
-    b, t = len(sequences), max(len(s.tokens) for s in sequences)
-    tokens = np.full((b, t), tokenizer.pad)
-    image_index = np.zeros((b, t), dtype=np.int64)
-    targets = np.full((b, t), -100)
-    for row, s in enumerate(sequences):
-        n = len(s.tokens)
-        tokens[row, :n] = s.tokens
-        image_index[row, :n] = s.image_index
-        targets[row, :n - 1] = np.where(s.loss_mask[1:], s.tokens[1:], -100)  # position ℓ predicts token ℓ+1
-    length = torch.tensor([len(s.tokens) for s in sequences])
-    return Batch(*map(torch.from_numpy, (tokens, image_index, targets)), length, [s.media for s in sequences])
+def collate(sequences, tokenizer, share=False):
+    """list of Encoded -> Batch, padded on the right with <PAD>. Padding sees no picture and is never learned.
+
+    share: short sequences may share a row. *Why.* Pages are as long as they happen to be, the longest of a batch twice the mean:
+    with a row for each, nearly half of all work would be padding. `position` tells those in one row apart.
+    """
+    rows, room = [], max(len(s.tokens) for s in sequences)
+    for s in sorted(sequences, key=lambda s: -len(s.tokens)) if share else sequences:  # longest first: the short ones fill the gaps
+        row = next((row for row in rows if sum(len(other.tokens) for other in row) + len(s.tokens) <= room), None) if share else None
+        if row is None:
+            rows.append(row := [])
+        row.append(s)
+    length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])
+    shape = len(rows), int(length.max())
+    tokens, image_index, targets, position = (np.full(shape, value) for value in (tokenizer.pad, 0, -100, 0))
+    for r, row in enumerate(rows):
+        start, n_image = 0, 0
+        for s in row:
+            n = len(s.tokens)
+            here = slice(start, start + n)
+            tokens[r, here] = s.tokens
+            image_index[r, here] = np.where(s.image_index > 0, s.image_index + n_image, 0)
+            targets[r, start:start + n - 1] = np.where(s.loss_mask[1:], s.tokens[1:], -100)  # position ℓ predicts token ℓ+1
+            position[r, here] = np.arange(n)
+            start, n_image = start + n, n_image + len(s.media)
+    media = [[m for s in row for m in s.media] for row in rows]
+    return Batch(*map(torch.from_numpy, (tokens, image_index, targets, position)), length, media, [s for row in rows for s in row])
 
 
 # ---------------------------------------------------------------------------------------------

@@ -102,13 +102,14 @@ class SelfAttention(nn.Module):
         self.c_attn = nn.Linear(dim, 3 * dim)
         self.c_proj = nn.Linear(dim, dim)
 
-    def forward(self, x, cache=None, layer=0):
-        """x (B,T,D). With a cache, x are the tokens that come after what it holds."""
+    def forward(self, x, cache=None, layer=0, mask=None):
+        """x (B,T,D). With a cache, x are the tokens that come after what it holds. mask (B,1,T,T): what each token sees, where
+        that is not simply all before it."""
         b, t, _ = x.shape
         q, k, v = self.c_attn(x).view(b, t, 3, self.n_head, -1).unbind(2)            # (B,T,H,d) each
         if cache is None:
             q, k, v = (z.transpose(1, 2) for z in (q, k, v))                         # (B,H,T,d)
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         else:
             k, v = cache.extend(layer, k, v)                                         # (B,H,K,d): all keys so far
             out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=cache.mask)
@@ -125,8 +126,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(dim)
         self.mlp = nn.ModuleDict(dict(c_fc=nn.Linear(dim, 4 * dim), c_proj=nn.Linear(4 * dim, dim)))
 
-    def forward(self, x, cache=None, layer=0):
-        x = x + self.attn(self.ln_1(x), cache, layer)
+    def forward(self, x, cache=None, layer=0, mask=None):
+        x = x + self.attn(self.ln_1(x), cache, layer, mask)
         h = F.gelu(self.mlp.c_fc(self.ln_2(x)), approximate='tanh')  # GPT-2's GELU is the tanh form
         return x + self.mlp.c_proj(h)
 
@@ -312,8 +313,10 @@ class Flamingo(nn.Module):
     forward(tokens (B,T), image_index (B,T), media, targets=None) -> (logits (B,T,V+2), None) or (None, loss).
     media: (B,N,F,3,H,W), uint8 pixels or already normalised floats; or None for text alone. Instead of media,
     `features` of the frozen encoder may be given, as `see` makes them. frame_mask (B,N,F) bool: which frames are real.
+    position (B,T), where several documents share a row: 0 where each begins, counting up; they do not see each other.
     Ids V and V+1 are <image> and <EOC>. With targets (B,T), -100 where there is nothing to learn, logits are
-    computed only where the loss needs them and the mean loss is returned; with nothing to learn it is 0.
+    computed only where the loss needs them and the mean loss is returned; with nothing to learn it is 0. each: instead of their
+    mean, the loss of every target (K,), row by row.
     """
 
     def __init__(self, config, vision=None, lm=None):
@@ -385,13 +388,18 @@ class Flamingo(nn.Module):
         known = self.lm.wte(tokens.masked_fill(new, 0))
         return torch.where(new.unsqueeze(-1), self.new_rows[(tokens - self.image).clamp(min=0)].to(known.dtype), known)
 
-    def stream(self, tokens, image_index, visual=None, cache=None, route=None):
+    def stream(self, tokens, image_index, visual=None, cache=None, route=None, position=None):
         """The whole tower: tokens (B,T) -> what the language model would say next, before the head (B,T,D).
         With a cache, visual is not needed: its keys and values are kept there."""
-        t = tokens.shape[1]
+        t, mask = tokens.shape[1], None
         if cache is None:
             self.lm.check_length(t)
-            position, row, n_image = torch.arange(t, device=tokens.device), None, 0 if visual is None else visual.shape[1]
+            row, n_image = None, 0 if visual is None else visual.shape[1]
+            if position is None:
+                position = torch.arange(t, device=tokens.device)
+            else:
+                document = (position == 0).cumsum(1)                                 # (B,T) which of its row
+                mask = (document[:, :, None] == document[:, None]).tril()[:, None]   # (B,1,T,T)
         else:
             cache.begin(t)
             position, row, n_image = cache.position, cache.row, cache.n_image
@@ -402,22 +410,22 @@ class Flamingo(nn.Module):
             if i % self.config.xattn_every == 0:
                 gated = i // self.config.xattn_every
                 y = self.gated[gated](y, visual, image_index, cache.visual[gated] if cache is not None else None, route, row)
-            y = block(y, cache, i)
+            y = block(y, cache, i, mask)
         return self.lm.ln_f(y)
 
     def head(self, y):
         """(…,D) -> logits (…,V+2)"""
         return torch.cat([y @ self.lm.wte.weight.T, y @ self.new_rows.T.to(y.dtype)], dim=-1)
 
-    def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None):
-        y = self.stream(tokens, image_index, self.resample(media, features, frame_mask))
+    def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None, position=None, each=False):
+        y = self.stream(tokens, image_index, self.resample(media, features, frame_mask), position=position)
         if targets is None:
             return self.head(y), None
         learn = targets != -100                                                      # (B,T)
         logits = self.head(y[learn])                                                 # (number of targets, V+2)
+        losses = F.cross_entropy(logits.float(), targets[learn], reduction='none')
         # The sum over none is 0, where a mean would be NaN: a sequence may have nothing to learn.
-        loss = F.cross_entropy(logits.float(), targets[learn], reduction='sum') / learn.sum().clamp(min=1)
-        return None, loss
+        return None, losses if each else losses.sum() / max(len(losses), 1)
 
     def gates(self):
         """-> [(tanh α_x, tanh α_d) of each gated layer], floats"""

@@ -124,14 +124,13 @@ class PerceiverResampler(nn.Module):
         return self.norm(x)
 
     def forward(self, media, frame_mask=None):
-        if frame_mask is None:
-            frame_mask = media.new_ones(media.shape[:3], dtype=torch.bool)
+        whole = frame_mask is None or bool(frame_mask.all())
+        frame_mask = media.new_ones(media.shape[:3], dtype=torch.bool) if frame_mask is None else frame_mask
         b, n, f = frame_mask.shape
-        if media.ndim == 5:
-            media = media.flatten(0, 2) if frame_mask.all() else media[frame_mask]     # (M,S,D_in), M real frames
-        x_f = self.project(media) + self.time(frame_mask)[frame_mask].unsqueeze(1)     # (M,S,D)
+        real = lambda x: x.flatten(0, 2) if whole else x[frame_mask]                   # (B,N,F,…) -> (M,…), M real frames
+        x_f = self.project(real(media) if media.ndim == 5 else media) + real(self.time(frame_mask)).unsqueeze(1)  # (M,S,D)
         s = x_f.shape[1]
-        if frame_mask.all():
+        if whole:
             return self.resample(x_f.view(b * n, f * s, -1)).unflatten(0, (b, n))
         # Where lengths differ, images with equally many frames go together. Padding is not masked but left out: a
         # picture beside a clip of 8 frames would otherwise pay for all 8.

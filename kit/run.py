@@ -191,7 +191,7 @@ class Run:
                     self.leave_out(e)
                     bad.append(media)
             if not bad:
-                sequence.seed = int(rng.integers(2 ** 31))
+                sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
                 return sequence
             pieces = [piece for piece in document.pieces if not any(piece is media for media in bad)]
             if not any(isinstance(piece, Media) for piece in pieces):

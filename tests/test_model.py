@@ -219,6 +219,17 @@ def test_padding_has_no_influence(attend):
         torch.testing.assert_close(logits[b, :n], single[0], rtol=1e-9, atol=1e-9)
 
 
+def test_documents_that_share_a_row_do_not_see_each_other():
+    """'^1#23$#45' and '^12#34' in one row say what each says alone."""
+    model = flamingo().double()
+    media, texts = pictures(1, 3), ('^1#23$#45', '^12#34')
+    prompts = read(model, texts[0] + texts[1])
+    prompts['image_index'][:, 9:12] = 0  # before its own picture the second sees none
+    one = logits_of(model, prompts, media, position=torch.tensor([[*range(9), *range(6)]]))[0]
+    torch.testing.assert_close(one[:9], logits_of(model, read(model, texts[0]), media[:, :2])[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(one[9:], logits_of(model, read(model, texts[1]), media[:, 2:])[0], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize('attend', ['last', 'all_previous'])
 def test_a_row_does_not_depend_on_its_neighbours(attend):
     """The same row beside others, in another place, with other pictures around it."""

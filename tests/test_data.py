@@ -366,11 +366,11 @@ def test_short_sequences_share_a_row():
     long, one, two = encode(Document(['abcd', A, 'ef']), BYTES), encode(Document([B, Given('x')], 'examples'), BYTES), encode(Document(['a', A]), BYTES)
     batch = collate([one, long, two], BYTES, share=True)
     bos, image, eoc, pad = BYTES.bos, BYTES.image, BYTES.eoc, BYTES.pad
-    assert all(a is b for a, b in zip(batch.sequences, (long, one, two), strict=True)) and batch.media == [[A], [B, A]]
-    assert batch.tokens[1].tolist() == [bos, image, ord('x'), eoc, bos, ord('a'), eoc, image, eoc, pad]
-    assert batch.image_index[1].tolist() == [0, 1, 1, 1, 0, 0, 0, 2, 2, 0]
-    assert batch.position[1].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 0]
-    assert batch.targets[1].tolist() == [-100, -100, eoc, -100, ord('a'), eoc, -100, eoc, -100, -100]
+    assert all(a is b for a, b in zip(batch.sequences, (long, two, one), strict=True)) and batch.media == [[A], [A, B]]
+    assert batch.tokens[1].tolist() == [bos, ord('a'), eoc, image, eoc, bos, image, ord('x'), eoc, pad]
+    assert batch.image_index[1].tolist() == [0, 0, 0, 1, 1, 0, 2, 2, 2, 0]
+    assert batch.position[1].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0]
+    assert batch.targets[1].tolist() == [ord('a'), eoc, -100, eoc, -100, -100, -100, eoc, -100, -100]
     assert batch.length.tolist() == [10, 9]
 
 

@@ -253,21 +253,22 @@ class Cache:
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.lm_layer)]
         self.length = torch.zeros(n_row, dtype=torch.long, device=device)            # (B,) tokens held
         self.visual = visual                                                         # per gated layer: keys and values (B,N,H,R,d)
-        self.row = torch.arange(n_row, device=device)                                # whose pictures each row sees
+        self.row = None                                                              # whose pictures each row sees (B,); None: its own
         self.n_image = 0 if visual[0] is None else visual[0][0].shape[1]
 
     def begin(self, t):
         """Before T more tokens: their positions, and which keys each of them may see."""
         self.position = self.length[:, None] + torch.arange(t, device=self.length.device)  # (B,T)
         self.n_key = int(self.length.max()) + t
-        key = torch.arange(self.n_key, device=self.length.device)
-        self.mask = (key <= self.position[:, :, None])[:, None]                      # (B,1,T,K)
+        self.place = (torch.arange(len(self.position), device=self.length.device)[:, None] * self.k[0].shape[1] + self.position).flatten()  # (B*T,)
+        hidden = torch.arange(self.n_key, device=self.length.device) > self.position[:, :, None]  # (B,T,K)
+        # In the form that attention adds to its scores, or every layer would make it anew.
+        self.mask = torch.zeros(hidden.shape, dtype=self.k[0].dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)[:, None]  # (B,1,T,K)
 
     def extend(self, layer, k, v):
         """k, v (B,T,H,d) of the new tokens -> all keys and values (B,H,K,d)"""
-        rows = torch.arange(len(k), device=k.device)[:, None]
-        self.k[layer][rows, self.position] = k.to(self.k[layer].dtype)
-        self.v[layer][rows, self.position] = v.to(self.v[layer].dtype)
+        for held, new in ((self.k[layer], k), (self.v[layer], v)):
+            held.flatten(0, 1).index_copy_(0, self.place, new.flatten(0, 1).to(held.dtype))
         return self.k[layer][:, :self.n_key].transpose(1, 2), self.v[layer][:, :self.n_key].transpose(1, 2)
 
     def keep_only(self, index):
@@ -300,7 +301,7 @@ class Cache:
         """Keep these rows, in this order; a row may be taken several times (beams, candidates)."""
         self.k = [k.index_select(0, rows) for k in self.k]
         self.v = [v.index_select(0, rows) for v in self.v]
-        self.length, self.row = self.length[rows], self.row[rows]  # the pictures stay where they are
+        self.length, self.row = self.length[rows], rows if self.row is None else self.row[rows]  # the pictures stay where they are
 
 
 # ---------------------------------------------------------------------------------------------
@@ -388,7 +389,7 @@ class Flamingo(nn.Module):
         known = self.lm.wte(tokens.masked_fill(new, 0))
         return torch.where(new.unsqueeze(-1), self.new_rows[(tokens - self.image).clamp(min=0)].to(known.dtype), known)
 
-    def stream(self, tokens, image_index, visual=None, cache=None, route=None, position=None):
+    def stream(self, tokens, image_index, visual=None, cache=None, position=None):
         """The whole tower: tokens (B,T) -> what the language model would say next, before the head (B,T,D).
         With a cache, visual is not needed: its keys and values are kept there."""
         t, mask = tokens.shape[1], None
@@ -403,8 +404,7 @@ class Flamingo(nn.Module):
         else:
             cache.begin(t)
             position, row, n_image = cache.position, cache.row, cache.n_image
-        if n_image > 0 and route is None and self.config.attend == 'last':
-            route = route_tokens(image_index, n_image, row)                          # once, for all gated layers
+        route = route_tokens(image_index, n_image, row) if n_image > 1 and self.config.attend == 'last' else None  # once, for all gated layers
         y = self.embed(tokens) + self.lm.wpe(position)                               # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % self.config.xattn_every == 0:
@@ -453,9 +453,9 @@ class Flamingo(nn.Module):
             index = cache.keep_only(index)
         return cache, self.head(y), index
 
-    def step(self, cache, tokens, image_index, route=None):
+    def step(self, cache, tokens, image_index):
         """tokens (B,T) that follow what the cache holds -> logits (B,T,V+2)"""
-        y = self.stream(tokens, image_index, cache=cache, route=route)
+        y = self.stream(tokens, image_index, cache=cache)
         cache.length = cache.length + tokens.shape[1]
         return self.head(y)
 
@@ -489,7 +489,6 @@ class Flamingo(nn.Module):
         score = torch.where(torch.arange(b * k, device=device) % k == 0, 0.0, -torch.inf)  # (B*K,)
         done = torch.zeros(b * k, dtype=torch.bool, device=device)
         answer = torch.zeros(b * k, 0, dtype=torch.long, device=device)
-        route = None
         for i in range(n_new):
             log_p = F.log_softmax(self.forbid(logits.float()), dim=-1)               # (B*K,V+2)
             log_p[done] = -torch.inf
@@ -510,9 +509,7 @@ class Flamingo(nn.Module):
                 break
             if k > 1:
                 cache.select(parent)
-            if i == 0 and cache.n_image > 0 and self.config.attend == 'last':
-                route = route_tokens(index, cache.n_image, cache.row)                # new words all see what the last one saw
-            logits = self.step(cache, word[:, None], index, route)[:, -1]
+            logits = self.step(cache, word[:, None], index)[:, -1]
         best = score.view(b, k).argmax(1) + torch.arange(b, device=device) * k
         answers = [[w for w in row if w != self.eoc] for row in answer[best].tolist()]
         return list(zip(answers, score[best].tolist()))

@@ -293,14 +293,10 @@ class SmallModel:
 def stage_step(run, stage, numbers):
     """A step as in train.train_stage, at the next place in the data."""
     def call():
-        i, n_token = next(numbers), 0
-        for name in stage.sources:
-            train.backward(run, stage, name, i)
-            n_token += stage.n_token
-        stage.clip()
+        train.gradients(run, stage, list(stage.sources), next(numbers))
         stage.optimizer.step()
         stage.optimizer.zero_grad()
-        return n_token
+        return stage.n_token
     return call
 
 
@@ -341,15 +337,15 @@ class Whole:
         asker = self.flamingo.asker
         episodes = evaluate.episodes_of('naming', 1, 16, ways=4)
         prompts = self.autocast(asker.prompts)([e.document() for e in episodes[:8]])
-        n_image = prompts['features'].shape[1]
+        n_image = prompts['frame_mask'].shape[1]
 
         read, step = self.autocast(self.model.prefill), self.autocast(self.model.step)
 
         def prefill():
-            read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'])
+            read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'], prompts['frame_mask'])
             return prompts['tokens'].numel()
 
-        cache, logits, index = read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'])
+        cache, logits, index = read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'], prompts['frame_mask'])
         word = logits.argmax(-1, keepdim=True)
 
         def decode():

@@ -120,14 +120,14 @@ OUT_OF_TIME = 1000  # a reason to stop; the others are numbers of signals
 
 # ---------------------------------------------------------------------------------------------
 # The three stages. Each has: name, reads (which of Run's methods makes its batches), module, net (the module as training calls
-# it: DDP around it, or itself), optimizer, n_iter, lr, n_part (micro-batches), sources {name: λ}, loss(source, i, part), clip(),
-# evaluate(), state(), content(). Batch number i of a source is the same whenever it is asked for, so the position in the data is
+# it: DDP around it, or itself), optimizer, n_iter, lr, n_part (micro-batches), sources {name: λ}, losses(sources, i, part),
+# one_pass (does it read all sources together?), n_token (read in the step at hand, padding included), clip(), evaluate(), state(), content(). Batch number i of a source is the same whenever it is asked for, so the position in the data is
 # the step number, and resuming needs nothing else. Of each batch, a process reads its own rows only.
 
 
 class VisionStage:
     """Contrastive: the pictures of a batch against the captions of the batch (appendix B.1)."""
-    name, reads = 'vision', 'pairs'
+    name, reads, one_pass, n_token = 'vision', 'pairs', False, 0  # two batches of pictures at once would take twice the memory
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -144,15 +144,17 @@ class VisionStage:
         self.net = run.spread(self.module, [*blocks, vision.projection, vision, text], recomputed=blocks, methods=[(vision, 'embed'), (text, 'embed')])
         self.optimizer = adamw(self.module.named_parameters(), self.lr, 0.0)  # the paper: Adam, no weight decay
 
-    def loss(self, source, i, part=0):
+    def losses(self, sources, i, part=0):
+        [source] = sources
         documents, n = self.run.batch('pairs', source, i), self.config['vision_batch']
         rng = distributed.RowsOf(np.random.default_rng([self.config['seed'], i, SOURCES.index(source)]), n, distributed.rows(n, 'vision_batch'))
         images = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
         if self.config['augment'] > 0:
             images = augment(images, rng, self.config['flip'], self.config['augment'])
         tokens, mask = pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
-        vision, self.n_token = self.module.vision, tokens.numel()
-        return self.net(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
+        self.n_token += tokens.numel()
+        images = self.module.vision.normalise(images.to(self.run.device))
+        return {source: self.net(images, tokens.to(self.run.device), mask.to(self.run.device))}
 
     def clip(self):
         """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm of all before, for nothing may be infinite."""
@@ -182,7 +184,7 @@ class VisionStage:
 
 class LanguageStage:
     """Next word, on text alone."""
-    name, reads = 'language', 'texts'
+    name, reads, one_pass, n_token = 'language', 'texts', False, 0
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -197,11 +199,11 @@ class LanguageStage:
         self.net = run.spread(self.module, self.module.h, recomputed=self.module.h)
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config['weight_decay'])
 
-    def loss(self, source, i, part=0):
-        tokens, start = (torch.from_numpy(x).to(self.run.device) for x in self.run.batch('texts', source, i))
-        self.n_token = tokens.numel()
-        tokens, start = tokens[part::self.n_part], start[part::self.n_part]
-        return self.net(tokens[:, :-1], tokens[:, 1:], start)[1] / self.n_part
+    def losses(self, sources, i, part=0):
+        [source] = sources
+        tokens, start = (torch.from_numpy(x[part::self.n_part]).to(self.run.device) for x in self.run.batch('texts', source, i))
+        self.n_token += tokens.numel()
+        return {source: self.net(tokens[:, :-1], tokens[:, 1:], start)[1] / self.n_part}
 
     def clip(self):
         return distributed.clip_grad_norm(self.module.parameters(), self.config['grad_clip'])
@@ -219,7 +221,7 @@ class LanguageStage:
 
 class FlamingoStage:
     """Resampler, gated layers and two embedding rows, between the frozen two (§3.3)."""
-    name, reads = 'flamingo', 'sequences'
+    name, reads, one_pass, n_token = 'flamingo', 'sequences', True, 0
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -252,41 +254,43 @@ class FlamingoStage:
         """What fine-tuning does differently."""
         self.n_iter, self.lr = self.config['flamingo_iters'], self.config['flamingo_lr']
 
-    def loss(self, source, i, part=0):
-        names = self.sources if source == 'merged' else [source]
-        sequences = [self.run.batch('sequences', name, i) for name in names]
-        [n_learned] = distributed.total(sum(s.n_learned for batch in sequences for s in batch))  # of all ranks: the mean is over the whole batch
-        sequences = [s for batch in sequences for s in batch[part::self.n_part]]
-        batch = collate(sequences, self.run.tokenizer)
-        share = (batch.targets != -100).sum().item() * distributed.world() / max(n_learned, 1)
-        if not any(batch.media):  # a picture that nobody looks at: every rank must do the same work, with or without pictures
-            batch.media[0].append(evaluate.BLANK)
-        self.n_token = batch.tokens.numel() * self.n_part
-        seeds = [s.seed for s in sequences]
-        tokens, image_index, targets, start = (x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets, self.places(seeds)))
-        return share * self.net(tokens, image_index, targets=targets, start=start, **self.see(batch.media, seeds))[1]
+    def losses(self, sources, i, part=0):
+        """The mean loss of each source, or of all that there are as one: ['merged']. All are read in one pass, which gives the same
+        gradients as one after the other, and their short sequences fill the gaps beside the long ones."""
+        batches = {name: self.run.batch('sequences', name, i) for name in (self.sources if sources == ['merged'] else sources)}
+        sequences = [s for batch in batches.values() for s in batch[part::self.n_part]]
+        if not any(s.media for s in sequences):  # a picture that nobody looks at: every rank must do the same work, with or without pictures
+            sequences[0].media.append(evaluate.BLANK)
+        # With all previous pictures in view, those of another document in the row would be, too.
+        batch = collate(sequences, self.run.tokenizer, share=self.size.attend == 'last')
+        tokens, image_index, targets, position, document = (
+            x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets, batch.position, batch.document))
+        if len(tokens) == len(sequences):  # one in each row: plain causal attention, which has faster kernels
+            document = None
+        self.n_token += batch.tokens.numel()
+        each = self.net(tokens, image_index, targets=targets, position=position, document=document, each=True, **self.see(batch))[1]  # (targets,)
+        number = {name: 0 if sources == ['merged'] else k for k, name in enumerate(batches)}
+        of_source = torch.tensor([number[s.source] for s in batch.sequences]).repeat_interleave(torch.tensor([s.n_learned for s in batch.sequences]))
+        total = each.new_zeros(len(sources)).index_add(0, of_source.to(each.device), each)
+        # The mean is over the whole batch: the targets of all its parts, and of all ranks.
+        n_learned = [sum(s.n_learned for s in batch) for batch in batches.values()]
+        n_learned = distributed.total(*([sum(n_learned)] if sources == ['merged'] else n_learned))
+        return {name: total[k] * distributed.world() / max(n, 1) for k, (name, n) in enumerate(zip(sources, n_learned))}
 
-    def places(self, seeds):
-        """Where in the context each page stands (B,): half of them at its beginning, as prompts do, the others anywhere. *Why.* What
-        a gated layer asks depends on a word's position, too. Where no page had been longer than 150 tokens, four examples were
-        enough at the beginning (89 % of questions answered), and not a hundred tokens further on (52 %), where long prompts end."""
-        last = self.size.n_context - self.size.n_token
-        rngs = [np.random.default_rng([8, seed]) for seed in seeds]
-        return torch.tensor([int(rng.integers(last + 1)) if rng.random() < 0.5 else 0 for rng in rngs])
-
-    def see(self, media, seeds):
-        """What the frozen encoder says about these pictures, as keyword arguments of Flamingo.forward.
+    def see(self, batch):
+        """What the frozen encoder says about the pictures of a batch, as keyword arguments of Flamingo.forward.
 
         Of each picture some channels are left out, others each time. *Why.* A frozen encoder knows its training pictures by
         heart, and a few of its channels are enough to tell them apart; of something new they tell nothing. Who cannot rely
         on any one channel reads what many of them agree on. (Captions of pairs held out for choosing settings: 74 % right with
         0.3, 64 % without.)
         """
-        features, frame_mask = self.features(media)
+        features, frame_mask = self.features(batch.media)
         drop = self.config['feature_dropout']
         if features is not None and drop > 0:
-            kept = np.stack([np.random.default_rng(seed).random((features.shape[1], features.shape[-1]), np.float32) >= drop for seed in seeds])  # (B,N,D_v)
-            features = features * torch.from_numpy(kept).to(features)[:, :, None, None] / (1 - drop)                   # (B,N,F,S,D_v)
+            kept = [np.random.default_rng(s.seed).random((len(s.media), features.shape[-1]), np.float32) >= drop for s in batch.sequences]
+            kept = torch.from_numpy(np.concatenate(kept)).to(features) / (1 - drop)                       # (pictures,D_v)
+            features = features * kept.repeat_interleave(frame_mask.sum(-1)[frame_mask.any(-1)], dim=0).unsqueeze(1)  # (M,S,D_v)
         return {'features': features, 'frame_mask': frame_mask}
 
     def clip(self):
@@ -319,9 +323,9 @@ class FinetuneStage(FlamingoStage):
         self.module.freeze(vision=False)
         self.n_iter, self.lr = self.config['finetune_iters'], self.config['finetune_lr']
 
-    def see(self, media, seeds):
+    def see(self, batch):
         """Pixels this time: features of an encoder that changes cannot be kept."""
-        pixels, frame_mask = stack_frames(media, self.run.pixels)
+        pixels, frame_mask = stack_frames(batch.media, self.run.pixels)
         return {} if pixels is None else {'media': pixels.to(self.run.device), 'frame_mask': frame_mask.to(self.run.device)}
 
     def evaluate(self):
@@ -392,16 +396,17 @@ def copying(lm, run):
 # The loop
 
 
-def backward(run, stage, name, i, more=False):
-    """Add the gradient of one batch, times its λ, to what is there, one micro-batch after the other. Returns the loss of this
-    process's rows, a float. more: other batches follow, so processes need not exchange their gradients yet."""
-    total = 0.0
+def backward(run, stage, names, i, more=False):
+    """Add the gradient of one batch of each of these sources, times its λ, to what is there, one micro-batch after the other.
+    -> {source: loss of this process's rows}. more: other batches follow, so processes need not exchange their gradients yet."""
+    total = dict.fromkeys(names, 0.0)
     for part in range(stage.n_part):
         with distributed.accumulating(stage.net, more or part + 1 < stage.n_part):
             with autocast(run.device, run.dtype, cache=False):
-                loss = stage.loss(name, i, part)
-            (stage.sources.get(name, 1.0) * loss).backward()
-        total += loss.item()
+                losses = stage.losses(names, i, part)
+            sum(stage.sources.get(name, 1.0) * loss for name, loss in losses.items()).backward()
+        for name, loss in losses.items():
+            total[name] += loss.item()
     return total
 
 
@@ -410,10 +415,12 @@ def gradients(run, stage, names, i):
 
     -> ({source: loss}, global norm before clipping), of all processes together, and the same on all.
     """
-    losses = [backward(run, stage, name, i, more=name != names[-1]) for name in names]
+    losses, stage.n_token = {}, 0
+    for together in [names] if stage.one_pass else [[name] for name in names]:
+        losses |= backward(run, stage, together, i, more=together[-1] != names[-1])
     distributed.average(stage.module, run.config['shard'])
     norm = stage.clip().item()  # once, after all sources: clipping each would change their balance
-    return dict(zip(names, (x / distributed.world() for x in distributed.total(*losses)))), norm
+    return dict(zip(losses, (x / distributed.world() for x in distributed.total(*losses.values())))), norm
 
 
 def not_finite(run, stage, names, i):
@@ -465,7 +472,7 @@ def train_stage(run, stage, missing, progress=None):
                 raise BadInput(f'{stage.name}: ten steps in a row were not finite ({source}); the last good state is in {run.path("training.pt")}')
         stage.optimizer.zero_grad(set_to_none=True)
 
-        n_token += stage.n_token * distributed.world()  # what this step has read, padding included
+        n_token += stage.n_token * distributed.world()
         done = i + 1 == stage.n_iter
         if config['max_minutes'] and time.time() - run.started > 60 * config['max_minutes']:
             run.stop = run.stop or OUT_OF_TIME

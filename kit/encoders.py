@@ -32,10 +32,9 @@ def pool_media(features, media, batch_size=64):
     """list of N Media -> (N,D): the frozen encoder's features, the mean over places; a clip counts as the mean of its frames"""
     out = []
     for i in range(0, len(media), batch_size):
-        grid, mask = features([[m] for m in media[i:i + batch_size]])                # (N,1,F,S,D), (N,1,F)
-        weight = mask[:, 0, :, None].float()                                         # (N,F,1)
-        out.append((grid[:, 0].mean(2) * weight).sum(1) / weight.sum(1))             # (N,D)
-    return torch.cat(out)
+        grid, mask = features([[m] for m in media[i:i + batch_size]])                # (M,S,D) of all frames, (N,1,F)
+        out += [clip.mean(0) for clip in grid.mean(1).split(mask.sum((1, 2)).tolist())]
+    return torch.stack(out)
 
 
 @torch.no_grad()

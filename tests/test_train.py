@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import train
-from data import Document, Media
+from data import Document, Media, collate, encode
 from kit import shapes
 from kit.ahead import Ahead, look_ahead
 from kit.configurator import BadInput, BadItem, configure
@@ -34,25 +34,33 @@ def flamingo_stage(tmp_path):
     return stage
 
 
-def gradient(stage, losses):
+def gradient(stage, names):
     stage.optimizer.zero_grad()
-    for weight, name in losses:
-        (weight * stage.loss(name, 0)).backward()
-    return torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad])
+    losses = train.backward(stage.run, stage, names, 0)
+    return losses, torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad])
 
 
 def test_accumulation_is_the_weighted_sum_of_gradients(flamingo_stage):
-    """One backward pass after the other adds up to Σ λ_m ∇L_m (§2.4)."""
+    """One pass over all sources, several sequences in a row, adds up to Σ λ_m ∇L_m (§2.4), L_m from each sequence by itself."""
     lambdas = flamingo_stage.sources
     assert lambdas == {'m3w': 1.0, 'align': 0.2, 'ltip': 0.2, 'vtp': 0.03}
-    together = gradient(flamingo_stage, [(weight, name) for name, weight in lambdas.items()])
-    alone = sum(weight * gradient(flamingo_stage, [(1.0, name)]) for name, weight in lambdas.items())
+    losses, together = gradient(flamingo_stage, list(lambdas))
+    flamingo_stage.optimizer.zero_grad()
+    for name, weight in lambdas.items():
+        sequences, loss = flamingo_stage.run.batch('sequences', name, 0), 0.0
+        for s in sequences:
+            batch = collate([s], flamingo_stage.run.tokenizer)
+            mean = flamingo_stage.module(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position, **flamingo_stage.see(batch))[1]
+            loss = loss + mean * s.n_learned / sum(s.n_learned for s in sequences)
+        assert losses[name] == pytest.approx(loss.item(), rel=1e-5)
+        (weight * loss).backward()
+    alone = torch.cat([p.grad.flatten() for p in flamingo_stage.module.parameters() if p.requires_grad])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
 
 
 def test_a_step_changes_what_is_trained_and_nothing_else(flamingo_stage):
     before = {n: p.clone() for n, p in flamingo_stage.module.named_parameters()}
-    gradient(flamingo_stage, [(1.0, 'm3w')])
+    gradient(flamingo_stage, ['m3w'])
     flamingo_stage.optimizer.step()
     for name, p in flamingo_stage.module.named_parameters():
         frozen = name.startswith(('vision.', 'lm.'))
@@ -74,18 +82,22 @@ def test_gates_learn_faster_and_are_one_group(flamingo_stage):
 def test_channels_left_out_are_those_of_the_seed(flamingo_stage):
     """A channel is missing from a picture everywhere or nowhere, others in each picture; the rest makes up for it; evaluation,
     which does not call `see`, and a share of 0 leave the features alone."""
-    media = [[shapes.clip_media('train', 0), shapes.picture_media('train', 1)], [shapes.picture_media('train', 1)]]
-    whole, mask = flamingo_stage.features(media)
+    pages = [[shapes.clip_media('train', 0), shapes.picture_media('train', 1)], [shapes.picture_media('train', 1)]]
+    batch = collate([encode(Document(page), flamingo_stage.run.tokenizer) for page in pages], flamingo_stage.run.tokenizer)
+    for s, seed in zip(batch.sequences, (5, 6)):
+        s.seed = seed
+    whole, mask = flamingo_stage.features(batch.media)
     flamingo_stage.config['feature_dropout'] = 0.25
-    seen = flamingo_stage.see(media, [5, 6])['features']
+    seen = flamingo_stage.see(batch)['features']
     kept = seen != 0
-    clip = kept[0, 0].flatten(0, 1)                                                # (F*S,D_v)
+    clip, same, again = kept.split([8, 1, 1])                                      # (F,S,D_v) each
+    clip = clip.flatten(0, 1)                                                      # (F*S,D_v)
     assert torch.equal(clip.any(0), clip.all(0)) and clip[0].float().mean().item() == pytest.approx(0.75, abs=0.08)
     torch.testing.assert_close(seen[kept], whole[kept] / 0.75)
-    assert torch.equal(seen, flamingo_stage.see(media, [5, 6])['features'])
-    assert not torch.equal(seen[0, 1] == 0, seen[1, 0] == 0)                       # the same picture, another page
+    assert torch.equal(seen, flamingo_stage.see(batch)['features'])
+    assert not torch.equal(same, again)                                            # the same picture, another page
     flamingo_stage.config['feature_dropout'] = 0.0
-    assert torch.equal(flamingo_stage.see(media, [5, 6])['features'], whole)
+    assert torch.equal(flamingo_stage.see(batch)['features'], whole)
 
 
 @pytest.mark.parametrize('kind, expected', [('constant', [0.5, 1, 1, 1]), ('linear', [0.5, 0.75, 0.5, 0.25]),

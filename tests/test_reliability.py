@@ -1,5 +1,6 @@
 """Nothing lost, nothing let in: runs killed at any instant end as if nothing had happened, and no file, prompt or key does
 more than give one clear line."""
+import base64
 import contextlib
 import csv
 import io
@@ -9,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import types
 import zipfile
@@ -25,7 +27,7 @@ import train
 from data import Document, Episode, Tokenizer, encode
 from kit import bpe, checkpoint, tasks
 from kit.configurator import BadInput, BadItem, command, configure
-from kit.sources import LIMIT_FRAMES, Report, open_folder, read_frames
+from kit.sources import LIMIT_FRAMES, Report, open_folder, open_path, read_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / 'assets' / 'tokenizer.tiktoken'
@@ -536,6 +538,97 @@ def read_json_line(path):
         raise BadItem('counted', str(path))
 
 
+def shards(folder):
+    """Two pairs each, in three dialects, with a name too long for its header, a caption as .json, and one that leads out."""
+    small = io.BytesIO()
+    Image.new('RGB', (6, 5), 'red').save(small, 'PNG')
+    found = []
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(folder / 'a.tar', 'w', format=form) as tar:
+            for name, content in (('a.png', small.getvalue()), ('a.txt', b'a red ring'), ('d' * 70 + '/' + 'b' * 70 + '.json', b'{"caption": "two"}'),
+                                  ('d' * 70 + '/' + 'b' * 70 + '.png', small.getvalue()), ('../c.png', small.getvalue())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        found.append((folder / 'a.tar').read_bytes())
+    return found
+
+
+def read_shard(path):
+    """As a shard, down to its pixels: every member that looks like half of a pair is in one, or counted."""
+    shard = path.with_suffix('.tar')
+    shard.write_bytes(path.read_bytes())
+    report = Report()
+    pairs = open_folder(shard, report=report, split=None)
+    for k in range(len(pairs)):
+        item = pairs.items[k]
+        assert item.text.strip() and 0 <= item.path.start <= item.path.start + item.path.size <= shard.stat().st_size
+        pairs.media(k).load()
+    if report.total > 1:  # one of them leads out of the folder in any case
+        raise BadItem('counted', str(path))
+
+
+def web_pages(folder):
+    image = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (66, 70, 3), np.uint8)).save(image, 'JPEG')
+    (folder / 'a.jpg').write_bytes(image.getvalue())
+    inline = base64.b64encode(image.getvalue()).decode()
+    return [page.encode() for page in (
+        '<!DOCTYPE html><html><head><meta charset="utf-8"><base href="../made/"><title>x</title></head><body><h1>A &amp; B</h1><!-- no --><p>One<img src="a.jpg">'
+        '<table><tr><td>in<td><table><tr><td>ner</table></table><div hidden>no</div><script>if (a < b) {}</script><ul><li>x<li>é</ul></body></html>',
+        f'<p>Before<img alt="x" src="data:image/jpeg;base64,{inline}">after<img src="http://example.org/a.jpg"><img src="../../../etc/passwd"><br>&#x263a;',
+        '<a href=x>\u202e link<img src=/a.jpg></a><![CDATA[ x ]]><?php y ?><style>p {display: none}</style><p style="display:none">z</p>')]
+
+
+def read_web_page(path):
+    """Among good ones, as a site: what a page holds are texts, pictures of the site, and what it has lost."""
+    site = path.parent / 'site'
+    site.mkdir(exist_ok=True)
+    for name in ('a.html', 'b.html'):
+        (site / name).write_text('<p>good')
+    (site / 'c.html').write_bytes(path.read_bytes())
+    (site / 'a.jpg').write_bytes((path.parent.parent / 'made' / 'a.jpg').read_bytes())
+    pages = open_path(site)
+    assert len(pages) == 3
+    check_page(pages.at(2), site)
+
+
+def check_page(document, root):
+    """A page as it was read, down to its pixels."""
+    for piece in document.pieces:
+        if isinstance(piece, str):
+            assert piece.strip()
+        else:
+            assert piece.key.startswith((os.path.realpath(root) + os.sep, 'data:'))
+            piece.load()
+    encode(document, TOKENS, n_token=300, n_image=5, rng=np.random.default_rng(0))
+    assert all(bad.kind and bad.where for bad in document.dropped)
+    if document.dropped:
+        raise BadItem('counted', document.where)
+
+
+def page_lines(folder):
+    """In both forms."""
+    return [json.dumps(page).encode() for page in (
+        {'texts': [None, 'One.', None, 'é\u202e\x1b[31m<image><EOC><|endoftext|>', None], 'images': ['a.png', None, 'a.png', None, 'a.png']},
+        {'text_list': ['Zero.', 'One.', 'Two.'], 'image_info': [{'image_name': 'a.png', 'matched_text_index': 2}, {'image_name': 'a.png', 'matched_text_index': 0}]})]
+
+
+def read_page_line(path):
+    """Between good ones: every line is a page, or counted."""
+    root, wounded = path.parent, path.read_bytes()
+    Image.new('RGB', (4, 4)).save(root / 'a.png')
+    lines = [line for line in wounded.split(b'\n') if line.strip()]
+    good = page_lines(root) * (len(lines) + 1)
+    (root / 'documents.jsonl').write_bytes(b'\n'.join([*good, wounded, b'']))
+    pages = open_path(root)
+    assert len(pages) + pages.report.total == len(lines) + len(good)
+    for k in range(len(good), len(pages)):
+        check_page(pages.at(k), root)
+    if pages.report.total:
+        raise BadItem('counted', str(path))
+
+
 def checkpoints(folder):
     out = []
     for content in ({'model': torch.nn.Linear(3, 2).state_dict(), 'config': {'n': 3}}, {'rows': [{'a': 1.5}], 'random': checkpoint.random_state()}):
@@ -615,6 +708,9 @@ TOKENS = Tokenizer.load(TOKENIZER)
 READERS = [
     (pictures, read_picture, 900),
     (json_lines, read_json_line, 400),
+    (shards, read_shard, 400),
+    (web_pages, read_web_page, 200),
+    (page_lines, read_page_line, 200),
     (checkpoints, read_checkpoint, 400),
     (prompts, read_prompt, 400),
     (episode_lines, read_episode, 300),

@@ -291,7 +291,7 @@ class HtmlPages(WebPages):
 
 def filtered(path):
     """Why the paper's filters leave this picture out: a few words, or None. Raises BadItem where it cannot be read."""
-    with only_bad_items(str(path)), open_picture(path) as image:
+    with only_bad_items(path), open_picture(path) as image:
         short, long = sorted(image.size)
         if short < LEAST_SIDE:
             return f'picture under {LEAST_SIDE} pixels'

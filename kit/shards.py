@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from kit.configurator import BadInput, BadItem
-from kit.sources import LIMIT_LINE, PICTURES, SPLITS, VIDEOS, Inside, Item, check_caption, natural, parse_json
+from kit.sources import LIMIT_LINE, PICTURES, SPLITS, VIDEOS, Inside, Item, check_caption, natural, only_bad_items, parse_json
 
 
 def find_tars(root, report):
@@ -132,7 +132,8 @@ class TarItems:
         path, split = self.tars[tar]
         picture = Inside(path, start, size)
         caption = Inside(path, text_start, abs(text_size))
-        text = read_caption(caption.read(), text_size < 0, path)
+        with only_bad_items(path):  # it may have gone, or been cut short
+            text = read_caption(caption.read(), text_size < 0, path)
         return Item(picture, text, split or 'train', text, str(picture))
 
 

@@ -51,6 +51,8 @@ Image.init()
 FORMATS = [f for f in ('PNG', 'JPEG', 'MPO', 'GIF', 'WEBP', 'AVIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'ICO') if f in Image.OPEN]
 ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # not TIFF and MPO: those hold pages, or a second view of the same scene
 
+ORIENTATION = 0x0112  # the EXIF tag: which way the camera was held
+
 # Bounds, so that no file can fill the memory or take for ever.
 LIMIT_BYTES = 1 << 30   # of one picture file (some decoders read it whole)
 LIMIT_FRAMES = 10_000   # looked at in one animation
@@ -66,7 +68,7 @@ BLOCK = 64  # documents of a mix that change places among themselves
 
 @contextlib.contextmanager
 def only_bad_items(where):
-    """Whatever goes wrong inside leaves as a BadItem; warnings do not leave at all.
+    """Whatever goes wrong inside leaves as a BadItem; warnings do not leave at all. where: a str, or what is spelt out only then.
 
     Python keeps one list of warnings to ignore for the whole process: decode in worker processes, not in threads.
     """
@@ -77,16 +79,16 @@ def only_bad_items(where):
     except BadItem:
         raise
     except FileNotFoundError as e:
-        raise BadItem('missing', where) from e
+        raise BadItem('missing', str(where)) from e
     except PermissionError as e:
-        raise BadItem('unreadable', where) from e
+        raise BadItem('unreadable', str(where)) from e
     except UnidentifiedImageError as e:
-        raise BadItem('not a picture', where) from e
+        raise BadItem('not a picture', str(where)) from e
     except Image.DecompressionBombError as e:
-        raise BadItem('too large', where, str(e)) from e
+        raise BadItem('too large', str(where), str(e)) from e
     except Exception as e:  # damaged files make decoders raise nearly anything: SyntaxError, struct.error, KeyError, ...
         cut_short = isinstance(e, EOFError) or 'truncated' in str(e).lower()
-        raise BadItem('truncated' if cut_short else 'damaged', where, f'{type(e).__name__}: {e}') from e
+        raise BadItem('truncated' if cut_short else 'damaged', str(where), f'{type(e).__name__}: {e}') from e
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,12 @@ class Inside:
     def __str__(self):
         if self.content is not None:
             return self.path
-        with open(self.path, 'rb') as f:  # its name stands in the 512 bytes before it: no need to remember it
-            f.seek(max(0, self.start - 512))
-            name = f.read(100).split(b'\0')[0].decode('utf-8', 'replace')
-        return f'{self.path}:{name}'
+        try:
+            with open(self.path, 'rb') as f:  # its name stands in the 512 bytes before it: no need to remember it
+                f.seek(max(0, self.start - 512))
+                return f'{self.path}:' + f.read(100).split(b'\0')[0].decode('utf-8', 'replace')
+        except OSError:  # gone since it was opened
+            return f'{self.path} at byte {self.start}'
 
 
 def read_frames(path, n_frame=8, limit_pixels=64_000_000):
@@ -129,7 +133,7 @@ def read_frames(path, n_frame=8, limit_pixels=64_000_000):
     Returns a list of PIL RGB pictures, at least one. Raises BadItem and nothing else.
     """
     if isinstance(path, Inside):
-        with only_bad_items(str(path)):
+        with only_bad_items(path):
             return read_file(path, n_frame, limit_pixels)
     path = os.fspath(path)
     with only_bad_items(path):
@@ -249,7 +253,8 @@ def to_rgb(image):
     with only_bad_items(getattr(image, 'filename', '') or 'picture'):
         image.load()  # damaged pixels are found here, ...
         try:
-            image = ImageOps.exif_transpose(image)
+            if image.getexif().get(ORIENTATION, 1) != 1:  # else it would be copied, which takes as long as decoding it
+                image = ImageOps.exif_transpose(image)
         except Exception:  # ... so what fails here is the EXIF, and a picture is worth keeping without it
             pass
         if image.mode.startswith(('I', 'F')):  # more than 8 bits; Pillow would clip, and show white

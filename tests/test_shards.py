@@ -127,6 +127,10 @@ def test_a_shard_cut_short_or_damaged_keeps_what_is_whole(tmp_path):
     os.truncate(tmp_path / 'a.tar', 14 * 1024 + 520)
     with pytest.raises(BadItem, match='truncated'):
         media.load()
+    (tmp_path / 'a.tar').unlink()
+    for gone in (media.load, lambda: pairs.media(7), lambda: pairs.at(7)):
+        with pytest.raises(BadItem, match='missing'):
+            gone()
 
 
 def header(name, size, kind=b'0'):

@@ -2,6 +2,7 @@
 more than give one clear line."""
 import base64
 import contextlib
+import copy
 import csv
 import io
 import json
@@ -506,6 +507,27 @@ def mutate(rng, data, other):
     return bytes(data)
 
 
+ODD = [None, True, 0, -1, 10 ** 30, 1.5, '', ' ', '.', '../a.png', '/dev/zero', '\0', '\ud800', 'x' * 300, [], [None], {}, 'https://example.org/a.png']
+
+
+def reshape(rng, data):
+    """JSON that is JSON still: one to three of its values replaced by others, or gone."""
+    def places(x):
+        for key in x if isinstance(x, dict) else range(len(x)) if isinstance(x, list) else ():
+            yield x, key
+            yield from places(x[key])
+
+    content = json.loads(data)
+    for _ in range(rng.integers(1, 4)):
+        if found := list(places(content)):
+            holder, key = found[rng.integers(len(found))]
+            if rng.random() < 0.2:
+                del holder[key]
+            else:
+                holder[key] = copy.deepcopy(ODD[rng.integers(len(ODD))])
+    return json.dumps(content).encode()
+
+
 def pictures(folder):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
     frames = [Image.new('P', (20, 16), k) for k in range(4)]
@@ -741,7 +763,8 @@ def test_wounded_files_are_read_or_refused(tmp_path, make, read, n):
         WATCH['on'] = sys.addaudithook(watch) or True  # for good: Python has no way to take it off
     taken, refused, before = 0, 0, np.random.get_state()
     for k in range(n):
-        path.write_bytes(mutate(rng, seeds[k % len(seeds)], seeds[(k + 1) % len(seeds)]))
+        a, b = seeds[k // 2 % len(seeds)], seeds[(k // 2 + 1) % len(seeds)]
+        path.write_bytes(reshape(rng, a) if k % 2 and a.startswith(b'{') else mutate(rng, a, b))
         begin, WATCH['writes'] = time.process_time(), []
         try:
             read(path)

@@ -163,7 +163,7 @@ def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path):
 
 @pytest.mark.long
 def test_killed_twenty_times_in_all_stages(tmp_path):
-    """All stages, fine-tuning too; one source is a mixture, and one of its pictures is damaged."""
+    """All stages, fine-tuning too, a process reading ahead; one source is a mixture, and one of its pictures is damaged."""
     folder = tmp_path / 'colours'
     for name in ('red', 'green', 'blue'):
         (folder / name).mkdir(parents=True)
@@ -171,7 +171,7 @@ def test_killed_twenty_times_in_all_stages(tmp_path):
             Image.new('RGB', (20 + k, 20), name).save(folder / name / f'{k}.png')
     damaged = folder / 'red' / '0.png'
     damaged.write_bytes(damaged.read_bytes()[:50])
-    kills = same_end(tmp_path, [*TINY, f'--align=shapes:1,{folder}:3'], [['--stage=vision'], ['--stage=language'], ['--stage=all'], ['--stage=finetune']], n_kill=20, seed=0)
+    kills = same_end(tmp_path, [*TINY, f'--align=shapes:1,{folder}:3', '--workers=1'], [['--stage=vision'], ['--stage=language'], ['--stage=all'], ['--stage=finetune']], n_kill=20, seed=0)
     assert {stage for stage, *_ in kills} == {'--stage=vision', '--stage=language', '--stage=all', '--stage=finetune'}
 
 

@@ -602,6 +602,8 @@ def check_folder(path):
     """Raises BadInput unless path is a folder with something in it."""
     if not os.path.exists(path):
         raise BadInput(f'{path}: no such folder')
+    if is_video(path):
+        raise BadInput(f'{path}: a video; {FFMPEG}, and name them in a metadata.jsonl')
     if not os.path.isdir(path):
         raise BadInput(f'{path}: not a folder; recognised are {RECOGNISED}')
     try:

@@ -469,7 +469,7 @@ def test_videos_get_the_command_that_makes_frames(tmp_path):
     picture(tmp_path / 'b' / 'cat' / 'a.png'), (tmp_path / 'b' / 'cat' / 'b.MOV').write_bytes(b'x')
     assert open_folder(tmp_path / 'b').report.as_dict() == {'a video': 1}
     (tmp_path / 'c' / 'cat').mkdir(parents=True), (tmp_path / 'c' / 'cat' / 'b.webm').write_bytes(b'x')
-    assert 'ffmpeg' in input_error(tmp_path / 'c')
+    assert 'ffmpeg' in input_error(tmp_path / 'c') and 'ffmpeg' in input_error(tmp_path / 'c' / 'cat' / 'b.webm')
 
 
 # ---------------------------------------------------------------------------------------------

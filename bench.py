@@ -36,7 +36,7 @@ import evaluate
 import train
 from data import Media, collate
 from kit import accounting, checkpoint, peers, pictures
-from kit.configurator import BadInput, autocast, command, configure, pick_device, pick_dtype
+from kit.configurator import BadInput, autocast, check_memory, check_range, command, configure, pick_device, pick_dtype
 from model import Flamingo, FlamingoConfig
 from resampler import PerceiverResampler
 from xattn import GatedCrossAttention
@@ -426,13 +426,14 @@ def main():
     for part in beginnings:
         if not any(name.startswith(part) for name in NAMES):
             raise BadInput(f'--what={config.what}: no row begins with {part!r}; there are {", ".join(NAMES)}')
-    if config.runs < 1:
-        raise BadInput(f'--runs={config.runs}: must be at least 1')
+    check_range(config, 1, float('inf'), 'runs')
+    check_range(config, 0, float('inf'), 'seconds')
     if config.width < 16 or config.width % 16:
         raise BadInput(f'--width={config.width}: must be a multiple of 16, for its 8 heads and the 4 of half the width')
     beginnings += tuple(step for data, step in STEP_OF.items() if data.startswith(beginnings))
     wanted = lambda *names: any(name.startswith(beginnings) for name in names)
     device = config.device = pick_device(config.device)
+    check_memory(4 * 12 * config.width ** 2, device, f'a gated layer of width {config.width:,}')
     rate = matmul_rate(device, pick_dtype(config.dtype, device))
     print(f'{device}, {torch.get_num_threads()} threads: matrix products at {rate / 1e9:,.0f} GFLOP/s')
     rows, lines, ratios = [], [], []

@@ -32,7 +32,7 @@ from PIL import Image
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from kit import checkpoint
-from kit.configurator import BadInput, BadItem, check_range, command, configure, open_file
+from kit.configurator import BadInput, BadItem, check_range, command, configure, one_line, open_file
 
 # ---------------------------------------------------------------------------------------------
 # Documents
@@ -543,7 +543,7 @@ def main():
             json.dump(found, f, indent=1)
     if config.picture:
         pictures.save(pictures.contact_sheet(shown[:config.show], columns=6, title=paths[0]), config.picture)
-        print(f'the first pictures, each with the text that sees it: {config.picture}')
+        print(one_line(f'the first pictures, each with the text that sees it: {config.picture}'))
     if 2 * documents < len(source):  # one damaged file is bad luck; most of them are a mistake
         raise BadInput(f'{paths[0]}: {len(source) - documents} of {len(source)} documents cannot be used')
 

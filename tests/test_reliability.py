@@ -22,6 +22,8 @@ import pytest
 import torch
 from PIL import Image
 
+import bench
+import data
 import evaluate
 import sample
 import train
@@ -898,6 +900,34 @@ def test_every_key_of_the_tokenizers_maker_at_its_edges(tmp_path, monkeypatch):
     for argument in ('--n_rank=0', '--n_rank=255', '--n_rank=-1', '--n_text=0', '--n_rank=ü', '--out=', '--out=/dev/null', '--out=no/where', f'--n_rank={10 ** 30}'):
         assert main_of(bpe, '--n_text=3', '--n_rank=257', argument)[0] == 2, argument
     assert main_of(bpe, '--n_text=3', '--n_rank=257', '--out=ü.tiktoken')[0] == 0 and len(Tokenizer.load('ü.tiktoken').ranks) == 257
+
+
+def test_every_key_of_looking_at_data_at_its_edges(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo('pipe')
+    (tmp_path / 'pairs').mkdir()
+    Image.new('RGB', (8, 8)).save('pairs/a.png')
+    Path('pairs/metadata.jsonl').write_text('{"file_name": "a.png", "text": "a \\u202e cat"}')
+    statuses = {}
+    for arguments in [[a] for a in edges(data.KEYS)] + [['--show=0'], ['--image_size=1025'], ['--picture=sheet.xyz'], ['pairs'], ['--picture=pipe'], ['--out=pairs'], ['--picture=no/where.png']]:
+        status, printed, said = main_of(data, 'pairs', f'--tokenizer={TOKENIZER}', *arguments)
+        assert status in (0, 2) and '\u202e' not in printed, (arguments, said)
+        statuses[arguments[0]] = status
+    assert [statuses[a] for a in ('--show=1000000000', '--image_size=1000000000', '--image_size=1025', '--n_frame=0', '--tokenizer=/dev/zero', 'pairs', '--picture=pipe', '--out=pairs')] == [2] * 8
+    assert [statuses[a] for a in ('--show=0', '--n_token=1000000000', '--picture=', '--out=', '--n_image=1' + '0' * 30)] == [0] * 5
+    for path in ('', 'none', 'pipe', 'pairs/a.png', 'x' * 5000, 'a\0b', '/dev/zero', 'film.mp4'):
+        assert main_of(data, path, f'--tokenizer={TOKENIZER}', '--picture=')[0] == 2, path
+
+
+def test_every_key_of_timing_at_its_edges(tmp_path, monkeypatch):
+    """Those that it does not share with training, with nothing to time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, 'matmul_rate', lambda device, dtype: 1e9)
+    monkeypatch.setattr(bench, 'works', lambda config, device, wanted: iter(()))
+    for argument in edges({key: value for key, value in bench.KEYS.items() if key not in train.KEYS}):
+        status, _, said = main_of(bench, argument)
+        assert status in (0, 2), (argument, said)
+        assert status == 2 or argument.split('=')[1] not in ('-1', '0', '1' + '0' * 30, 'nan', '/dev/zero') or argument in ('--runs=1' + '0' * 30, '--seconds=0'), argument
 
 
 def test_a_handful_from_outside(tmp_path):

@@ -145,6 +145,8 @@ class LinePages(WebPages):
             pieces, between = mmc4_pieces(fields, where), ' '
         else:
             pieces, between = obelics_pieces(fields, where), '\n\n'
+        if sum(not isinstance(piece, str) for piece in pieces) > LIMIT_PICTURES:
+            raise BadItem('too large', where, f'more than {LIMIT_PICTURES} pictures')
         dropped, found = [], []
         for piece in pieces:
             if isinstance(piece, str):

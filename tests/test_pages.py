@@ -84,7 +84,8 @@ BAD_LINES = [
     ({'text_list': ['a'], 'image_info': [7]}, 'not a page'), ({'text_list': ['a'], 'image_info': [{'image_name': 'a.png'}]}, 'not a page'),
     ({'text_list': ['a'], 'image_info': [{'image_name': 'a.png', 'matched_text_index': 1}]}, 'not a page'),
     ({'text_list': ['a'], 'image_info': [{'image_name': 'a.png', 'matched_text_index': -1}]}, 'not a page'),
-    ({'text_list': ['a'], 'image_info': [{'image_name': 'a.png', 'matched_text_index': True}]}, 'not a page'), ({'text_list': None}, 'not a page')]
+    ({'text_list': ['a'], 'image_info': [{'image_name': 'a.png', 'matched_text_index': True}]}, 'not a page'), ({'text_list': None}, 'not a page'),
+    ({'texts': [None] * 1001, 'images': ['a.png'] * 1001}, 'too large')]
 
 
 def test_bad_lines(tmp_path):

@@ -826,7 +826,7 @@ def test_every_key_of_training_at_its_edges(tmp_path, monkeypatch):
     refused = {argument for argument, status in statuses if status == 2}
     assert len(reached) == len(statuses) - len(refused) > 50
     assert {'--seed=-1', '--out_dir=', '--vision_batch=1000000000', '--lm_dim=1000000000', '--dtype=float16', '--device=meta', '--tokenizer=/dev/zero', '--flamingo_lr=nan',
-            '--m3w=a:nan', '--n_token=1000000000', '--n_context=0'} <= refused
+            '--m3w=a:nan', '--n_token=1000000000', '--n_context=0', '--p_next=1e308', '--feature_dropout=1e308', '--naming=-1'} <= refused
     assert 'GiB' in main_of(train, '--out_dir=out', f'--tokenizer={TOKENIZER}', '--preset=flamingo-80b', '--device=cpu')[2]
     assert not {'--m3w=', '--m3w=align', '--max_minutes=1e308', '--vision_iters=1000000000', '--augment=0'} & refused
 

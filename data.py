@@ -32,7 +32,7 @@ from PIL import Image
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from kit import checkpoint
-from kit.configurator import BadInput, BadItem, command, configure, open_file
+from kit.configurator import BadInput, BadItem, check_range, command, configure, one_line, open_file
 
 # ---------------------------------------------------------------------------------------------
 # Documents
@@ -505,6 +505,10 @@ KEYS = {
 }
 
 
+LIMIT_SIDE = 1024    # pixels of a picture on the sheet
+LIMIT_SHEET = 1000   # pictures on it
+
+
 def check_pictures(document, config, report):
     """-> (the Document, {id of its Media: pixels}). A picture that cannot be read goes into the report and is taken out of a
     page; where there is nothing to take it out of, or none is left, raises BadItem."""
@@ -533,9 +537,9 @@ def main():
     config = configure(KEYS, [argument for argument in sys.argv[1:] if argument.startswith('-')], usage=__doc__)
     if len(paths) != 1:
         raise BadInput('write python data.py PATH: a folder, a .tar, a captions_*.json, a documents.jsonl')
-    for key in ('image_size', 'n_frame', 'n_token', 'n_image'):
-        if getattr(config, key) < 1:
-            raise BadInput(f'--{key}={getattr(config, key)}: must be at least 1')
+    check_range(config, 1, LIMIT_SIDE, 'image_size')  # a sheet of these is in memory at once
+    check_range(config, 1, float('inf'), 'n_frame', 'n_token', 'n_image')
+    check_range(config, 0, LIMIT_SHEET, 'show')
     tokenizer = Tokenizer.load(config.tokenizer)
     source = open_path(paths[0], config.n_frame, split=None, images=config.images)
     report, documents, images, tokens, shown = source.report, 0, 0, 0, []
@@ -564,7 +568,7 @@ def main():
             json.dump(found, f, indent=1)
     if config.picture:
         pictures.save(pictures.contact_sheet(shown[:config.show], columns=6, title=paths[0]), config.picture)
-        print(f'the first pictures, each with the text that sees it: {config.picture}')
+        print(one_line(f'the first pictures, each with the text that sees it: {config.picture}'))
     if 2 * documents < len(source):  # one damaged file is bad luck; most of them are a mistake
         raise BadInput(f'{paths[0]}: {len(source) - documents} of {len(source)} documents cannot be used')
 

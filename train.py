@@ -449,20 +449,22 @@ def train_stage(run, stage, missing, progress=None):
     last_eval, skipped = '', 0
     clock, n_token = time.time(), 0
     mixing = config['mixing'] if stage.name == 'flamingo' else 'accumulate'
-    prepared = look_ahead(run, stage.reads, [(i, [names[i % len(names)]] if mixing == 'round_robin' else names) for i in range(start, stage.n_iter)])
+    # Which batches a step reads: (number, names of sources). In turns each source is asked once in so many steps, and skips none of its own.
+    steps = [(i // len(names), [names[i % len(names)]]) if mixing == 'round_robin' else (i, names) for i in range(stage.n_iter)]
+    prepared = look_ahead(run, stage.reads, steps[start:])
     kind = config['flamingo_schedule' if stage.name in ('flamingo', 'finetune') else 'schedule']
     for i in bar:
         for group in stage.optimizer.param_groups:
             group['lr'] = stage.lr * group['scale'] * schedule(kind, i, config['warmup'], stage.n_iter)
         needed = next(prepared)  # the sources of this step
-        batches = ['merged'] if mixing == 'merged' else needed
-        losses, norm = gradients(run, stage, batches, i)
+        batches, number = ['merged'] if mixing == 'merged' else needed, steps[i][0]
+        losses, norm = gradients(run, stage, batches, number)
         if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
             stage.optimizer.step()
             skipped = 0
         else:  # a step that would spoil the weights is left out
             skipped += 1
-            source = ' + '.join(not_finite(run, stage, batches, i))
+            source = ' + '.join(not_finite(run, stage, batches, number))
             run.rows.append({'stage': stage.name, 'iter': i + 1, 'skipped': source})
             if distributed.rank() == 0:
                 tqdm.write(f'{stage.name} step {i + 1}: loss or gradient of {source} is not finite; skipped')
@@ -511,6 +513,7 @@ def check_values(config):
         raise BadInput('--out_dir=: must name a folder')
     most = {'seed': 2 ** 63 - 1, 'eval_n': 100_000, 'test_n': 100_000}  # a batch, or all episodes of an evaluation, are in memory at once
     most |= dict.fromkeys((key for key in KEYS if 'batch' in key), 16_384)  # the paper's largest
+    most |= {'p_next': 1, 'naming': 1, 'feature_dropout': 0.99}  # shares of a whole
     for key, (default, _) in KEYS.items():
         if type(default) in (int, float):
             taken_as_it_is = key == 'language_iters' and config.gpt2 or key == 'vision_iters' and config.nfnet

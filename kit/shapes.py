@@ -408,12 +408,13 @@ class Shapes:
     """
     name = 'shapes'
 
-    def __init__(self, role):
-        self.role = role
+    def __init__(self, role, share=1.0):
+        """share: of this world in a mix; the later pages come in when all parts together have shown so many."""
+        self.role, self.only_captions = role, ONLY_CAPTIONS * share
 
     def document(self, i, rng):
         if self.role == 'm3w':
-            if rng.random() > i / ONLY_CAPTIONS - 1:
+            if rng.random() > i / self.only_captions - 1:
                 return caption_page(rng)
             make, share = zip(*PAGES)
             return make[int(rng.choice(len(make), p=share))](rng)

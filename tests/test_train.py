@@ -58,6 +58,17 @@ def test_accumulation_is_the_weighted_sum_of_gradients(flamingo_stage):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
 
 
+def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monkeypatch):
+    stage, asked = flamingo_stage, []
+    monkeypatch.setattr(train, 'gradients', lambda run, stage, names, i: (asked.append((*names, i)), (dict.fromkeys(names, 0.0), 0.0))[1])
+    stage.n_iter, stage.n_token, stage.evaluate = 7, 1, lambda: {}
+    for mixing, expected in (('round_robin', [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1), ('align', 1), ('ltip', 1)]),
+                             ('accumulate', [('m3w', 'align', 'ltip', 'vtp', i) for i in range(7)]), ('merged', [('merged', i) for i in range(7)])):
+        stage.run.config['mixing'] = mixing
+        asked.clear()
+        assert train.train_stage(stage.run, stage, ['flamingo']) and asked == expected
+
+
 def test_a_step_changes_what_is_trained_and_nothing_else(flamingo_stage):
     before = {n: p.clone() for n, p in flamingo_stage.module.named_parameters()}
     gradient(flamingo_stage, ['m3w'])

@@ -53,6 +53,7 @@ class FlamingoConfig:
     text_layer: int = 0         # the contrastive text tower; 0: a bag of words (see vision.TextTower)
     text_dim: int = 128
     text_head: int = 4
+    plain_words: bool = False   # the bag has no order, and a word counts as much as it learned to (see vision.TextTower)
     # what a training sequence holds (§5 of the appendix: L=256 tokens, N=5 images)
     n_token: int = 192          # L
     n_image: int = 12           # N

@@ -61,6 +61,7 @@ KEYS = {
     'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
     'tokenizer': ('assets/tokenizer.tiktoken', "a tiktoken file, a folder with GPT-2's vocab.json and merges.txt, 'gpt2' where tiktoken has it "
                                                "in its cache, or 'sources' to train one on the captions of the sources"),
+    'tokenizer_ranks': (1022, "size of a tokenizer trained on the sources; large enough, and nearly every word of theirs is one token"),
     'gpt2': ('', "GPT-2's weights, as published: the language stage starts from them (with language_iters=0 it takes them as they are)"),
     'nfnet': ('', "timm's dm_nfnet weights, as published: the vision stage starts from them (vision_iters=0: takes them as they are)"),
     # What to learn from: 'shapes', a path, several 'path:weight' with commas, or empty for none.
@@ -88,6 +89,7 @@ KEYS = {
     'vision_batch': (64, 'pairs a step, of each of align and ltip'),
     'vision_lr': (5e-3, 'peak learning rate'),
     'augment': (0.0, 'strength of colour and geometric augmentation in the contrastive stage, 0 for none'),
+    'word_dropout': (0.0, 'share of the tokens of a caption that the contrastive stage leaves out, others each time'),
     'flip': (False, 'mirror pictures at random; off where left and right or letters mean something'),
     'agc': (0.01, 'adaptive gradient clipping of the NFNet'),
     # Stage 2
@@ -152,6 +154,9 @@ class VisionStage:
         if self.config['augment'] > 0:
             images = augment(images, rng, self.config['flip'], self.config['augment'])
         tokens, mask = pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
+        if self.config['word_dropout'] > 0:  # what is left must do: a picture may not be known by its rarest word alone
+            kept = mask & torch.from_numpy(rng.uniform(0, 1, (n, TEXT_CONTEXT))[:, :mask.shape[1]] >= self.config['word_dropout'])
+            mask = torch.where(kept.any(1, keepdim=True), kept, mask)  # never all of them
         self.n_token += tokens.numel()
         images = self.module.vision.normalise(images.to(self.run.device))
         return {source: self.net(images, tokens.to(self.run.device), mask.to(self.run.device))}
@@ -519,6 +524,7 @@ def check_values(config):
             taken_as_it_is = key == 'language_iters' and config.gpt2 or key == 'vision_iters' and config.nfnet
             least = 1 if type(default) is int and key not in ('seed', 'warmup', 'text_layer', 'visual_dim', 'workers') and not taken_as_it_is else 0
             check_range(config, least, most.get(key, float('inf')), key)
+    check_range(config, 256, 1 << 16, 'tokenizer_ranks')  # every byte is one
 
 
 def finish(run):

@@ -245,28 +245,38 @@ class TextTower(nn.Module):
 
     Without layers it is a bag of words: what it says of "a red star" is red plus star, so the encoder must find red and
     star each for itself to match it, and has seen most of a new pair before. (The nano model after 500 steps, pairs held out
-    for choosing settings: 82 % zero-shot with no layer, 75 % with one.) Real captions need the layers.
+    for choosing settings: 82 % zero-shot with no layer, 75 % with one.) Many real captions need the layers.
+
+    Of a few hundred or thousand captions that people wrote, most words come once, and many say little ("of", "with"). plain_words
+    makes the bag for them: words have no place, and are normalised after the mean, not each before it, so that one that says
+    little, or was never met, can be short and hardly count. (Emoji, 160 concepts held out of the training split: the right caption
+    among the first five of 160 for 27 % before, 34 to 36 % in three runs with them, whole words as tokens and words left out.)
     """
 
-    def __init__(self, n_vocab, dim, n_layer, n_head, n_context, dim_embed):
+    def __init__(self, n_vocab, dim, n_layer, n_head, n_context, dim_embed, plain_words=False):
         super().__init__()
+        self.plain_words, self.n_context = plain_words, n_context
         self.token = nn.Embedding(n_vocab, dim)
-        self.position = nn.Embedding(n_context, dim)
+        self.position = None if plain_words else nn.Embedding(n_context, dim)
         nn.init.normal_(self.token.weight, std=0.02)
-        nn.init.normal_(self.position.weight, std=0.02)
+        if not plain_words:
+            nn.init.normal_(self.position.weight, std=0.02)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(dim, n_head, 4 * dim, dropout=0.0, activation='gelu', batch_first=True, norm_first=True) for _ in range(n_layer))
         self.norm = nn.LayerNorm(dim)
         self.projection = nn.Linear(dim, dim_embed, bias=False)
 
     def embed(self, tokens, mask):
-        x = self.token(tokens) + self.position.weight[:tokens.shape[1]]           # (N,T,D)
+        x = self.token(tokens)                                                    # (N,T,D)
+        if not self.plain_words:
+            x = x + self.position.weight[:tokens.shape[1]]
         padding = ~mask & mask.any(1, keepdim=True)                               # a row of padding alone would be NaN
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=padding)                            # (N,T,D), every word sees every other
-        x = self.norm(x)
+        x = x if self.plain_words else self.norm(x)
         real = mask.unsqueeze(-1).to(x.dtype)
         pooled = (x * real).sum(1) / real.sum(1).clamp(min=1)                     # mean over real tokens
+        pooled = self.norm(pooled) if self.plain_words else pooled
         return F.normalize(self.projection(pooled), dim=-1)
 
 
@@ -292,7 +302,7 @@ class Contrastive(nn.Module):
 
 def new_contrastive(config):
     """FlamingoConfig -> Contrastive with random weights."""
-    text = TextTower(config.n_vocab, config.text_dim, config.text_layer, config.text_head, TEXT_CONTEXT, config.dim_embed)
+    text = TextTower(config.n_vocab, config.text_dim, config.text_layer, config.text_head, TEXT_CONTEXT, config.dim_embed, config.plain_words)
     return Contrastive(NFNet(config.vision, config.dim_embed, per_image=config.per_image), text)
 
 

@@ -21,7 +21,7 @@ def embed_texts(tower, tokenizer, texts, batch_size=64):
     """list of N str -> (N,E), of length 1. A text begins with a space, as in training: "red" and " red" are two tokens."""
     out = []
     for i in range(0, len(texts), batch_size):
-        tokens, mask = pad_texts([tokenizer.encode(' ' + t) for t in texts[i:i + batch_size]], len(tower.position.weight))
+        tokens, mask = pad_texts([tokenizer.encode(' ' + t) for t in texts[i:i + batch_size]], tower.n_context)
         device = tower.token.weight.device
         out.append(tower.embed(tokens.to(device), mask.to(device)))
     return torch.cat(out)

@@ -52,7 +52,7 @@ class Run:
         self.tried, self.failed = Counter(), Counter()  # documents of each source
         self.left_out = {}                              # what was met in training and cannot be read: where -> kind
         self.ahead = {}                                 # (reads, source, i) -> a batch of the step at hand
-        self.tokenizer = self.choose_tokenizer()
+        self.tokenizer = self.choose_tokenizer(specs['text'])
         self.size = self.check_size()
         self.pixels = Pixels(self.size.image_size, self.size.n_frame)
         # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
@@ -81,7 +81,9 @@ class Run:
         check_memory(4 * n // (distributed.world() if self.config['shard'] else 1), self.device, f'a model of {n / 1e6:,.0f} million numbers')
         return size
 
-    def choose_tokenizer(self):
+    def choose_tokenizer(self, text):
+        """text: what to learn from, if that is asked for. Captions only: a made-up name stays in pieces, so that one which is
+        new, later, is no different from those of the training pages."""
         name = self.config['tokenizer']
         if self.config['gpt2'] and name == self.default_tokenizer:  # weights are worth nothing without the words they were trained on
             name = self.config['gpt2'] if os.path.isdir(self.config['gpt2']) else os.path.dirname(self.config['gpt2']) or '.'
@@ -89,8 +91,10 @@ class Run:
             return Tokenizer.from_gpt2(None if name == 'gpt2' else name)
         if name != 'sources':
             return Tokenizer.load(name)
-        texts = [self.read('text', i, self.sources['text'].text) for i in range(4000) if 'text' in self.sources]
-        return Tokenizer(train_bpe(texts, 1022))
+        config = self.config
+        captions = open_source('text', text, config['n_frame'], config['seed'], 0.0, config['flip'], config['images']) if text else None
+        texts = [self.read('text', i, captions.text) for i in range(4000)] if captions else []
+        return Tokenizer(train_bpe(texts, self.config['tokenizer_ranks']))
 
     def spread(self, module, blocks, recomputed, replicated=(), methods=()):
         """Put a stage's module where it is trained -> what to call in training. recomputed: the blocks that activation

@@ -1,4 +1,5 @@
 """What train.py computes, piece by piece."""
+import json
 import pickle
 import types
 from functools import partial
@@ -279,3 +280,36 @@ def test_a_bad_source_is_known_through_workers(tmp_path):
     run.sources['align'] = Listed(Document([bad_media('x'), 'text'], 'pair', 'list:1'))
     with pytest.raises(BadInput, match='align: 50 of 50 documents cannot be read: truncated: 1'):
         list(look_ahead(run, 'pairs', [(0, ['align'])]))
+
+
+def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path, monkeypatch):
+    """The text tower is told of fewer tokens, others each step, the same again for the same step; of each text at least one."""
+    masks = []
+    def step(i, share):
+        run = small_run(tmp_path, '--vision_batch=16', f'--word_dropout={share}')
+        torch.manual_seed(0)
+        stage = train.VisionStage(run)
+        monkeypatch.setattr(stage, 'net', lambda images, tokens, mask: masks.append(mask))
+        stage.losses(['align'], i)
+        return masks[-1]
+    whole, half, again, other, none = step(0, 0.0), step(0, 0.5), step(0, 0.5), step(1, 0.5), step(0, 1.0)
+    assert not (half & ~whole).any() and half.any(1).all() and torch.equal(half, again)
+    assert 0.3 < half.sum() / whole.sum() < 0.75
+    n = min(half.shape[1], other.shape[1])
+    assert not torch.equal(half[:, :n], other[:, :n])
+    assert torch.equal(none, whole)  # nothing would be left of any
+
+
+def test_a_tokenizer_of_the_sources_knows_their_words_and_no_made_up_names(tmp_path):
+    """Large enough, every word of the captions is one token; a name of the naming pages stays in pieces, like one that is new."""
+    words = ['purple fox', 'golden lantern', 'wooden bridge', 'silver kettle', 'crooked tower', 'striped tent']
+    lines = []
+    for k, text in enumerate(words):
+        Image.new('RGB', (16, 16), (40 * k, 10, 200)).save(tmp_path / f'{k}.png')
+        lines.append(json.dumps({'file_name': f'{k}.png', 'text': text}))
+    (tmp_path / 'metadata.jsonl').write_text('\n'.join(lines))
+    run = small_run(tmp_path / 'out', f'--align={tmp_path}', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--tokenizer=sources',
+                    '--tokenizer_ranks=400')
+    assert all(len(run.tokenizer.encode(' ' + word)) == 1 for text in words for word in text.split())
+    names = run.sources['m3w'].parts[0].names
+    assert all(len(run.tokenizer.encode(' ' + name)) > 1 for name in names)

@@ -14,7 +14,7 @@ text = 'align'
 tokenizer = 'sources'
 words = 2
 word_centres = 32
-image_size = 32
+image_size = 28
 # Black on white as drawn: each picture is normalised by its own mean and deviation, which leaves the paper near zero, where
 # padding is, and ink far from it, whichever of the two is the darker.
 per_image = True

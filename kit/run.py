@@ -56,13 +56,15 @@ class Run:
         self.tried, self.failed = Counter(), Counter()  # documents of each source
         self.left_out = {}                              # what was met in training and cannot be read: where -> kind
         self.ahead = {}                                 # (reads, source, i) -> a batch of the step at hand
+        # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
+        pages = [path for path, _ in split_spec('m3w', specs['m3w'])] if specs['m3w'] else []
+        self.held_out = None if 'shapes' in pages else held_out(specs, self.config['n_frame'], config.images, classes)
+        if self.config['words']:
+            self.call_classes(words.first_names({item.label for item in self.class_items()}))
         self.tokenizer = self.choose_tokenizer()
         self.size = self.check_size()
         self.pixels = Pixels(self.size.image_size, self.size.n_frame)
-        # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
-        pages = [path for path, _ in split_spec('m3w', specs['m3w'])] if specs['m3w'] else []
-        held = None if 'shapes' in pages else held_out(specs, self.config['n_frame'], config.images, classes)
-        self.held_out = held and readable_pairs(held, self.pixels, self.report)
+        self.held_out = self.held_out and readable_pairs(self.held_out, self.pixels, self.report)
         self.rows = []        # of log.csv
         self.stop = None      # why to stop after this step: a signal's number, or OUT_OF_TIME
         self.training = True  # is there anything that would be lost?
@@ -164,11 +166,14 @@ class Run:
         """From here on, captions of class folders are the words that were found at the end of the vision stage."""
         if not self.config['words']:
             return
-        found = self.load_stage('vision', 'contrastive').get('words') or {}
+        self.call_classes(self.load_stage('vision', 'contrastive').get('words') or {})
+
+    def call_classes(self, names):
+        """{class: what it is called from here on}. Raises BadInput where one has no name."""
         for item in self.class_items():
-            if item.label not in found:
+            if item.label not in names:
                 raise BadInput(f'{self.path("vision.pt")} has no word for {item.label!r}: it was trained without --words, or on other folders')
-            item.text = found[item.label]
+            item.text = names[item.label]
 
     def batch(self, reads, source, i):
         """This process's rows of batch i of a source: as a worker has prepared them, or made here, once for all micro-batches.

@@ -4,6 +4,9 @@
 looks like. So once the encoder can see, its classes are clustered, in levels: first into so many kinds, then what is left of
 each class after its kind is taken away, and so on. A class is called by a syllable for each level, its clusters: what looks
 alike shares syllables, and something new can be told by the syllables of what it looks like.
+
+The encoder itself learns from names by lot, which need not mean anything, only be different: in "Balinese character17 turned 90"
+every word is shared with hundreds of classes that look nothing like it, and a bag of words cannot tell them apart.
 """
 import numpy as np
 from PIL import Image
@@ -15,6 +18,12 @@ from kit.sources import media_of
 
 # One token each where the tokenizer was trained on the sources (kit.run.Run.choose_tokenizer adds them to its texts).
 SYLLABLES = [consonant + vowel for vowel in ('a', 'e', 'i', 'o', 'u', 'ai', 'au', 'ei', 'oo') for consonant in 'bcdfghjklmnprstvwxyz']
+
+
+def first_names(labels):
+    """{class: name}: four syllables by lot, until the encoder can see."""
+    rng = np.random.default_rng(0)
+    return {label: ' '.join(SYLLABLES[k] for k in rng.choice(len(SYLLABLES), 4, replace=False)) for label in sorted(labels)}
 
 
 def k_means(x, n, seed=0, rounds=100):

@@ -466,6 +466,9 @@ def readable_pairs(pairs, pixels, report):
 # ---------------------------------------------------------------------------------------------
 # Few-shot pages
 
+COPIES = 0.3  # share of the text made of a folder that is nothing but copying
+
+
 class Pages:
     """Pages on which things recur, made of a Pairs: the diet on which in-context learning grows.
 
@@ -510,13 +513,33 @@ class Pages:
         return Document(pieces, kind='examples', where=self.pairs.items[examples[0][0]].where)
 
     def text(self, i, rng):
-        """The same diet without pictures, for the language model: a caption, some captions, or a naming page
-        in words ("red heart: dax. tram: wug. red heart: dax."), from which even a small one learns to copy."""
+        """The same diet without pictures, for the language model, which must learn to copy before it is frozen: words that come
+        again and again; a caption, or some; and naming pages in words ("heart: dax. tram: wug. heart: dax.")."""
+        if rng.random() < COPIES:
+            return self.copies(rng)
         if rng.random() < self.naming:
-            return ' '.join(f'{self.pairs.items[k].text.rstrip(".")}: {name}.' for k, _, name in self.deal(rng, self.n_way[1]))
+            return self.naming_text(rng)
         if rng.random() < 0.5:
             return self.pairs.items[self.pairs.order(i)].text
         return '\n'.join(f'Output: {self.pairs.items[k].text}' for k in self.distinct(i, rng))
+
+    def copies(self, rng):
+        """Random words in an order that comes again: nothing but copying predicts them."""
+        words = [self.names[j] for j in rng.choice(len(self.names), size=min(len(self.names), int(rng.integers(3, 7))), replace=False)]
+        words += [w for k in rng.integers(len(self.pairs), size=int(rng.integers(1, 5))) for w in self.pairs.items[k].text.split()[:4]]
+        return ' '.join([words[j] for j in rng.permutation(len(words))] * int(rng.integers(2, 5)))
+
+    def naming_text(self, rng):
+        """Mostly a thing is told by a single word, next to its name: looking that up is the simplest copying there is, and on a
+        page with pictures, where every token sees its picture, the look-up is as short."""
+        deal = [(self.pairs.items[k].text.rstrip('.'), name) for k, _, name in self.deal(rng, self.n_way[1])]
+        link, end = [(': ', '. '), (' ', '. '), (' ', ' ')][int(rng.integers(3))]
+        told = {}  # name -> what the thing is called
+        for thing, name in deal:
+            words = thing.split()
+            word = words[int(rng.integers(len(words)))] if rng.random() < 0.7 else thing
+            told.setdefault(name, thing if word in told.values() else word)
+        return ''.join(told[name] + link + name + end for _, name in deal).rstrip()
 
     def distinct(self, i, rng):
         """Different items for a page of captions; the first is item i of the epoch, so that each gets its turn."""

@@ -17,7 +17,8 @@ from kit.encoders import embed_media
 from kit.sources import media_of
 
 # One token each where the tokenizer was trained on the sources (kit.run.Run.choose_tokenizer adds them to its texts).
-SYLLABLES = [consonant + vowel for vowel in ('a', 'e', 'i', 'o', 'u', 'ai', 'au', 'ei', 'oo') for consonant in 'bcdfghjklmnprstvwxyz']
+# With a capital letter, so that they are no parts of the made-up names on pages.
+SYLLABLES = [consonant + vowel for vowel in ('a', 'e', 'i', 'o', 'u', 'ai', 'au', 'ei', 'oo') for consonant in 'BCDFGHJKLMNPRSTVWXYZ']
 
 
 def first_names(labels):

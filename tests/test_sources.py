@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import re
 import struct
 import time
 import warnings
@@ -643,23 +644,30 @@ def test_caption_pages(tmp_path):
     assert 250 < naming < 350
 
 
-def test_text_pages(tmp_path):
+def test_text_pages(tmp_path, monkeypatch):
     pairs = Pairs(items(tmp_path, 'red heart', 'tram', 'a big dog.'), 'x')
     for item in pairs.items:
         item.text = item.label
-    pages = Pages(pairs, NAMES, naming=1)
-    for i in range(50):
-        said = [line.split(': ') for line in pages.text(i, np.random.default_rng(i)).rstrip('.').split('. ')]
-        assert {label for label, _ in said} <= {'red heart', 'tram', 'a big dog'}
-        assert len(set(map(tuple, said))) == len({label for label, _ in said}) == len({name for _, name in said}) >= 2
-        assert min(Counter(label for label, _ in said).values()) >= 2
-    captions = Pages(pairs, NAMES, naming=0)
-    texts = [captions.text(i, np.random.default_rng(i)) for i in range(50)]
-    assert {t for t in texts if 'Output' not in t} == {'red heart', 'tram', 'a big dog.'}
-    assert any(t.startswith('Output: ') and t.count('\nOutput: ') == 2 for t in texts)
+    texts = lambda pages, n=60: [pages.text(i, np.random.default_rng(i)) for i in range(n)]
+    monkeypatch.setattr(sources, 'COPIES', 0.0)
+    things = ('red heart', 'red', 'heart', 'tram', 'a big dog', 'a', 'big', 'dog')
+    for text in texts(Pages(pairs, NAMES, naming=1)):
+        told = {}
+        for name, before in re.findall(r'(?=\b(' + '|'.join(NAMES) + r')\b)(?<=(.{12}))', ' ' * 12 + text):
+            told.setdefault(name, set()).add(max((t for t in things if before.rstrip(': ').endswith(t)), key=len))
+        assert len(told) >= 2 and all(len(t) == 1 for t in told.values())          # a thing is told in one way on a page, ...
+        assert len(set.union(*told.values())) == len(told)                         # ... and no other in the same
+    said = set(texts(Pages(pairs, NAMES, naming=0)))
+    assert {t for t in said if 'Output' not in t} == {'red heart', 'tram', 'a big dog.'}
+    assert any(t.startswith('Output: ') and t.count('\nOutput: ') == 2 for t in said)
+    monkeypatch.setattr(sources, 'COPIES', 1.0)
+    for text in texts(Pages(pairs, NAMES, naming=1)):
+        words = text.split()
+        assert any(len(words) % n == 0 and words == words[:len(words) // n] * n for n in (2, 3, 4))
+        assert set(words) & set(NAMES) and set(words) & set('red heart tram a big dog.'.split())
     for item in pairs.items:  # classes may be called by other words later on
-        item.text = 'ba ' + item.text[:2]
-    assert {part.split(': ')[0] for i in range(20) for part in pages.text(i, np.random.default_rng(i)).split('. ')} == {'ba re', 'ba tr', 'ba a '}
+        item.text = 'Ba ' + item.text[:2]
+    assert all('Ba' in text for text in texts(Pages(pairs, NAMES, naming=1)))
 
 
 def test_pages_within_a_group(tmp_path):

@@ -229,11 +229,11 @@ def measure(asker, task, shots, n, ways=None, control=None, seed=0, pairs=None, 
 
 def nearest(features, episodes):
     """What the frozen encoder would answer without any language model: of each episode, the name whose examples look most like the
-    query -> [answer]. Features are averaged over places and over the examples of a name; what all names have in common is
-    taken away, and the cosine compares."""
+    query -> [answer]. Features of all places count, averaged over the examples of a name; what all names have in common is taken
+    away, and the cosine compares."""
     out = []
     for e in episodes:
-        x = pool_media(features, [*(s.media for s in e.support), e.query.media])           # (examples + 1,D)
+        x = pool_media(features, [*(s.media for s in e.support), e.query.media], places=True)  # (examples + 1,S*D)
         names = list(dict.fromkeys(s.answer for s in e.support))
         shown = torch.stack([torch.stack([row for row, s in zip(x, e.support) if s.answer == name]).mean(0) for name in names])
         mean = shown.mean(0)

@@ -28,13 +28,15 @@ def embed_texts(tower, tokenizer, texts, batch_size=64):
 
 
 @torch.no_grad()
-def pool_media(features, media, batch_size=64):
-    """list of N Media -> (N,D): the frozen encoder's features, the mean over places; a clip counts as the mean of its frames"""
+def pool_media(features, media, batch_size=64, places=False):
+    """list of N Media -> (N,D): the frozen encoder's features, the mean over places, or with `places` (N,S*D) all of them side by
+    side; a clip counts as the mean of its frames"""
     out = []
     for i in range(0, len(media), batch_size):
         grid, mask = features([[m] for m in media[i:i + batch_size]])                # (N,1,F,S,D), (N,1,F)
         weight = mask[:, 0, :, None].float()                                         # (N,F,1)
-        out.append((grid[:, 0].mean(2) * weight).sum(1) / weight.sum(1))             # (N,D)
+        frames = grid[:, 0].flatten(2) if places else grid[:, 0].mean(2)             # (N,F,S*D) or (N,F,D)
+        out.append((frames * weight).sum(1) / weight.sum(1))                         # (N,S*D) or (N,D)
     return torch.cat(out)
 
 

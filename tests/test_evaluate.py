@@ -383,7 +383,7 @@ def test_episodes_within_a_group_and_of_one_held_out(asker, tmp_path):
 def test_the_nearest_neighbour_by_hand(monkeypatch):
     """Two examples of each name, their mean counts; what all have in common (here 100 in every dimension) tells nothing."""
     points = {'a1': (1, 0), 'a2': (3, 0), 'b1': (0, 1), 'b2': (0, 3), 'q': (0.4, 0.3), 'r': (0, 9)}
-    monkeypatch.setattr(evaluate, 'pool_media', lambda features, media: torch.tensor([points[m.key] for m in media]) + 100.0)
+    monkeypatch.setattr(evaluate, 'pool_media', lambda features, media, places: torch.tensor([points[m.key] for m in media]) + 100.0)
     support = [Example(Media(k, None), 'Output:', name) for k, name in (('a1', 'dax'), ('b1', 'wug'), ('a2', 'dax'), ('b2', 'wug'))]
     episodes = [Episode(support, Example(Media(k, None), 'Output:', answer), ['dax', 'wug']) for k, answer in (('q', 'dax'), ('r', 'wug'), ('r', 'dax'))]
     assert evaluate.nearest(None, episodes) == ['dax', 'wug', 'wug']

@@ -25,6 +25,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import Media, Tokenizer, collate, encode
@@ -33,7 +34,7 @@ from kit.configurator import BadInput, BadItem, check_range, command, configure,
 from kit.encoders import classify, embed_media, embed_texts, linear_probe, pool_media
 from kit.features import FrozenFeatures, Pixels
 from kit.metrics import interval
-from kit.sources import Report, open_folder, readable_pairs
+from kit.sources import Classes, Report, open_folder, readable_pairs
 from kit.tasks import can_ask, episodes_of
 from model import GPT, Flamingo, FlamingoConfig
 from vision import new_contrastive
@@ -56,6 +57,12 @@ KEYS = {
     'max_new_tokens': (24, 'for generated answers'),
     'episodes': ('', 'a .jsonl file of your own episodes, one a line'),
     'folder': ('', 'a folder of class folders, or with metadata.jsonl: new names for its classes'),
+    'class_depth': (0, 'of a folder: how many folder names make a class, as in train.py'),
+    'held_groups': ('', "of a folder: parents of class folders that make its split 'val', as in train.py"),
+    'within_group': (False, 'of a folder: all classes of an episode lie in one parent folder'),
+    'trials': (False, "of a folder: Omniglot's published form, one parent folder, one hand's drawings shown, another's asked about"),
+    'write_episodes': ('', 'of a folder: a .jsonl file to write its episodes to, instead of asking them'),
+    'written': (False, 'of a folder or episodes: have the names written, too, rather than chosen'),
     'coco_annotations': ('', 'a COCO captions_*.json'),
     'vqa_questions': ('', 'a VQA questions file'),
     'vqa_annotations': ('', 'the VQA annotations that belong to it'),
@@ -209,15 +216,45 @@ def value_of(metric, episodes, answers):
     return measure(np.arange(n)), metrics.bootstrap(measure, n, times=200)
 
 
-def measure(asker, task, shots, n, ways=None, control=None, seed=0, pairs=None):
+def measure(asker, task, shots, n, ways=None, control=None, seed=0, pairs=None, within=False):
     """-> (row of the task's first metric, episodes, answers)"""
-    episodes = episodes_of(task, shots, n, ways, seed, pairs)
+    episodes = episodes_of(task, shots, n, ways, seed, pairs, within=within)
     if control:
         episodes = spoil(control, episodes, seed)
     answers = asker.answer(episodes)
     metric = tasks.TASKS[task][1][0]
     value, bounds = value_of(metric, episodes, answers)
     return row(task, value, n, ways, shots, control, metric, bounds), episodes, answers
+
+
+def nearest(features, episodes):
+    """What the frozen encoder would answer without any language model: of each episode, the name whose examples look most like the
+    query -> [answer]. Features of all places count, averaged over the examples of a name; what all names have in common is taken
+    away, and the cosine compares."""
+    out = []
+    for e in episodes:
+        x = pool_media(features, [*(s.media for s in e.support), e.query.media], places=True)  # (examples + 1,S*D)
+        names = list(dict.fromkeys(s.answer for s in e.support))
+        shown = torch.stack([torch.stack([row for row, s in zip(x, e.support) if s.answer == name]).mean(0) for name in names])
+        mean = shown.mean(0)
+        out.append(names[int((F.normalize(shown - mean, dim=-1) @ F.normalize(x[-1] - mean, dim=0)).argmax())])
+    return out
+
+
+def nearest_row(features, episodes, ways=None, shots=None):
+    right = [name == e.query.answer for name, e in zip(nearest(features, episodes), episodes)]
+    return row('naming', sum(right) / len(right), len(right), ways, shots, metric='nearest')
+
+
+def further_rows(asker, episodes, ways, shots, written=False):
+    """What else there is to say about naming episodes: the nearest neighbour, where all has pictures, and the written answer."""
+    rows = []
+    if all(e.media is not None for episode in episodes for e in [*episode.support, episode.query]) and all(e.support for e in episodes):
+        rows.append(nearest_row(asker.features, episodes, ways, shots))
+    if written:
+        asked = [replace(e, choices=None) for e in episodes]
+        rows.append(row('naming', value_of('accuracy', asked, asker.answer(asked, 'written'))[0], len(asked), ways, shots, metric='written'))
+    return rows
 
 
 def spoil(control, episodes, seed=0):
@@ -266,22 +303,24 @@ def retrieval(pairs, contrastive, features, tokenizer, report):
 # Tables
 
 
-def first_table(asker, contrastive, n=400, seed=1, pairs=None):
+def first_table(asker, contrastive, n=400, seed=1, pairs=None, all_ways=NAMING_WAYS, within=False):
     """The table that train.py ends with -> (rows, [(title, Document, answer)] to look at). contrastive: None where no text
-    tower was trained, and there is nothing to say without a prompt."""
-    plan = [('naming', ways, shots, None) for ways in (2, 4) for shots in (1, 2, 4)]
-    plan += [('naming', ways, 1, 'blank_support') for ways in (2, 4)]
+    tower was trained, and there is nothing to say without a prompt. all_ways: of naming; within: as in `episodes_of`."""
+    plan = [('naming', ways, shots, None) for ways in all_ways for shots in (1, 2, 4) if ways * shots <= 20]
+    plan += [('naming', ways, 1, 'blank_support') for ways in all_ways]
     if pairs is None:
         rows = [zero_shot(contrastive, asker.tokenizer, asker.features, 2 * n)] if contrastive else []
         plan += [(task, None, shots, None) for task in ('caption', 'question', 'clip_caption') for shots in (0, 4, 8)]
     else:
         rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, Report()) if contrastive else []
         plan += [('caption', None, shots, None) for shots in (0, 4, 8)]
-    plan = [(task, ways, shots, control) for task, ways, shots, control in plan if can_ask(pairs, ways, shots)]
+    plan = [(task, ways, shots, control) for task, ways, shots, control in plan if can_ask(pairs, ways, shots, within and task == 'naming')]
     shown = []
     for task, ways, shots, control in tqdm(plan, desc='few-shot table', leave=False):
-        result, episodes, answers = measure(asker, task, shots, n, ways, control, seed, pairs)
+        result, episodes, answers = measure(asker, task, shots, n, ways, control, seed, pairs, within and task == 'naming')
         rows.append(result)
+        if pairs is not None and task == 'naming' and control is None:
+            rows += further_rows(asker, episodes, ways, shots)
         if control is None and shots <= 4:
             shown.append((f'{task}{f", {ways}-way" if ways else ""}, {shots} shot{"s" if shots != 1 else ""}', episodes[0].document(), answers[0]))
     return rows, shown
@@ -330,11 +369,11 @@ def full_table(asker, contrastive, config, report):
 def control_table(asker, config):
     """The naming episodes of the embedded world, or of a folder, under every control -> rows."""
     report = Report()
-    pairs = open_folder(config.folder, asker.model.config.n_frame, split=config.split or None, report=report) if config.folder else None
+    pairs = open_classes(config, asker, report) if config.folder else None
     rows = []
     for ways in naming_ways(config):
         for shots in numbers(config, 'shots', (1,), 1):
-            episodes = [e for s in range(config.seeds) for e in episodes_of('naming', shots, config.n, ways, config.seed + s, pairs)]
+            episodes = naming_episodes(config, ways, shots, pairs)
             good = [e for e in usable(asker, episodes, report, config.folder or 'naming') if e is not None]
             rows += control_rows(asker, 'naming', good, ways, shots)
     tell(report)
@@ -509,20 +548,46 @@ def run_episodes(config, asker):
         found, nothing = iter(answers), {'prediction': None, 'answer': None, 'correct': False, 'logprob': None}
         lines = [nothing if e is None else next(found) for e in episodes]
         write_predictions(config.predictions, [{key: line[key] for key in nothing} for line in lines])
-    return [row('naming', value_of('accuracy', good, answers)[0], len(good), ways)]
+    return [row('naming', value_of('accuracy', good, answers)[0], len(good), ways)] + further_rows(asker, good, ways, None, config.written)
+
+
+def open_classes(config, asker, report):
+    """--folder=DIR -> Pairs"""
+    classes = Classes(config.class_depth, held=config.held_groups)
+    return open_folder(config.folder, asker.model.config.n_frame, split=config.split or None, report=report, classes=classes)
+
+
+def naming_episodes(config, ways, shots, pairs):
+    """n episodes of each seed, of a folder (Pairs) or, with None, of the embedded world"""
+    if config.trials and pairs is not None:
+        return [e for s in range(config.seeds) for e in tasks.folder_trials(np.random.default_rng([config.seed + s, ways]), pairs, ways, config.n)]
+    return [e for s in range(config.seeds) for e in episodes_of('naming', shots, config.n, ways, config.seed + s, pairs, within=config.within_group)]
 
 
 def run_folder(config, asker):
     """--folder=DIR: new names for its classes -> rows"""
     report, rows = Report(), []
-    pairs = open_folder(config.folder, asker.model.config.n_frame, split=config.split or None, report=report)
+    pairs = open_classes(config, asker, report)
     for ways in naming_ways(config):
-        for shots in numbers(config, 'shots', NAMING_SHOTS, 1):
-            episodes = [e for s in range(config.seeds) for e in episodes_of('naming', shots, config.n, ways, config.seed + s, pairs)]
+        for shots in numbers(config, 'shots', NAMING_SHOTS if not config.trials else (1,), 1):
+            episodes = naming_episodes(config, ways, shots, pairs)
             good = [e for e in usable(asker, episodes, report, config.folder) if e is not None]
             rows.append(row('naming', value_of('accuracy', good, asker.answer(good, f'{ways}-way {shots}-shot'))[0], len(good), ways, shots))
+            rows += further_rows(asker, good, ways, shots, config.written)
     tell(report)
     return rows
+
+
+def write_episodes(config, asker):
+    """--write_episodes=FILE: the episodes of a folder, for --episodes."""
+    report, lines = Report(), []
+    pairs = open_classes(config, asker, report)
+    for ways in naming_ways(config):
+        for shots in numbers(config, 'shots', (1,), 1):
+            lines += [tasks.episode_line(e, os.path.dirname(os.path.abspath(config.write_episodes))) for e in naming_episodes(config, ways, shots, pairs)]
+    write_predictions(config.write_episodes, lines)
+    tell(report)
+    print(f'{config.write_episodes}: {len(lines)} episodes')
 
 
 def run_official(config, asker):
@@ -591,7 +656,7 @@ def check_values(config):
     """Values of the right type that make no sense. Raises BadInput."""
     check_range(config, 1, 100_000, 'n')
     check_range(config, 1, 100, 'seeds', 'ensemble')
-    check_range(config, 0, 100, 'text_examples')
+    check_range(config, 0, 100, 'text_examples', 'class_depth')
     check_range(config, 1, 10_000, 'batch_size')
     check_range(config, 1, MOST_BEAMS, 'beam_size')
     check_range(config, 1, 1 << 40, 'max_new_tokens')
@@ -602,6 +667,11 @@ def check_values(config):
         raise BadInput(f'--{asked[0]} and --{asked[1]}: give one of the two')
     if bool(config.vqa_questions) != bool(config.vqa_annotations):
         raise BadInput('--vqa_questions and --vqa_annotations belong together')
+    for key in ('write_episodes', 'trials', 'within_group'):
+        if getattr(config, key) and not config.folder:
+            raise BadInput(f'--{key}={getattr(config, key)}: of a --folder only')
+    if config.trials and config.shots not in ('', '1'):
+        raise BadInput(f'--trials=True: one example of each name, not --shots={config.shots}')
     if config.controls and asked and asked[0] not in ('episodes', 'folder'):
         raise BadInput(f'--controls=True: of the embedded world, a --folder or --episodes, not of --{asked[0]}')
 
@@ -611,6 +681,8 @@ def main():
     check_values(config)
     asker, contrastive = load(find_checkpoint(config), pick_device(config.device, meta=False), config.batch_size)
     asker.beam_size, asker.max_new_tokens, asker.ensemble = config.beam_size, config.max_new_tokens, config.ensemble
+    if config.write_episodes:
+        return write_episodes(config, asker)
     if config.episodes:
         rows = run_episodes(config, asker)
     elif config.coco_annotations or config.vqa_questions:

@@ -43,6 +43,7 @@ from kit.configurator import BadInput, autocast, check_range, command, configure
 from kit.encoders import pad_texts
 from kit.features import FrozenFeatures
 from kit.run import SIZES, SOURCES, Run, check_same_keys, kind_of
+from kit.words import SYLLABLES
 from model import GPT, PRESETS, Flamingo
 from vision import SIZES as ENCODERS
 from vision import TEXT_CONTEXT, NFNet, adaptive_gradient_clip, new_contrastive
@@ -83,8 +84,19 @@ KEYS = {
     'batch_vtp': (4, ''),
     'p_next': (0.5, 'chance that the text of a page sees the next picture instead of the one before'),
     'blind_loss': (True, 'learn text that can see no picture, too'),
-    # Stage 1
+    # Folders of class folders, and the pages made of any folder
+    'class_depth': (0, 'how many folder names make a class: 2 for alphabet/character, wherever the alphabet lies; 0 for all of them'),
+    'rotate': (False, 'turned by 90, 180 and 270 degrees, each class is three more'),
+    'held_groups': ('', 'folders of class folders that training never sees and evaluation asks about, several with commas'),
+    'words': (0, 'made-up words of so many syllables replace class names after the vision stage: what looks alike shares syllables; 0: none'),
+    'word_centres': (32, 'syllables to choose from, for each place in a word'),
     'naming': (0.6, 'share of naming pages among the pages made of a folder'),
+    'page_examples': (12, 'most examples on such a page; half as many at least'),
+    'ways': (5, 'most names on a naming page'),
+    'within_group': (0.0, 'share of naming pages whose classes are all of one group: of the same parent folder'),
+    'captions_first': (0, 'so many pages have captions only, before naming pages come'),
+    'ways_rise': (0, 'pages over which the most names on a page rise from two'),
+    # Stage 1
     'vision_iters': (1000, 'steps of the contrastive stage'),
     'vision_batch': (64, 'pairs a step, of each of align and ltip'),
     'vision_lr': (5e-3, 'peak learning rate'),
@@ -171,7 +183,11 @@ class VisionStage:
     def evaluate(self):
         features = FrozenFeatures(self.module.vision, self.run.pixels, self.run.device)  # of the encoder as it is now
         self.module.eval()
-        if self.run.held_out is None:
+        if self.config['words']:  # class names that say nothing: are new things told apart?
+            ways = self.run.ask_ways()
+            episodes = {w: evaluate.episodes_of('naming', 1, self.config['eval_n'], w, pairs=self.run.held_out, within=self.run.within()) for w in ways}
+            result = {f'nearest_{w}way': evaluate.nearest_row(features, found)['value'] for w, found in episodes.items()}
+        elif self.run.held_out is None:
             result = {'zero_shot': evaluate.zero_shot(self.module, self.run.tokenizer, features, 4 * self.config['eval_n'])['value']}
         else:
             rows = evaluate.retrieval(self.run.held_out, self.module, features, self.run.tokenizer, self.run.report)
@@ -184,7 +200,7 @@ class VisionStage:
         return {'beta': round(self.module.log_beta.exp().item(), 3)}
 
     def content(self):
-        return {'contrastive': self.module.state_dict()}
+        return {'contrastive': self.module.state_dict(), 'words': self.run.find_words(self.module.vision)}
 
 
 class LanguageStage:
@@ -193,6 +209,7 @@ class LanguageStage:
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
+        run.use_words()
         self.module = GPT.from_config(self.size)
         if self.config['gpt2']:
             self.module = GPT.from_gpt2(self.config['gpt2'])
@@ -230,6 +247,7 @@ class FlamingoStage:
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
+        run.use_words()
         contrastive = new_contrastive(self.size)
         path = run.path('vision.pt')
         checkpoint.load_into(contrastive, run.load_stage('vision', 'contrastive')['contrastive'], path)
@@ -302,8 +320,9 @@ class FlamingoStage:
         return distributed.clip_grad_norm(self.module.parameters(), self.config['grad_clip'])
 
     def evaluate(self):
-        ask = lambda task, ways=None: evaluate.measure(self.asker, task, 1 if ways else 0, self.config['eval_n'], ways, pairs=self.run.held_out)[0]['value']
-        result = {f'naming_{ways}way': ask('naming', ways) for ways in (2, 4) if evaluate.can_ask(self.run.held_out, ways, 1)}
+        run, n = self.run, self.config['eval_n']
+        ask = lambda task, ways=None: evaluate.measure(self.asker, task, 1 if ways else 0, n, ways, pairs=run.held_out, within=run.within())[0]['value']
+        result = {f'naming_{ways}way': ask('naming', ways) for ways in run.ask_ways()}
         result['caption'] = ask('caption')
         if self.run.held_out is None:
             result['clip'] = ask('clip_caption')
@@ -516,13 +535,18 @@ def check_values(config):
             raise BadInput(f'--{key}={getattr(config, key)}: expected {", ".join(allowed[:-1])} or {allowed[-1]}')
     if not config.out_dir:
         raise BadInput('--out_dir=: must name a folder')
+    check_range(config, 2, 100, 'ways', 'page_examples')
+    check_range(config, 0, 1, 'naming', 'within_group')
+    if config.words * config.word_centres > len(SYLLABLES):
+        raise BadInput(f'--words={config.words} --word_centres={config.word_centres}: there are {len(SYLLABLES)} syllables, and each place in a word has its own')
     most = {'seed': 2 ** 63 - 1, 'eval_n': 100_000, 'test_n': 100_000}  # a batch, or all episodes of an evaluation, are in memory at once
     most |= dict.fromkeys((key for key in KEYS if 'batch' in key), 16_384)  # the paper's largest
     most |= {'p_next': 1, 'naming': 1, 'feature_dropout': 0.99}  # shares of a whole
     for key, (default, _) in KEYS.items():
         if type(default) in (int, float):
             taken_as_it_is = key == 'language_iters' and config.gpt2 or key == 'vision_iters' and config.nfnet
-            least = 1 if type(default) is int and key not in ('seed', 'warmup', 'text_layer', 'visual_dim', 'workers') and not taken_as_it_is else 0
+            may_be_0 = key in ('seed', 'warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first', 'ways_rise')
+            least = 1 if type(default) is int and not may_be_0 and not taken_as_it_is else 0
             check_range(config, least, most.get(key, float('inf')), key)
     check_range(config, 256, 1 << 16, 'tokenizer_ranks')  # every byte is one
 
@@ -533,8 +557,8 @@ def finish(run):
     distributed.load_module(stage.module, run.load_stage('flamingo', 'flamingo')['flamingo'], run.path('flamingo.pt'))
     stage.module.eval()
     with autocast(run.device, run.dtype):
-        contrastive = stage.contrastive if run.config['vision_iters'] else None
-        rows, shown = evaluate.first_table(stage.asker, contrastive, n=run.config['test_n'], pairs=run.held_out)
+        contrastive = stage.contrastive if run.config['vision_iters'] and not run.config['words'] else None  # its captions were other words
+        rows, shown = evaluate.first_table(stage.asker, contrastive, run.config['test_n'], pairs=run.held_out, all_ways=run.ask_ways(), within=run.within())
     if distributed.rank() > 0:
         return
     with checkpoint.whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:

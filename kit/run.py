@@ -16,12 +16,13 @@ import torch
 from torch.utils.checkpoint import checkpoint as recompute
 
 from data import Document, Media, Tokenizer, encode
-from kit import checkpoint, distributed, pictures
+from kit import checkpoint, distributed, pictures, words
 from kit.bpe import train_bpe
 from kit.configurator import BadInput, BadItem, check_memory, pick_device, pick_dtype
-from kit.features import Pixels
+from kit.features import FrozenFeatures, Pixels
 from kit.pages import is_pages
-from kit.sources import Report, open_folder, open_source, readable_pairs, split_spec
+from kit.sources import Classes, Pairs, Report, open_folder, open_source, readable_pairs, split_spec
+from kit.tasks import can_ask
 from model import PRESETS, Flamingo, FlamingoConfig
 
 SIZES = [f for f in fields(FlamingoConfig) if f.name not in ('n_vocab', 'bos', 'pad')]
@@ -47,18 +48,23 @@ class Run:
         self.report = Report()
         # A source may be given as the name of another: m3w = 'align' makes pages of the same folder.
         specs = {role: self.config[self.config[role] if self.config[role] in SOURCES else role] for role in (*SOURCES, 'text')}
-        self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip, config.images)
+        classes = Classes(config.class_depth, config.rotate, config.held_groups)
+        pages = dict(n_image=(-(-config.page_examples // 2), config.page_examples), n_way=(2, config.ways), within=config.within_group,
+                     captions_first=config.captions_first, ways_rise=config.ways_rise)
+        self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip, config.images, classes, **pages)
                         for role, spec in specs.items() if spec}
         self.tried, self.failed = Counter(), Counter()  # documents of each source
         self.left_out = {}                              # what was met in training and cannot be read: where -> kind
         self.ahead = {}                                 # (reads, source, i) -> a batch of the step at hand
-        self.tokenizer = self.choose_tokenizer(specs['text'])
-        self.size = self.check_size()
-        self.pixels = Pixels(self.size.image_size, self.size.n_frame)
         # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
         pages = [path for path, _ in split_spec('m3w', specs['m3w'])] if specs['m3w'] else []
-        held = None if 'shapes' in pages else held_out(specs, self.config['n_frame'], config.images)
-        self.held_out = held and readable_pairs(held, self.pixels, self.report)
+        self.held_out = None if 'shapes' in pages else held_out(specs, self.config['n_frame'], config.images, classes)
+        if self.config['words']:
+            self.call_classes(words.first_names({item.label for item in self.class_items()}))
+        self.tokenizer = self.choose_tokenizer(specs['text'], classes)
+        self.size = self.check_size()
+        self.pixels = Pixels(self.size.image_size, self.size.n_frame)
+        self.held_out = self.held_out and readable_pairs(self.held_out, self.pixels, self.report)
         self.rows = []        # of log.csv
         self.stop = None      # why to stop after this step: a signal's number, or OUT_OF_TIME
         self.training = True  # is there anything that would be lost?
@@ -81,7 +87,7 @@ class Run:
         check_memory(4 * n // (distributed.world() if self.config['shard'] else 1), self.device, f'a model of {n / 1e6:,.0f} million numbers')
         return size
 
-    def choose_tokenizer(self, text):
+    def choose_tokenizer(self, text, classes):
         """text: what to learn from, if that is asked for. Captions only: a made-up name stays in pieces, so that one which is
         new, later, is no different from those of the training pages."""
         name = self.config['tokenizer']
@@ -92,9 +98,10 @@ class Run:
         if name != 'sources':
             return Tokenizer.load(name)
         config = self.config
-        captions = open_source('text', text, config['n_frame'], config['seed'], 0.0, config['flip'], config['images']) if text else None
+        captions = open_source('text', text, config['n_frame'], config['seed'], 0.0, config['flip'], config['images'], classes) if text else None
         texts = [self.read('text', i, captions.text) for i in range(4000)] if captions else []
-        return Tokenizer(train_bpe(texts, self.config['tokenizer_ranks']))
+        texts += [' '.join(['', *words.SYLLABLES])] * (1000 if config['words'] else 0)  # a token each
+        return Tokenizer(train_bpe(texts, config['tokenizer_ranks']))
 
     def spread(self, module, blocks, recomputed, replicated=(), methods=()):
         """Put a stage's module where it is trained -> what to call in training. recomputed: the blocks that activation
@@ -133,6 +140,44 @@ class Run:
         for bad in document.dropped:
             self.leave_out(bad)
         return document
+
+    def ask_ways(self):
+        """How many names the naming episodes of an evaluation have: 2 and 4, and of folders as many as training has at most."""
+        most = [self.config['ways']] if self.held_out is not None and self.config['ways'] > 5 else []
+        return [ways for ways in (2, 4, *most) if can_ask(self.held_out, ways, 1, self.within())]
+
+    def within(self):
+        """Whether their things are of one group, as most are in training."""
+        return self.held_out is not None and self.config['within_group'] > 0.5
+
+    def class_items(self):
+        """The items of all class folders, those held out too."""
+        found = [getattr(part, 'pairs', part) for source in self.sources.values() for part in source.parts] + [self.held_out]
+        return [item for pairs in found if isinstance(pairs, Pairs) and isinstance(pairs.items, list) for item in pairs.items if item.group is not None]
+
+    def find_words(self, vision):
+        """-> {class: word} from what the trained encoder sees (kit/words.py), or {}; and words.png."""
+        items = self.class_items() if self.config['words'] else []
+        if not items:
+            return {}
+        features = FrozenFeatures(vision, self.pixels, self.device)
+        found, shown = words.name_classes(items, vision, features, self.config['n_frame'], self.config['words'], self.config['word_centres'], self.leave_out)
+        if distributed.rank() == 0:
+            pictures.save(words.sheet(found, shown), self.path('words.png'))
+        return found
+
+    def use_words(self):
+        """From here on, captions of class folders are the words that were found at the end of the vision stage."""
+        if not self.config['words']:
+            return
+        self.call_classes(self.load_stage('vision', 'contrastive').get('words') or {})
+
+    def call_classes(self, names):
+        """{class: what it is called from here on}. Raises BadInput where one has no name."""
+        for item in self.class_items():
+            if item.label not in names:
+                raise BadInput(f'{self.path("vision.pt")} has no word for {item.label!r}: it was trained without --words, or on other folders')
+            item.text = names[item.label]
 
     def batch(self, reads, source, i):
         """This process's rows of batch i of a source: as a worker has prepared them, or made here, once for all micro-batches.
@@ -305,13 +350,13 @@ def kind_of(stage_name):
     return 'flamingo' if stage_name == 'finetune' else stage_name
 
 
-def held_out(specs, n_frame, images):
+def held_out(specs, n_frame, images, classes):
     """The val (or test) split of the first source of pairs; all of it, if it has none: then evaluation shows what was learned by
     heart. None where there are no pairs but those of the embedded world."""
     for role in ('align', 'ltip', 'm3w', 'vtp'):
         for path, _ in split_spec(role, specs[role]) if specs[role] else []:
             if path != 'shapes' and not is_pages(path):
-                pairs = open_folder(path, n_frame, split=None, images=images)
+                pairs = open_folder(path, n_frame, split=None, images=images, classes=classes)
                 return next((pairs.split(name) for name in ('val', 'test') if name in pairs.splits), pairs)
     return None
 

@@ -14,6 +14,7 @@ so there are two kinds of trouble: the user pointed at the wrong thing (BadInput
 (BadItem, which is counted and skipped).
 """
 import contextlib
+import filecmp
 import functools
 import glob
 import hashlib
@@ -279,16 +280,18 @@ def to_8_bits(x):
     return ((x - low) * (255 / max(high - low, 1e-9)) + 0.5).astype(np.uint8)
 
 
-def load_variant(path, n_frame=8, variant=0, flip=False):
-    """`read_frames`; a variant above 0 sees them from elsewhere: turned, scaled, shifted, in other light.
+def load_variant(path, n_frame=8, variant=0, flip=False, turn=0):
+    """`read_frames`, after so many quarter turns to the left; a variant above 0 sees them from elsewhere: turned, scaled, shifted, in other light.
 
     The same path and variant always give the same pixels. All frames of a clip move together. flip: whether a
     variant may be a mirror image, which is wrong for letters and for "left of".
     """
     frames = read_frames(path, n_frame)
+    if turn:
+        frames = [frame.transpose(TURNS[turn]) for frame in frames]
     if variant == 0:
         return frames
-    rng = np.random.default_rng([zlib.crc32(os.fsencode(str(path))), variant])
+    rng = np.random.default_rng([zlib.crc32(os.fsencode(str(path))), variant, *([turn] if turn else [])])
     angle, scale = np.radians(rng.uniform(-10, 10)), rng.uniform(0.85, 1.1)
     dx, dy = rng.uniform(-0.08, 0.08, size=2)
     gamma = rng.uniform(0.85, 1.15, size=3)  # a power keeps white white: no seam where the white filling begins
@@ -305,8 +308,11 @@ def load_variant(path, n_frame=8, variant=0, flip=False):
     return out
 
 
-def media_of(path, n_frame, variant=0, flip=False):
-    """A picture or clip as Media. path: as for `read_frames`. Raises BadItem when there is no such file."""
+TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+
+
+def media_of(path, n_frame, variant=0, flip=False, turn=0):
+    """A picture or clip as Media. path, turn: as for `load_variant`. Raises BadItem when there is no such file."""
     if isinstance(path, Inside) and path.content is not None:
         key = f'data:{hashlib.sha256(path.content).hexdigest()}:{n_frame} frames'
     elif isinstance(path, Inside):
@@ -322,7 +328,9 @@ def media_of(path, n_frame, variant=0, flip=False):
         key = f'{path}:{max(s.st_mtime_ns for s in info)}:{sum(s.st_size for s in info)}:{n_frame} frames'
     if variant:
         key += f':v{variant}' + ('f' if flip else '')
-    return Media(key, functools.partial(load_variant, path, n_frame, variant, flip))
+    if turn:
+        key += f':{90 * turn} degrees'
+    return Media(key, functools.partial(load_variant, path, n_frame, variant, flip, turn))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -386,12 +394,15 @@ class Epochs:
 
 @dataclass(slots=True)
 class Item:
-    """A picture or clip on disk (absolute path, or an Inside) and its caption. label: what makes two items the same thing."""
+    """A picture or clip on disk (absolute path, or an Inside) and its caption. label: what makes two items the same thing;
+    group: what classes belong together, the folder that a class folder lies in (None: of no class folder); turn: quarter turns to the left."""
     path: str
     text: str
     split: str = 'train'
     label: str = ''
     where: str = ''
+    group: str | None = None
+    turn: int = 0
 
 
 class Pairs:
@@ -433,12 +444,12 @@ class Pairs:
 
     def media(self, i, variant=0):
         """Item i as Media. Raises BadItem when the file has gone since the source was opened."""
-        return media_of(self.items[i].path, self.n_frame, variant, self.flip)
+        return media_of(self.items[i].path, self.n_frame, variant, self.flip, self.items[i].turn)
 
     def at(self, k, variant=0):
         """Item k as a Document."""
         item = self.items[k]
-        return Document([media_of(item.path, self.n_frame, variant, self.flip), item.text], kind='pair', where=item.where)
+        return Document([self.media(k, variant), item.text], kind='pair', where=item.where)
 
     def document(self, i, rng):
         """Document number i, counted over epochs; it depends on `seed` and i, its variant on rng (numpy Generator)."""
@@ -463,6 +474,9 @@ def readable_pairs(pairs, pixels, report):
 # ---------------------------------------------------------------------------------------------
 # Few-shot pages
 
+COPIES = 0.3  # share of the text made of a folder that is nothing but copying
+
+
 class Pages:
     """Pages on which things recur, made of a Pairs: the diet on which in-context learning grows.
 
@@ -472,16 +486,22 @@ class Pages:
     pages show distinct pictures with their own captions.
 
     names: list of made-up names; n_image, n_way: (least, most) examples and labels on a page; naming: how often a
-    page is a naming page. Raises BadInput when there are too few labels or names.
+    page is a naming page; within: how often its labels are all of one group, which are harder to tell apart.
+    captions_first: so many pages have captions only, and after as many more the others are as frequent as they will be;
+    ways_rise: over so many pages the most labels on a page rise from the least. Raises BadInput when there are too few labels or names.
     """
 
-    def __init__(self, pairs, names, n_image=(6, 12), naming=0.6, n_way=(2, 4)):
+    def __init__(self, pairs, names, n_image=(6, 12), naming=0.6, n_way=(2, 4), within=0.0, captions_first=0, ways_rise=0):
         self.pairs, self.names = pairs, sorted(set(names))
         self.n_image, self.naming, self.n_way = n_image, naming, n_way
-        self.items = {}  # label -> indices of its items
+        self.within, self.captions_first, self.ways_rise = within, captions_first, ways_rise
+        self.items, groups = {}, {}  # label -> indices of its items; group -> its labels
         for k, item in enumerate(pairs.items):
             self.items.setdefault(item.label, []).append(k)
+            if item.group is not None:
+                groups.setdefault(item.group, {})[item.label] = True
         self.labels = list(self.items)
+        self.groups = [list(labels) for labels in groups.values() if len(labels) >= n_way[0]]
         if naming > 0 and len(self.labels) < n_way[0]:
             raise BadInput(f'{pairs.name}: naming pages need {n_way[0]} different labels, and there is {len(self.labels)}')
         if naming > 0 and len(self.names) < n_way[1]:
@@ -489,8 +509,9 @@ class Pages:
 
     def document(self, i, rng):
         """Page number i -> Document. rng: numpy Generator."""
-        if rng.random() < self.naming:
-            examples = [(k, variant, name) for k, variant, _, name in self.deal(rng)]
+        if rng.random() < self.naming * (min(1.0, i / self.captions_first - 1) if self.captions_first else 1.0):
+            rise = min(1.0, i / self.ways_rise) if self.ways_rise else 1.0
+            examples = [(k, variant, name) for k, variant, name in self.deal(rng, round(self.n_way[0] + rise * (self.n_way[1] - self.n_way[0])))]
         else:
             examples = [(k, int(rng.integers(self.pairs.n_variant)), self.pairs.items[k].text) for k in self.distinct(i, rng)]
         pieces, seen = [], set(self.names)  # a made-up name cannot be known at its first showing: given, not learned
@@ -500,13 +521,33 @@ class Pages:
         return Document(pieces, kind='examples', where=self.pairs.items[examples[0][0]].where)
 
     def text(self, i, rng):
-        """The same diet without pictures, for the language model: a caption, some captions, or a naming page
-        in words ("red heart: dax. tram: wug. red heart: dax."), from which even a small one learns to copy."""
+        """The same diet without pictures, for the language model, which must learn to copy before it is frozen: words that come
+        again and again; a caption, or some; and naming pages in words ("heart: dax. tram: wug. heart: dax.")."""
+        if self.naming > 0 and rng.random() < COPIES:
+            return self.copies(rng)
         if rng.random() < self.naming:
-            return ' '.join(f'{label.rstrip(".")}: {name}.' for _, _, label, name in self.deal(rng))
+            return self.naming_text(rng)
         if rng.random() < 0.5:
             return self.pairs.items[self.pairs.order(i)].text
         return '\n'.join(f'Output: {self.pairs.items[k].text}' for k in self.distinct(i, rng))
+
+    def copies(self, rng):
+        """Random words in an order that comes again: nothing but copying predicts them."""
+        words = [self.names[j] for j in rng.choice(len(self.names), size=min(len(self.names), int(rng.integers(3, 7))), replace=False)]
+        words += [w for k in rng.integers(len(self.pairs), size=int(rng.integers(1, 5))) for w in self.pairs.items[k].text.split()[:4]]
+        return ' '.join([words[j] for j in rng.permutation(len(words))] * int(rng.integers(2, 5)))
+
+    def naming_text(self, rng):
+        """Mostly a thing is told by a single word, next to its name: looking that up is the simplest copying there is, and on a
+        page with pictures, where every token sees its picture, the look-up is as short."""
+        deal = [(self.pairs.items[k].text.rstrip('.'), name) for k, _, name in self.deal(rng, self.n_way[1])]
+        link, end = [(': ', '. '), (' ', '. '), (' ', ' ')][int(rng.integers(3))]
+        told = {}  # name -> what the thing is called
+        for thing, name in deal:
+            words = thing.split()
+            word = words[int(rng.integers(len(words)))] if rng.random() < 0.7 else thing
+            told.setdefault(name, thing if word in told.values() else word)
+        return ''.join(told[name] + link + name + end for _, name in deal).rstrip()
 
     def distinct(self, i, rng):
         """Different items for a page of captions; the first is item i of the epoch, so that each gets its turn."""
@@ -515,17 +556,20 @@ class Pages:
         others = rng.choice(len(self.pairs), size=n, replace=False).tolist()
         return [lead] + [k for k in others if k != lead][:n - 1]
 
-    def deal(self, rng):
-        """The plan of a naming page: [(item, variant, label, name), ...] in the order they are shown."""
+    def deal(self, rng, most):
+        """The plan of a naming page of at most so many labels: [(item, variant, name), ...] in the order they are shown."""
         n = int(rng.integers(self.n_image[0], self.n_image[1] + 1))
-        way = int(rng.integers(self.n_way[0], self.n_way[1] + 1))
-        way = min(way, max(self.n_way[0], n // 2), len(self.labels))  # so that each can come twice
-        labels = [self.labels[j] for j in rng.choice(len(self.labels), size=way, replace=False)]
+        way = int(rng.integers(self.n_way[0], most + 1))
+        labels = self.labels
+        if self.within and self.groups and rng.random() < self.within:
+            labels = self.groups[int(rng.integers(len(self.groups)))]
+        way = min(way, max(self.n_way[0], n // 2), len(labels))  # so that each can come twice
+        labels = [labels[j] for j in rng.choice(len(labels), size=way, replace=False)]
         names = [self.names[j] for j in rng.choice(len(self.names), size=way, replace=False)]
         # Twice each, and whatever room is left goes to anyone.
         turns = (list(range(way)) * 2)[:n] + rng.integers(way, size=max(0, n - 2 * way)).tolist()
         views = [iter(self.views(label, turns.count(w), rng)) for w, label in enumerate(labels)]
-        return [(*next(views[w]), labels[w], names[w]) for w in rng.permutation(turns)]
+        return [(*next(views[w]), names[w]) for w in rng.permutation(turns)]
 
     def views(self, label, n, rng):
         """n ways to see a label, [(item, variant), ...], no two of them the same pixels.
@@ -542,15 +586,25 @@ class Pages:
 # ---------------------------------------------------------------------------------------------
 # Opening what is on disk
 
-def open_path(path, n_frame=8, seed=0, split='train', n_variant=1, flip=False, images=''):
+@dataclass
+class Classes:
+    """How class folders are read. depth: how many folder names make a class, its own and those before it (0: all of them); rotate:
+    each class comes four times, upright and turned by 90, 180 and 270 degrees, as four classes; held: groups (folders that class
+    folders lie in) that make the split `val`, several with commas."""
+    depth: int = 0
+    rotate: bool = False
+    held: str = ''
+
+
+def open_path(path, n_frame=8, seed=0, split='train', n_variant=1, flip=False, images='', classes=Classes()):
     """Whatever is at `path` -> Pairs, or WebPages where it holds pages. Raises BadInput."""
     from kit import pages
     if pages.is_pages(path):
         return pages.open_pages(path, n_frame, seed, images)
-    return open_folder(path, n_frame, seed, split, n_variant=n_variant, flip=flip, images=images)
+    return open_folder(path, n_frame, seed, split, n_variant=n_variant, flip=flip, images=images, classes=classes)
 
 
-def open_folder(path, n_frame=8, seed=0, split='train', report=None, n_variant=1, flip=False, images=''):
+def open_folder(path, n_frame=8, seed=0, split='train', report=None, n_variant=1, flip=False, images='', classes=Classes()):
     """A folder, a .tar shard, a glob of shards or a COCO captions file -> Pairs of one split (every split if None). Its
     format is told by what is on disk.
 
@@ -584,9 +638,8 @@ def open_folder(path, n_frame=8, seed=0, split='train', report=None, n_variant=1
                 raise BadInput(f'{root}: nothing here that can be read; recognised are {RECOGNISED}')
             pictures += found
     # Only now: the same class may be under several roots, and two classes under different roots must not share a name.
-    captions = name_classes({parts for _, parts, _ in pictures})
     if pictures:
-        items += [Item(file, captions[parts], in_split, captions[parts], file) for in_split, parts, file in pictures]
+        items = items + class_items(pictures, classes)
 
     bad = here.total
     if bad > len(items):  # one damaged file is bad luck; most of them are a mistake, and training would hide it
@@ -758,6 +811,38 @@ def find_classes(root, report):
         if not parts:
             report.add(BadItem('in no class folder', path))
     return classes
+
+
+def class_items(pictures, classes):
+    """[(split, class folder as a tuple of names, picture), ...] -> list of Items, read as `classes` says. Raises BadInput."""
+    if classes.depth:
+        if shallow := next((file for _, parts, file in pictures if len(parts) < classes.depth), None):
+            raise BadInput(f'--class_depth={classes.depth}: {shallow} lies less deep')
+        pictures = same_once([(split, parts[-classes.depth:], file) for split, parts, file in pictures])
+    held = {name.strip() for name in classes.held.split(',')} - {''}
+    if unknown := held - {parts[-2] for _, parts, _ in pictures if len(parts) > 1}:
+        there = sorted({parts[-2] for _, parts, _ in pictures if len(parts) > 1})
+        raise BadInput(f'--held_groups={classes.held}: no class folders lie in {min(unknown)!r}; there is {", ".join(there) or "nothing to hold out"}')
+    captions, items = name_classes({parts for _, parts, _ in pictures}), []
+    for turn in range(4 if classes.rotate else 1):
+        said = f' turned {90 * turn}' if turn else ''
+        for split, parts, file in pictures:
+            is_held = len(parts) > 1 and parts[-2] in held
+            if not (turn and (is_held or split != 'train')):  # what is asked about stands upright
+                name = captions[parts] + said
+                items.append(Item(file, name, 'val' if is_held else split, name, file, ' '.join(parts[:-1]) + said, turn))
+    return items
+
+
+def same_once(pictures):
+    """Without the copies of a picture in its own class: an alphabet may have been packed twice."""
+    seen, kept = {}, []
+    for split, parts, file in pictures:
+        twins = seen.setdefault((parts, os.path.basename(file)), [])
+        if not any(filecmp.cmp(file, twin, shallow=False) for twin in twins):
+            twins.append(file)
+            kept.append((split, parts, file))
+    return kept
 
 
 def name_classes(classes):
@@ -954,10 +1039,11 @@ def split_spec(role, spec):
     return parts
 
 
-def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False, images=''):
+def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False, images='', classes=Classes(), **pages):
     """'shapes', 'PATH', or several of them with weights, 'dirA:3,dirB:1' -> Source. Raises BadInput.
 
-    Pairs go to align, ltip and vtp, and as few-shot pages made of them to m3w and text; pages go to m3w and text.
+    Pairs go to align, ltip and vtp, and as few-shot pages made of them to m3w and text (`pages`: more for the Pages); pages go
+    to m3w and text.
     """
     from kit.shapes import Shapes, made_up_names
     parts, found = [], split_spec(role, spec)
@@ -965,9 +1051,9 @@ def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False, images=''
         if path == 'shapes':
             parts.append(Shapes('m3w' if role == 'text' else role, float(Fraction(weight) / sum(Fraction(w) for _, w in found))))
             continue
-        part = open_path(path, n_frame, seed, n_variant=4 if role == 'm3w' else 1, flip=flip, images=images)
+        part = open_path(path, n_frame, seed, n_variant=4 if role == 'm3w' else 1, flip=flip, images=images, classes=classes)
         if role in ('m3w', 'text') and isinstance(part, Pairs):
-            part = Pages(part, made_up_names(np.random.default_rng(0), 1000), n_way=(2, 5), naming=naming)
+            part = Pages(part, made_up_names(np.random.default_rng(0), 1000), naming=naming, **{'n_way': (2, 5), **pages})
         elif role not in ('m3w', 'text') and not isinstance(part, Pairs):
             raise BadInput(f'{role}: {path} holds pages, which go to m3w or text; {role} wants pictures with captions')
         parts.append(part)

@@ -35,23 +35,31 @@ LIMIT_OFFICIAL = 1 << 30  # bytes of a COCO or VQA file, which is read whole
 IN_TURN = ('naming', 'statement')  # whose maker takes `turn`, so that chance is what it should be
 
 
-def can_ask(pairs, ways, shots):
+def can_ask(pairs, ways, shots, within=False):
     """Are there enough things, and pictures, to ask this of them? pairs: None for the embedded world, which has enough."""
-    return pairs is None or (len({item.label for item in pairs.items}) >= ways if ways else len(pairs) > shots)
+    if pairs is None or not ways:
+        return pairs is None or len(pairs) > shots
+    groups = {}
+    for item in pairs.items:
+        groups.setdefault(item.group if within else None, set()).add(item.label)
+    return max(map(len, groups.values())) >= ways
 
 
-def episodes_of(task, shots, n, ways=None, seed=0, pairs=None, text_examples=0):
+def episodes_of(task, shots, n, ways=None, seed=0, pairs=None, text_examples=0, within=False):
     """n episodes of a task, the same ones for the same seed: of the embedded world, or made of `pairs` (kit.sources)
     that were held out of training.
 
     shots: examples in all; of naming, examples of each of `ways` names. With 0 shots and text_examples=2, the prompt is
     the paper's for zero shots: so many examples as text alone, their pictures and tags removed. (With one, the answers
     are drawn to it; with none, the form of an answer is unknown. Tasks with choices need none.)
+    within: the things of an episode are of one group of class folders.
     """
     rng = np.random.default_rng([seed, shots, ways or 0, *task.encode()])
     if pairs is not None:
-        make = {'naming': folder_naming, 'caption': folder_caption}[task]
-        return [make(rng, pairs, ways, shots, i) for i in range(n)]
+        if task == 'caption':
+            return [folder_caption(rng, pairs, shots) for _ in range(n)]
+        groups = groups_of(pairs, ways, within)
+        return [folder_naming(rng, pairs, groups, ways, shots, i) for i in range(n)]
     make, _ = TASKS[task]
     sizes = (ways, shots) if task == 'naming' else (shots or text_examples,)
     episodes = [make(rng, 'held', *sizes, **({'turn': i} if task in IN_TURN else {})) for i in range(n)]
@@ -74,27 +82,29 @@ def frozen_episode(episode, rng, repeats=0, induction=True):
 # Folders
 
 
-def by_label(pairs):
-    """Pairs -> {label: indices of its items}"""
-    labels = {}
+def groups_of(pairs, ways, within=False):
+    """Pairs -> what the things of an episode are drawn from: a list of lists of things, each the indices of its items. within:
+    a list for each group of class folders that has at least `ways` things; else one of all. Raises BadInput where there is none."""
+    groups = {}
     for k, item in enumerate(pairs.items):
-        labels.setdefault(item.label, []).append(k)
-    return labels
+        groups.setdefault(item.group if within else None, {}).setdefault(item.label, []).append(k)
+    large = [list(labels.values()) for labels in groups.values() if len(labels) >= ways]
+    if not large:
+        raise BadInput(f'{pairs.name}: {ways}-way episodes need {ways} kinds of things, and there are {max(map(len, groups.values()))}'
+                       + (' in the largest group' if within else ''))
+    return large
 
 
-def folder_naming(rng, pairs, ways, shots, i):
-    """Made-up names for things of a folder. Where a thing has too few pictures, it is shown in variants of them.
-    Raises BadInput where the folder has fewer than `ways` kinds of things."""
-    labels = list(by_label(pairs).values())
-    if len(labels) < ways:
-        raise BadInput(f'{pairs.name}: {ways}-way episodes need {ways} kinds of things, and there are {len(labels)}')
+def folder_naming(rng, pairs, groups, ways, shots, i):
+    """Made-up names for things of a folder. Where a thing has too few pictures, it is shown in variants of them."""
+    labels = groups[i % len(groups)]
     kinds = [labels[k] for k in rng.choice(len(labels), ways, replace=False)]
     names = shapes.made_up_names(rng, ways, 'held')
     asked = i % ways
 
     def views(kind, n):  # n different pictures of a kind
         order = rng.permutation(kind)
-        return [pairs.media(int(order[j % len(order)]), 1 + j // len(order)) for j in range(n)]
+        return [pairs.media(int(order[j % len(order)]), 0 if n <= len(order) else 1 + j // len(order)) for j in range(n)]
 
     shown = [views(kind, shots + (w == asked)) for w, kind in enumerate(kinds)]
     query = Example(shown[asked].pop(), CAPTION_PROMPT, names[asked])
@@ -102,7 +112,36 @@ def folder_naming(rng, pairs, ways, shots, i):
     return Episode([support[k] for k in rng.permutation(len(support))], query, choices=names, where=f'{pairs.name}, episode {i + 1}')
 
 
-def folder_caption(rng, pairs, ways, shots, i):
+def folder_trials(rng, pairs, ways, n):
+    """Naming in the form that Omniglot's one-shot trials were published in: `ways` classes of one group, shown as one hand drew
+    them, and each asked about as another hand drew it -> n episodes, `ways` of them a trial. Whose hand it is, is told by a
+    picture's number in its class folder. Raises BadInput where classes have one picture only."""
+    groups, episodes = groups_of(pairs, ways, within=True), []
+    while len(episodes) < n:
+        labels = groups[len(episodes) // ways % len(groups)]
+        kinds = [labels[k] for k in rng.choice(len(labels), ways, replace=False)]
+        hands = min(map(len, kinds))
+        if hands < 2:
+            raise BadInput(f'{pairs.name}: trials need classes of two pictures at least')
+        one, other = (int(k) for k in rng.choice(hands, 2, replace=False))
+        names = shapes.made_up_names(rng, ways, 'held')
+        support = [Example(pairs.media(kind[one]), CAPTION_PROMPT, name) for kind, name in zip(kinds, names)]
+        for k in rng.permutation(ways):
+            query = Example(pairs.media(kinds[k][other]), CAPTION_PROMPT, names[k])
+            episodes.append(Episode([support[j] for j in rng.permutation(ways)], query, choices=names, where=f'{pairs.name}, episode {len(episodes) + 1}'))
+    return episodes[:n]
+
+
+def episode_line(episode, folder):
+    """Episode of pictures on disk -> the line that `read_episode` reads, for a file in `folder`."""
+    def entry(example):
+        path = example.media.load.args[0]
+        return {'image': os.path.relpath(path, folder), 'prompt': example.prompt}
+    support = [entry(e) | {'answer': e.answer} for e in episode.support]
+    return {'support': support, 'query': entry(episode.query), 'answer': episode.query.answer, 'choices': episode.choices}
+
+
+def folder_caption(rng, pairs, shots):
     """The caption of a picture, word for word."""
     k, *rest = rng.choice(len(pairs), shots + 1, replace=False)
     return Episode([Example(pairs.media(int(r)), CAPTION_PROMPT, pairs.items[r].text) for r in rest],

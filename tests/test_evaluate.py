@@ -330,9 +330,64 @@ def test_controls_of_your_own_episodes(asker, tmp_path):
 def test_folders_of_classes(asker, tmp_path):
     folder = pictures_in(tmp_path / 'classes', [f'{c}/{i}.png' for c in ('cat', 'dog', 'fox') for i in range(3)])
     rows = evaluate.run_folder(config(f'--folder={folder}', '--ways=2,3', '--shots=1', '--n=6', '--seeds=2'), asker)
-    assert [(r['task'], r['ways'], r['shots'], r['n']) for r in rows] == [('naming', 2, 1, 12), ('naming', 3, 1, 12)]
+    assert [(r['task'], r['ways'], r['shots'], r['n'], r['metric']) for r in rows] == [
+        ('naming', ways, 1, 12, metric) for ways in (2, 3) for metric in ('accuracy', 'nearest')]
     with pytest.raises(BadInput, match='5-way .* there are 3'):
         evaluate.run_folder(config(f'--folder={folder}', '--ways=5', '--shots=1'), asker)
+
+
+def alphabets(folder, **sizes):
+    """group/class/drawing: a class is a colour, every drawing of it another shade."""
+    for g, (group, n) in enumerate(sizes.items()):
+        for k in range(n):
+            for j in range(4):
+                (folder / group / f'c{k}').mkdir(parents=True, exist_ok=True)
+                Image.new('RGB', (8, 8), (20 * k, 100 * g, 60 * j)).save(folder / group / f'c{k}' / f'{j}.png')
+    return folder
+
+
+def test_trials_in_the_published_form(asker, tmp_path, capsys):
+    """One group, one hand shows every class once, another hand's drawing of each is asked about, under new names for each trial."""
+    folder = alphabets(tmp_path / 'data', big=6, small=5, tiny=2)
+    options = [f'--folder={folder}', '--class_depth=2', '--trials=True', '--ways=5', '--n=20', '--seeds=1']
+    evaluate.write_episodes(config(*options, f'--write_episodes={tmp_path}/trials.jsonl'), asker)
+    lines = [json.loads(line) for line in open(tmp_path / 'trials.jsonl')]
+    assert len(lines) == 20
+    for start in range(0, 20, 5):
+        trial, classes = lines[start:start + 5], []
+        for line in trial:
+            shown, asked = [tuple(e['image'].split('/')[-3:]) for e in line['support']], tuple(line['query']['image'].split('/')[-3:])
+            assert len({group for group, _, _ in [*shown, asked]}) == 1 and len({hand for _, _, hand in shown}) == 1 and asked[2] != shown[0][2]
+            name = {c: e['answer'] for (_, c, _), e in zip(shown, line['support'])}
+            assert len(name) == 5 and name[asked[1]] == line['answer'] and sorted(name.values()) == sorted(line['choices'])
+            classes.append(asked[1])
+        assert len(set(classes)) == 5 and len({frozenset(line['choices']) for line in trial}) == 1  # each is asked about once
+    assert {line['query']['image'].split('/')[-3] for line in lines} == {'big', 'small'}
+    rows = evaluate.run_episodes(config(f'--episodes={tmp_path}/trials.jsonl', '--written=True'), asker)  # and they can be asked
+    assert [(r['metric'], r['n']) for r in rows] == [('accuracy', 20), ('nearest', 20), ('written', 20)]
+    with pytest.raises(BadInput, match='in the largest group'):
+        evaluate.run_folder(config(*options, '--ways=7'), asker)
+
+
+def test_episodes_within_a_group_and_of_one_held_out(asker, tmp_path):
+    folder = alphabets(tmp_path, big=6, small=5)
+    pairs = evaluate.open_classes(config(f'--folder={folder}', '--held_groups=small', '--split=val'), asker, Report())
+    assert {item.group for item in pairs.items} == {'small'}
+    pairs = evaluate.open_classes(config(f'--folder={folder}'), asker, Report())
+    groups = [{e.media.load.args[0].split('/')[-3] for e in [*episode.support, episode.query]}
+              for episode in tasks.episodes_of('naming', 1, 12, 4, pairs=pairs, within=True)]
+    assert groups[:2] in ([{'big'}, {'small'}], [{'small'}, {'big'}]) and groups == groups[:2] * 6
+    assert tasks.can_ask(pairs, 6, 1, True) and not tasks.can_ask(pairs, 7, 1, True) and tasks.can_ask(pairs, 11, 1)
+
+
+def test_the_nearest_neighbour_by_hand(monkeypatch):
+    """Two examples of each name, their mean counts; what all have in common (here 100 in every dimension) tells nothing."""
+    points = {'a1': (1, 0), 'a2': (3, 0), 'b1': (0, 1), 'b2': (0, 3), 'q': (0.4, 0.3), 'r': (0, 9)}
+    monkeypatch.setattr(evaluate, 'pool_media', lambda features, media, places: torch.tensor([points[m.key] for m in media]) + 100.0)
+    support = [Example(Media(k, None), 'Output:', name) for k, name in (('a1', 'dax'), ('b1', 'wug'), ('a2', 'dax'), ('b2', 'wug'))]
+    episodes = [Episode(support, Example(Media(k, None), 'Output:', answer), ['dax', 'wug']) for k, answer in (('q', 'dax'), ('r', 'wug'), ('r', 'dax'))]
+    assert evaluate.nearest(None, episodes) == ['dax', 'wug', 'wug']
+    assert evaluate.nearest_row(None, episodes)['value'] == pytest.approx(2 / 3)
 
 
 def coco(folder):

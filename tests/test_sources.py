@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import re
 import struct
 import time
 import warnings
@@ -15,7 +16,7 @@ from PIL import Image
 from data import Given, Media
 from kit import sources
 from kit.configurator import BadInput, BadItem
-from kit.sources import Item, Pages, Pairs, Report, Source, open_folder, read_frames, to_rgb
+from kit.sources import Classes, Item, Pages, Pairs, Report, Source, open_folder, read_frames, to_rgb
 
 NAMES = ['dax', 'wug', 'blicket', 'fep', 'toma', 'zup']
 
@@ -357,6 +358,37 @@ def test_class_folders_with_splits(tmp_path):
     assert sorted(item.text for item in open_folder(tmp_path / 'b').items) == ['bus', 'old', 'train']
 
 
+def test_two_names_make_a_class(tmp_path):
+    """An alphabet that lies in two packages is one alphabet, and a drawing that was packed twice is one drawing."""
+    for name, colour in (('one/Greek/c1/a.png', 'red'), ('two/Greek/c1/a.png', 'red'), ('two/Greek/c1/b.png', 'blue'), ('one/Latin/c1/a.png', 'green'),
+                         ('two/Latin/c1/a.png', 'white')):
+        picture(tmp_path / name, colour)
+    pairs = open_folder(tmp_path, classes=Classes(depth=2))
+    assert Counter((item.text, item.group) for item in pairs.items) == {('Greek c1', 'Greek'): 2, ('Latin c1', 'Latin'): 2}
+    assert len(open_folder(tmp_path).items) == 5 and {item.group for item in open_folder(tmp_path).items} >= {'one Greek', 'two Latin'}
+    with pytest.raises(BadInput, match='less deep'):
+        open_folder(tmp_path, classes=Classes(depth=4))
+
+
+def test_turned_classes_and_groups_held_out(tmp_path):
+    for name in ('Greek/c1/a.png', 'Korean/c1/a.png'):
+        (tmp_path / name).parent.mkdir(parents=True)
+        image = Image.new('RGB', (3, 2), 'white')
+        image.putpixel((0, 0), (255, 0, 0))
+        image.save(tmp_path / name)
+    classes = Classes(depth=2, rotate=True, held='Korean')
+    pairs, held = open_folder(tmp_path, classes=classes), open_folder(tmp_path, split='val', classes=classes)
+    assert [item.text for item in held.items] == ['Korean c1']  # upright only
+    assert [(item.text, item.group) for item in pairs.items] == [('Greek c1', 'Greek')] + [(f'Greek c1 turned {d}', f'Greek turned {d}') for d in (90, 180, 270)]
+    corners = [(0, 0), (0, 2), (2, 1), (1, 0)]  # of the red pixel, as the picture turns to the left
+    for k, corner in enumerate(corners):
+        [frame] = pairs.media(k).load()
+        assert frame.size == ((2, 3) if k % 2 else (3, 2)) and frame.getpixel(corner) == (255, 0, 0)
+    assert len({pairs.media(k, v).key for k in range(4) for v in (0, 1)}) == 8
+    with pytest.raises(BadInput, match="'Klingon'; there is Greek, Korean"):
+        open_folder(tmp_path, classes=Classes(held='Korean, Klingon'))
+
+
 def test_several_folders_are_one_source(tmp_path):
     for name in ('a/cat/1.png', 'b/cat/2.png', 'b/toys/cat/3.png'):
         picture(tmp_path / name)
@@ -612,18 +644,56 @@ def test_caption_pages(tmp_path):
     assert 250 < naming < 350
 
 
-def test_text_pages(tmp_path):
+def test_text_pages(tmp_path, monkeypatch):
     pairs = Pairs(items(tmp_path, 'red heart', 'tram', 'a big dog.'), 'x')
-    pages = Pages(pairs, NAMES, naming=1)
-    for i in range(50):
-        said = [line.split(': ') for line in pages.text(i, np.random.default_rng(i)).rstrip('.').split('. ')]
-        assert {label for label, _ in said} <= {'red heart', 'tram', 'a big dog'}
-        assert len(set(map(tuple, said))) == len({label for label, _ in said}) == len({name for _, name in said}) >= 2
-        assert min(Counter(label for label, _ in said).values()) >= 2
-    captions = Pages(pairs, NAMES, naming=0)
-    texts = [captions.text(i, np.random.default_rng(i)) for i in range(50)]
-    assert {t for t in texts if 'Output' not in t} == {'text 0', 'text 1', 'text 2'}
-    assert any(t.startswith('Output: text ') and t.count('\nOutput: text ') == 2 for t in texts)
+    for item in pairs.items:
+        item.text = item.label
+    texts = lambda pages, n=60: [pages.text(i, np.random.default_rng(i)) for i in range(n)]
+    monkeypatch.setattr(sources, 'COPIES', 0.0)
+    things = ('red heart', 'red', 'heart', 'tram', 'a big dog', 'a', 'big', 'dog')
+    for text in texts(Pages(pairs, NAMES, naming=1)):
+        told = {}
+        for name, before in re.findall(r'(?=\b(' + '|'.join(NAMES) + r')\b)(?<=(.{12}))', ' ' * 12 + text):
+            told.setdefault(name, set()).add(max((t for t in things if before.rstrip(': ').endswith(t)), key=len))
+        assert len(told) >= 2 and all(len(t) == 1 for t in told.values())          # a thing is told in one way on a page, ...
+        assert len(set.union(*told.values())) == len(told)                         # ... and no other in the same
+    said = set(texts(Pages(pairs, NAMES, naming=0)))
+    assert {t for t in said if 'Output' not in t} == {'red heart', 'tram', 'a big dog.'}
+    assert any(t.startswith('Output: ') and t.count('\nOutput: ') == 2 for t in said)
+    monkeypatch.setattr(sources, 'COPIES', 1.0)
+    for text in texts(Pages(pairs, NAMES, naming=1)):
+        words = text.split()
+        assert any(len(words) % n == 0 and words == words[:len(words) // n] * n for n in (2, 3, 4))
+        assert set(words) & set(NAMES) and set(words) & set('red heart tram a big dog.'.split())
+    for item in pairs.items:  # classes may be called by other words later on
+        item.text = 'Ba ' + item.text[:2]
+    assert all('Ba' in text for text in texts(Pages(pairs, NAMES, naming=1)))
+
+
+def test_pages_within_a_group(tmp_path):
+    """Some naming pages, or all, stay within one parent folder; a group too small for a page is left out."""
+    for group, n in (('north', 5), ('south', 4), ('east', 1)):
+        for k in range(n):
+            picture(tmp_path / group / f'{group}{k}' / '1.png', (40 * k, 0, n)), picture(tmp_path / group / f'{group}{k}' / '2.png', (40 * k, n, 9))
+    pairs = open_folder(tmp_path)
+    group_of = {item.path: item.group for item in pairs.items}
+
+    def groups(within):
+        pages = Pages(pairs, NAMES, n_image=(8, 8), n_way=(4, 4), naming=1, within=within)
+        return [{group_of[key.split(':')[0]] for key, _ in read_page(pages.document(i, np.random.default_rng(i)))} for i in range(60)]
+
+    assert sorted(map(sorted, {frozenset(g) for g in groups(1.0)})) == [['north'], ['south']]
+    assert 15 < sum(len(g) == 1 for g in groups(0.5)) < 45
+    assert sum(len(g) == 1 for g in groups(0.0)) < 10
+
+
+def test_captions_come_first_and_ways_rise(tmp_path):
+    pages = Pages(Pairs(items(tmp_path, *'abcdefgh'), 'x'), NAMES, n_image=(10, 10), naming=1, n_way=(2, 5), captions_first=50, ways_rise=200)
+    answers = [[a for _, a in read_page(pages.document(i, np.random.default_rng(i)))] for i in range(300)]
+    named = [a[0] in NAMES for a in answers]
+    assert not any(named[:50]) and 10 < sum(named[50:100]) < 40 and all(named[100:])
+    ways = [len(set(a)) for a in answers]
+    assert max(ways[100:120]) <= 4 and set(ways[200:]) == {2, 3, 4, 5}
 
 
 def test_pages_need_labels_and_names(tmp_path):

@@ -95,5 +95,5 @@ def test_words_are_refused_where_there_are_none(folder, tmp_path):
 
 
 def test_there_are_only_so_many_syllables(folder, tmp_path):
-    with pytest.raises(BadInput, match='171 syllables'):
+    with pytest.raises(BadInput, match='180 syllables'):
         run_of(folder, tmp_path, '--word_centres=100')

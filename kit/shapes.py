@@ -392,7 +392,7 @@ def clip_page(rng, n_clip=(2, 10)):
     return Document(pieces, 'examples')
 
 
-PAGES = ((naming_page, 0.48), (caption_page, 0.27), (question_page, 0.12), (clip_page, 0.08), (story_page, 0.05))
+PAGES = ((naming_page, 0.27), (caption_page, 0.39), (question_page, 0.19), (clip_page, 0.10), (story_page, 0.05))
 # The first pages have captions only; the others come in over as many again. *Why.* Captions tie what the encoder sees
 # to words that the language model knows, and that opens the gates. Names mean nothing to it; while the gates are shut
 # their loss is pure noise, and enough of it keeps them shut (with 45 % naming pages from the start, still at chance
@@ -468,7 +468,7 @@ def naming_text(rng):
 
 def plain_text(rng):
     """Any training page, its pictures left out, and of each colour with its shape one of the two replaced by a made-up word."""
-    make = [caption_page, question_page, story_page, clip_page][int(rng.choice(4, p=[0.35, 0.3, 0.15, 0.2]))]
+    make = [caption_page, question_page, story_page, clip_page][int(rng.choice(4, p=[0.3, 0.45, 0.1, 0.15]))]
     text = ' '.join(piece.strip() for piece in make(rng, (3, 33)).pieces if isinstance(piece, str))  # as long as a prompt may get
 
     def part(found):
@@ -478,7 +478,7 @@ def plain_text(rng):
 
 
 PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ((?:{'|'.join(SHAPES)})(?:s|es)?)\b")
-TEXTS = ((copy_text, 0.3), (naming_text, 0.45), (plain_text, 0.25))
+TEXTS = ((copy_text, 0.15), (naming_text, 0.35), (plain_text, 0.5))
 
 
 # ---------------------------------------------------------------------------------------------

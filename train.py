@@ -43,6 +43,7 @@ from kit.configurator import BadInput, autocast, check_range, command, configure
 from kit.encoders import pad_texts
 from kit.features import FrozenFeatures
 from kit.run import SIZES, SOURCES, Run, check_same_keys, kind_of
+from kit.words import SYLLABLES
 from model import GPT, PRESETS, Flamingo
 from vision import SIZES as ENCODERS
 from vision import TEXT_CONTEXT, NFNet, adaptive_gradient_clip, new_contrastive
@@ -511,6 +512,10 @@ def check_values(config):
             raise BadInput(f'--{key}={getattr(config, key)}: expected {", ".join(allowed[:-1])} or {allowed[-1]}')
     if not config.out_dir:
         raise BadInput('--out_dir=: must name a folder')
+    check_range(config, 2, 100, 'ways', 'page_examples')
+    check_range(config, 0, 1, 'naming', 'within_group')
+    if config.words * config.word_centres > len(SYLLABLES):
+        raise BadInput(f'--words={config.words} --word_centres={config.word_centres}: there are {len(SYLLABLES)} syllables, and each place in a word has its own')
     most = {'seed': 2 ** 63 - 1, 'eval_n': 100_000, 'test_n': 100_000}  # a batch, or all episodes of an evaluation, are in memory at once
     most |= dict.fromkeys((key for key in KEYS if 'batch' in key), 16_384)  # the paper's largest
     for key, (default, _) in KEYS.items():

@@ -92,3 +92,8 @@ def test_words_are_refused_where_there_are_none(folder, tmp_path):
     run.config['words'] = 2
     with pytest.raises(BadInput, match='no word for'):
         train.LanguageStage(run)
+
+
+def test_there_are_only_so_many_syllables(folder, tmp_path):
+    with pytest.raises(BadInput, match='180 syllables'):
+        run_of(folder, tmp_path, '--word_centres=100')

@@ -12,7 +12,7 @@
     vision, block                the encoder and one block of the language model, forward, sizes of the preset
     step_vision, _language, _flamingo   a whole training step of each stage as train.py does it, data and all sources
     prefill, decode, episode     few-shot prompts: read 8 of them, one word more for each, answer 16 episodes
-    data, data_vision, data_language    the batches of one step alone
+    data, data_vision, data_language    the batches of one step alone, and how much faster they come than the model uses them up
 
 Times are medians over runs after a warm-up; `±` is half the distance between their quartiles. Implementations that are
 compared take turns, run by run, so that what else the machine does meets all of them; ratios are medians over the turns.
@@ -36,7 +36,7 @@ import evaluate
 import train
 from data import Media, collate
 from kit import accounting, checkpoint, peers, pictures
-from kit.configurator import BadInput, autocast, command, configure, pick_device, pick_dtype
+from kit.configurator import BadInput, autocast, check_memory, check_range, command, configure, pick_device, pick_dtype
 from model import Flamingo, FlamingoConfig
 from resampler import PerceiverResampler
 from xattn import GatedCrossAttention
@@ -293,14 +293,10 @@ class SmallModel:
 def stage_step(run, stage, numbers):
     """A step as in train.train_stage, at the next place in the data."""
     def call():
-        i, n_token = next(numbers), 0
-        for name in stage.sources:
-            train.backward(run, stage, name, i)
-            n_token += stage.n_token
-        stage.clip()
+        train.gradients(run, stage, list(stage.sources), next(numbers))
         stage.optimizer.step()
         stage.optimizer.zero_grad()
-        return n_token
+        return stage.n_token
     return call
 
 
@@ -341,15 +337,15 @@ class Whole:
         asker = self.flamingo.asker
         episodes = evaluate.episodes_of('naming', 1, 16, ways=4)
         prompts = self.autocast(asker.prompts)([e.document() for e in episodes[:8]])
-        n_image = prompts['features'].shape[1]
+        n_image = prompts['frame_mask'].shape[1]
 
         read, step = self.autocast(self.model.prefill), self.autocast(self.model.step)
 
         def prefill():
-            read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'])
+            read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'], prompts['frame_mask'])
             return prompts['tokens'].numel()
 
-        cache, logits, index = read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'])
+        cache, logits, index = read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'], prompts['frame_mask'])
         word = logits.argmax(-1, keepdim=True)
 
         def decode():
@@ -391,6 +387,7 @@ def no_grad(call):
 
 
 OF_RUN = ('vision', 'block', 'step_vision', 'step_language', 'step_flamingo', 'prefill', 'decode', 'episode', 'data', 'data_vision', 'data_language')
+STEP_OF = {'data': 'step_flamingo', 'data_vision': 'step_vision', 'data_language': 'step_language'}  # what uses up these batches
 NAMES = ('xattn_forward', 'xattn_train', 'resampler_train', 'generate_cached', 'generate_uncached', 'step_train', *OF_RUN)
 
 
@@ -425,12 +422,14 @@ def main():
     for part in beginnings:
         if not any(name.startswith(part) for name in NAMES):
             raise BadInput(f'--what={config.what}: no row begins with {part!r}; there are {", ".join(NAMES)}')
-    if config.runs < 1:
-        raise BadInput(f'--runs={config.runs}: must be at least 1')
+    check_range(config, 1, float('inf'), 'runs')
+    check_range(config, 0, float('inf'), 'seconds')
     if config.width < 16 or config.width % 16:
         raise BadInput(f'--width={config.width}: must be a multiple of 16, for its 8 heads and the 4 of half the width')
+    beginnings += tuple(step for data, step in STEP_OF.items() if data.startswith(beginnings))
     wanted = lambda *names: any(name.startswith(beginnings) for name in names)
     device = config.device = pick_device(config.device)
+    check_memory(4 * 12 * config.width ** 2, device, f'a gated layer of width {config.width:,}')
     rate = matmul_rate(device, pick_dtype(config.dtype, device))
     print(f'{device}, {torch.get_num_threads()} threads: matrix products at {rate / 1e9:,.0f} GFLOP/s')
     rows, lines, ratios = [], [], []
@@ -443,6 +442,8 @@ def main():
             ratios.append(f'{name}: {1 / slower[fastest]:.2f} × the time of {fastest}, the fastest peer ({", ".join(f"{who} {1 / r:.2f}" for who, r in slower.items())})')
         print('.', end='', flush=True)  # one for each piece of work done
     print('\n' + pictures.text_table(lines, ['what', 'who', 'images', 'ms', '', 'rate', '', 'peak MiB', 'of limit']))
+    ms = {row['what']: row['ms'] for row in rows if row['who'] == 'ours'}
+    ratios += [f'{data}: read {ms[step] / ms[data] - 1:.1f} × as fast as the model uses it up ({step}, which reads it too)' for data, step in STEP_OF.items() if data in ms]
     print(*ratios, sep='\n')
     if config.out:
         with checkpoint.whole_file(config.out, 'w', encoding='utf-8') as f:

@@ -32,7 +32,7 @@ from PIL import Image
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from kit import checkpoint
-from kit.configurator import BadInput, BadItem, command, configure, open_file
+from kit.configurator import BadInput, BadItem, check_range, command, configure, one_line, open_file
 
 # ---------------------------------------------------------------------------------------------
 # Documents
@@ -268,7 +268,9 @@ class Encoded:
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
     loss_mask: np.ndarray    # bool: is there something to learn in predicting this token?
     media: list
+    source: str = ''         # which of the sources it came from
     seed: int = 0            # of what training leaves to chance about its pictures
+    start: int = 0           # where in the context its first token stands
 
     @property
     def n_learned(self):
@@ -361,30 +363,49 @@ def window(tokens, index, learn, media, image_token, n_token, n_image, rng):
 
 @dataclass
 class Batch:
-    """Padded sequences. tokens, image_index, targets (B,T) int64; length (B,); media: B lists of Media.
+    """Padded rows, of one sequence each or of several. tokens, image_index, targets, position, document (B,T) int64; length (B,);
+    media: B lists of Media; sequences: all of them, in the order in which they stand in the rows.
 
-    targets are the tokens moved by one, and -100 where there is nothing to learn.
+    targets are the tokens moved by one, and -100 where there is nothing to learn; position: where in the context each token stands;
+    document: which sequence of its row it belongs to, 0 for padding.
     """
     tokens: torch.Tensor
     image_index: torch.Tensor
     targets: torch.Tensor
+    position: torch.Tensor
+    document: torch.Tensor
     length: torch.Tensor
     media: list
+    sequences: list
 
 
-def collate(sequences, tokenizer):
-    """list of Encoded -> Batch, padded on the right with <PAD>. Padding sees no picture and is never learned."""
-    b, t = len(sequences), max(len(s.tokens) for s in sequences)
-    tokens = np.full((b, t), tokenizer.pad)
-    image_index = np.zeros((b, t), dtype=np.int64)
-    targets = np.full((b, t), -100)
-    for row, s in enumerate(sequences):
-        n = len(s.tokens)
-        tokens[row, :n] = s.tokens
-        image_index[row, :n] = s.image_index
-        targets[row, :n - 1] = np.where(s.loss_mask[1:], s.tokens[1:], -100)  # position ℓ predicts token ℓ+1
-    length = torch.tensor([len(s.tokens) for s in sequences])
-    return Batch(*map(torch.from_numpy, (tokens, image_index, targets)), length, [s.media for s in sequences])
+def collate(sequences, tokenizer, share=False):
+    """list of Encoded -> Batch, padded on the right with <PAD>. Padding sees no picture and is never learned.
+
+    share: short sequences may share a row. *Why.* Pages are as long as they happen to be, the longest of a batch twice the mean:
+    with a row for each, nearly half of all work would be padding. `document` tells those in one row apart.
+    """
+    rows, room = [], max(len(s.tokens) for s in sequences)
+    for s in sorted(sequences, key=lambda s: -len(s.tokens)) if share else sequences:  # longest first: the short ones fill the gaps
+        row = next((row for row in rows if sum(len(other.tokens) for other in row) + len(s.tokens) <= room), None) if share else None
+        if row is None:
+            rows.append(row := [])
+        row.append(s)
+    length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])
+    shape = len(rows), int(length.max())
+    tokens, image_index, targets, position, document = (np.full(shape, value) for value in (tokenizer.pad, 0, -100, 0, 0))
+    for r, row in enumerate(rows):
+        start, n_image = 0, 0
+        for number, s in enumerate(row, 1):
+            n = len(s.tokens)
+            here = slice(start, start + n)
+            tokens[r, here] = s.tokens
+            image_index[r, here] = np.where(s.image_index > 0, s.image_index + n_image, 0)
+            targets[r, start:start + n - 1] = np.where(s.loss_mask[1:], s.tokens[1:], -100)  # position ℓ predicts token ℓ+1
+            position[r, here], document[r, here] = s.start + np.arange(n), number
+            start, n_image = start + n, n_image + len(s.media)
+    media = [[m for s in row for m in s.media] for row in rows]
+    return Batch(*map(torch.from_numpy, (tokens, image_index, targets, position, document)), length, media, [s for row in rows for s in row])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -424,18 +445,22 @@ def stack_frames(media, frames):
     `frames(media)` gives one of them as a tensor (F,…): its pixels, or its features. Without any: (None, None).
     """
     arrays = [[frames(m) for m in row] for row in media]
-    n = max(len(row) for row in arrays)
-    if n == 0:
+    mask = frame_mask([[len(a) for a in row] for row in arrays])
+    if mask is None:
         return None, None
-    f = max(len(a) for row in arrays for a in row)
-    one = next(a for row in arrays for a in row)
-    stacked = torch.zeros(len(arrays), n, f, *one.shape[1:], dtype=one.dtype)
-    mask = torch.zeros(len(arrays), n, f, dtype=torch.bool)
-    for b, row in enumerate(arrays):
-        for i, a in enumerate(row):
-            stacked[b, i, :len(a)] = a
-            mask[b, i, :len(a)] = True
+    arrays = torch.cat([a for row in arrays for a in row])  # all real frames, one after the other
+    stacked = arrays.new_zeros(*mask.shape, *arrays.shape[1:])
+    stacked[mask] = arrays
     return stacked, mask
+
+
+def frame_mask(lengths):
+    """How many frames each picture has, in B lists -> (B,N,F) bool, True where there is a frame; None without any picture."""
+    n = max(len(row) for row in lengths)
+    if n == 0:
+        return None
+    lengths = torch.tensor([row + [0] * (n - len(row)) for row in lengths])               # (B,N)
+    return torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
 
 
 def augment(pixels, rng, flip=False, strength=1.0):
@@ -480,6 +505,10 @@ KEYS = {
 }
 
 
+LIMIT_SIDE = 1024    # pixels of a picture on the sheet
+LIMIT_SHEET = 1000   # pictures on it
+
+
 def check_pictures(document, config, report):
     """-> (the Document, {id of its Media: pixels}). A picture that cannot be read goes into the report and is taken out of a
     page; where there is nothing to take it out of, or none is left, raises BadItem."""
@@ -508,9 +537,9 @@ def main():
     config = configure(KEYS, [argument for argument in sys.argv[1:] if argument.startswith('-')], usage=__doc__)
     if len(paths) != 1:
         raise BadInput('write python data.py PATH: a folder, a .tar, a captions_*.json, a documents.jsonl')
-    for key in ('image_size', 'n_frame', 'n_token', 'n_image'):
-        if getattr(config, key) < 1:
-            raise BadInput(f'--{key}={getattr(config, key)}: must be at least 1')
+    check_range(config, 1, LIMIT_SIDE, 'image_size')  # a sheet of these is in memory at once
+    check_range(config, 1, float('inf'), 'n_frame', 'n_token', 'n_image')
+    check_range(config, 0, LIMIT_SHEET, 'show')
     tokenizer = Tokenizer.load(config.tokenizer)
     source = open_path(paths[0], config.n_frame, split=None, images=config.images)
     report, documents, images, tokens, shown = source.report, 0, 0, 0, []
@@ -539,7 +568,7 @@ def main():
             json.dump(found, f, indent=1)
     if config.picture:
         pictures.save(pictures.contact_sheet(shown[:config.show], columns=6, title=paths[0]), config.picture)
-        print(f'the first pictures, each with the text that sees it: {config.picture}')
+        print(one_line(f'the first pictures, each with the text that sees it: {config.picture}'))
     if 2 * documents < len(source):  # one damaged file is bad luck; most of them are a mistake
         raise BadInput(f'{paths[0]}: {len(source) - documents} of {len(source)} documents cannot be used')
 

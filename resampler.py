@@ -78,6 +78,7 @@ class PerceiverResampler(nn.Module):
     forward(media (B,N,F,S,D_in), frame_mask (B,N,F) bool or None) -> visual (B,N,R,D), float.
     `frame_mask` is True where a frame is real. A frame that is padding has no influence on the result,
     and what comes out for an image whose frames are all padding is never looked at by any text token.
+    With a frame_mask, media may hold the real frames alone, one after the other: (M,S,D_in).
 
     dim:       width D of the visual tokens;  dim_media: width of the features, projected to D if it differs
     head_dim:  D / n_head unless said. (The paper contradicts itself: 96 by Table 4, 128 by its text and by its
@@ -123,16 +124,18 @@ class PerceiverResampler(nn.Module):
         return self.norm(x)
 
     def forward(self, media, frame_mask=None):
-        b, n, f, s, _ = media.shape
-        if frame_mask is None or frame_mask.all():
-            real = media.new_ones(b, n, f, dtype=torch.bool)
-            x_f = self.project(media) + self.time(real).unsqueeze(3)                   # (B,N,F,S,D)
-            return self.resample(x_f.flatten(2, 3).flatten(0, 1)).unflatten(0, (b, n))
+        whole = frame_mask is None or bool(frame_mask.all())
+        frame_mask = media.new_ones(media.shape[:3], dtype=torch.bool) if frame_mask is None else frame_mask
+        b, n, f = frame_mask.shape
+        real = lambda x: x.flatten(0, 2) if whole else x[frame_mask]                   # (B,N,F,…) -> (M,…), M real frames
+        x_f = self.project(real(media) if media.ndim == 5 else media) + real(self.time(frame_mask)).unsqueeze(1)  # (M,S,D)
+        s = x_f.shape[1]
+        if whole:
+            return self.resample(x_f.view(b * n, f * s, -1)).unflatten(0, (b, n))
         # Where lengths differ, images with equally many frames go together. Padding is not masked but left out: a
         # picture beside a clip of 8 frames would otherwise pay for all 8.
-        x_f = self.project(media[frame_mask]) + self.time(frame_mask)[frame_mask].unsqueeze(1)  # (frames,S,D)
         length = frame_mask.flatten(0, 1).sum(1)                                       # (B*N,) frames of each image
-        of_frame = length.repeat_interleave(length)                                    # (frames,) the same, for each frame
+        of_frame = length.repeat_interleave(length)                                    # (M,) the same, for each frame
         visual, place = [], []
         for n_real in length.unique().tolist():                                        # seldom more than two or three
             place.append((length == n_real).nonzero().squeeze(1))

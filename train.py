@@ -62,6 +62,7 @@ KEYS = {
     'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
     'tokenizer': ('assets/tokenizer.tiktoken', "a tiktoken file, a folder with GPT-2's vocab.json and merges.txt, 'gpt2' where tiktoken has it "
                                                "in its cache, or 'sources' to train one on the captions of the sources"),
+    'tokenizer_ranks': (1022, "size of a tokenizer trained on the sources; large enough, and nearly every word of theirs is one token"),
     'gpt2': ('', "GPT-2's weights, as published: the language stage starts from them (with language_iters=0 it takes them as they are)"),
     'nfnet': ('', "timm's dm_nfnet weights, as published: the vision stage starts from them (vision_iters=0: takes them as they are)"),
     # What to learn from: 'shapes', a path, several 'path:weight' with commas, or empty for none.
@@ -100,6 +101,7 @@ KEYS = {
     'vision_batch': (64, 'pairs a step, of each of align and ltip'),
     'vision_lr': (5e-3, 'peak learning rate'),
     'augment': (0.0, 'strength of colour and geometric augmentation in the contrastive stage, 0 for none'),
+    'word_dropout': (0.0, 'share of the tokens of a caption that the contrastive stage leaves out, others each time'),
     'flip': (False, 'mirror pictures at random; off where left and right or letters mean something'),
     'agc': (0.01, 'adaptive gradient clipping of the NFNet'),
     # Stage 2
@@ -132,14 +134,14 @@ OUT_OF_TIME = 1000  # a reason to stop; the others are numbers of signals
 
 # ---------------------------------------------------------------------------------------------
 # The three stages. Each has: name, reads (which of Run's methods makes its batches), module, net (the module as training calls
-# it: DDP around it, or itself), optimizer, n_iter, lr, n_part (micro-batches), sources {name: λ}, loss(source, i, part), clip(),
-# evaluate(), state(), content(). Batch number i of a source is the same whenever it is asked for, so the position in the data is
+# it: DDP around it, or itself), optimizer, n_iter, lr, n_part (micro-batches), sources {name: λ}, losses(sources, i, part),
+# one_pass (does it read all sources together?), n_token (read in the step at hand, padding included), clip(), evaluate(), state(), content(). Batch number i of a source is the same whenever it is asked for, so the position in the data is
 # the step number, and resuming needs nothing else. Of each batch, a process reads its own rows only.
 
 
 class VisionStage:
     """Contrastive: the pictures of a batch against the captions of the batch (appendix B.1)."""
-    name, reads = 'vision', 'pairs'
+    name, reads, one_pass, n_token = 'vision', 'pairs', False, 0  # two batches of pictures at once would take twice the memory
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -156,15 +158,20 @@ class VisionStage:
         self.net = run.spread(self.module, [*blocks, vision.projection, vision, text], recomputed=blocks, methods=[(vision, 'embed'), (text, 'embed')])
         self.optimizer = adamw(self.module.named_parameters(), self.lr, 0.0)  # the paper: Adam, no weight decay
 
-    def loss(self, source, i, part=0):
+    def losses(self, sources, i, part=0):
+        [source] = sources
         documents, n = self.run.batch('pairs', source, i), self.config['vision_batch']
         rng = distributed.RowsOf(np.random.default_rng([self.config['seed'], i, SOURCES.index(source)]), n, distributed.rows(n, 'vision_batch'))
         images = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
         if self.config['augment'] > 0:
             images = augment(images, rng, self.config['flip'], self.config['augment'])
         tokens, mask = pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
-        vision, self.n_token = self.module.vision, tokens.numel()
-        return self.net(vision.normalise(images.to(self.run.device)), tokens.to(self.run.device), mask.to(self.run.device))
+        if self.config['word_dropout'] > 0:  # what is left must do: a picture may not be known by its rarest word alone
+            kept = mask & torch.from_numpy(rng.uniform(0, 1, (n, TEXT_CONTEXT))[:, :mask.shape[1]] >= self.config['word_dropout'])
+            mask = torch.where(kept.any(1, keepdim=True), kept, mask)  # never all of them
+        self.n_token += tokens.numel()
+        images = self.module.vision.normalise(images.to(self.run.device))
+        return {source: self.net(images, tokens.to(self.run.device), mask.to(self.run.device))}
 
     def clip(self):
         """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm of all before, for nothing may be infinite."""
@@ -198,7 +205,7 @@ class VisionStage:
 
 class LanguageStage:
     """Next word, on text alone."""
-    name, reads = 'language', 'texts'
+    name, reads, one_pass, n_token = 'language', 'texts', False, 0
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -214,11 +221,11 @@ class LanguageStage:
         self.net = run.spread(self.module, self.module.h, recomputed=self.module.h)
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config['weight_decay'])
 
-    def loss(self, source, i, part=0):
-        tokens, start = (torch.from_numpy(x).to(self.run.device) for x in self.run.batch('texts', source, i))
-        self.n_token = tokens.numel()
-        tokens, start = tokens[part::self.n_part], start[part::self.n_part]
-        return self.net(tokens[:, :-1], tokens[:, 1:], start)[1] / self.n_part
+    def losses(self, sources, i, part=0):
+        [source] = sources
+        tokens, start = (torch.from_numpy(x[part::self.n_part]).to(self.run.device) for x in self.run.batch('texts', source, i))
+        self.n_token += tokens.numel()
+        return {source: self.net(tokens[:, :-1], tokens[:, 1:], start)[1] / self.n_part}
 
     def clip(self):
         return distributed.clip_grad_norm(self.module.parameters(), self.config['grad_clip'])
@@ -236,7 +243,7 @@ class LanguageStage:
 
 class FlamingoStage:
     """Resampler, gated layers and two embedding rows, between the frozen two (§3.3)."""
-    name, reads = 'flamingo', 'sequences'
+    name, reads, one_pass, n_token = 'flamingo', 'sequences', True, 0
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -270,32 +277,43 @@ class FlamingoStage:
         """What fine-tuning does differently."""
         self.n_iter, self.lr = self.config['flamingo_iters'], self.config['flamingo_lr']
 
-    def loss(self, source, i, part=0):
-        names = self.sources if source == 'merged' else [source]
-        sequences = [self.run.batch('sequences', name, i) for name in names]
-        [n_learned] = distributed.total(sum(s.n_learned for batch in sequences for s in batch))  # of all ranks: the mean is over the whole batch
-        sequences = [s for batch in sequences for s in batch[part::self.n_part]]
-        batch = collate(sequences, self.run.tokenizer)
-        share = (batch.targets != -100).sum().item() * distributed.world() / max(n_learned, 1)
-        if not any(batch.media):  # a picture that nobody looks at: every rank must do the same work, with or without pictures
-            batch.media[0].append(evaluate.BLANK)
-        self.n_token = batch.tokens.numel() * self.n_part
-        tokens, image_index, targets = (x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets))
-        return share * self.net(tokens, image_index, targets=targets, **self.see(batch.media, [s.seed for s in sequences]))[1]
+    def losses(self, sources, i, part=0):
+        """The mean loss of each source, or of all that there are as one: ['merged']. All are read in one pass, which gives the same
+        gradients as one after the other, and their short sequences fill the gaps beside the long ones."""
+        batches = {name: self.run.batch('sequences', name, i) for name in (self.sources if sources == ['merged'] else sources)}
+        sequences = [s for batch in batches.values() for s in batch[part::self.n_part]]
+        if not any(s.media for s in sequences):  # a picture that nobody looks at: every rank must do the same work, with or without pictures
+            sequences[0].media.append(evaluate.BLANK)
+        # With all previous pictures in view, those of another document in the row would be, too.
+        batch = collate(sequences, self.run.tokenizer, share=self.size.attend == 'last')
+        tokens, image_index, targets, position, document = (
+            x.to(self.run.device) for x in (batch.tokens, batch.image_index, batch.targets, batch.position, batch.document))
+        if len(tokens) == len(sequences):  # one in each row: plain causal attention, which has faster kernels
+            document = None
+        self.n_token += batch.tokens.numel()
+        each = self.net(tokens, image_index, targets=targets, position=position, document=document, each=True, **self.see(batch))[1]  # (targets,)
+        number = {name: 0 if sources == ['merged'] else k for k, name in enumerate(batches)}
+        of_source = torch.tensor([number[s.source] for s in batch.sequences]).repeat_interleave(torch.tensor([s.n_learned for s in batch.sequences]))
+        total = each.new_zeros(len(sources)).index_add(0, of_source.to(each.device), each)
+        # The mean is over the whole batch: the targets of all its parts, and of all ranks.
+        n_learned = [sum(s.n_learned for s in batch) for batch in batches.values()]
+        n_learned = distributed.total(*([sum(n_learned)] if sources == ['merged'] else n_learned))
+        return {name: total[k] * distributed.world() / max(n, 1) for k, (name, n) in enumerate(zip(sources, n_learned))}
 
-    def see(self, media, seeds):
-        """What the frozen encoder says about these pictures, as keyword arguments of Flamingo.forward.
+    def see(self, batch):
+        """What the frozen encoder says about the pictures of a batch, as keyword arguments of Flamingo.forward.
 
         Of each picture some channels are left out, others each time. *Why.* A frozen encoder knows its training pictures by
         heart, and a few of its channels are enough to tell them apart; of something new they tell nothing. Who cannot rely
         on any one channel reads what many of them agree on. (Captions of pairs held out for choosing settings: 74 % right with
         0.3, 64 % without.)
         """
-        features, frame_mask = self.features(media)
+        features, frame_mask = self.features(batch.media)
         drop = self.config['feature_dropout']
         if features is not None and drop > 0:
-            kept = np.stack([np.random.default_rng(seed).random((features.shape[1], features.shape[-1]), np.float32) >= drop for seed in seeds])  # (B,N,D_v)
-            features = features * torch.from_numpy(kept).to(features)[:, :, None, None] / (1 - drop)                   # (B,N,F,S,D_v)
+            kept = [np.random.default_rng(s.seed).random((len(s.media), features.shape[-1]), np.float32) >= drop for s in batch.sequences]
+            kept = torch.from_numpy(np.concatenate(kept)).to(features) / (1 - drop)                       # (pictures,D_v)
+            features = features * kept.repeat_interleave(frame_mask.sum(-1)[frame_mask.any(-1)], dim=0).unsqueeze(1)  # (M,S,D_v)
         return {'features': features, 'frame_mask': frame_mask}
 
     def clip(self):
@@ -329,9 +347,9 @@ class FinetuneStage(FlamingoStage):
         self.module.freeze(vision=False)
         self.n_iter, self.lr = self.config['finetune_iters'], self.config['finetune_lr']
 
-    def see(self, media, seeds):
+    def see(self, batch):
         """Pixels this time: features of an encoder that changes cannot be kept."""
-        pixels, frame_mask = stack_frames(media, self.run.pixels)
+        pixels, frame_mask = stack_frames(batch.media, self.run.pixels)
         return {} if pixels is None else {'media': pixels.to(self.run.device), 'frame_mask': frame_mask.to(self.run.device)}
 
     def evaluate(self):
@@ -402,16 +420,17 @@ def copying(lm, run):
 # The loop
 
 
-def backward(run, stage, name, i, more=False):
-    """Add the gradient of one batch, times its λ, to what is there, one micro-batch after the other. Returns the loss of this
-    process's rows, a float. more: other batches follow, so processes need not exchange their gradients yet."""
-    total = 0.0
+def backward(run, stage, names, i, more=False):
+    """Add the gradient of one batch of each of these sources, times its λ, to what is there, one micro-batch after the other.
+    -> {source: loss of this process's rows}. more: other batches follow, so processes need not exchange their gradients yet."""
+    total = dict.fromkeys(names, 0.0)
     for part in range(stage.n_part):
         with distributed.accumulating(stage.net, more or part + 1 < stage.n_part):
             with autocast(run.device, run.dtype, cache=False):
-                loss = stage.loss(name, i, part)
-            (stage.sources.get(name, 1.0) * loss).backward()
-        total += loss.item()
+                losses = stage.losses(names, i, part)
+            sum(stage.sources.get(name, 1.0) * loss for name, loss in losses.items()).backward()
+        for name, loss in losses.items():
+            total[name] += loss.item()
     return total
 
 
@@ -420,10 +439,12 @@ def gradients(run, stage, names, i):
 
     -> ({source: loss}, global norm before clipping), of all processes together, and the same on all.
     """
-    losses = [backward(run, stage, name, i, more=name != names[-1]) for name in names]
+    losses, stage.n_token = {}, 0
+    for together in [names] if stage.one_pass else [[name] for name in names]:
+        losses |= backward(run, stage, together, i, more=together[-1] != names[-1])
     distributed.average(stage.module, run.config['shard'])
     norm = stage.clip().item()  # once, after all sources: clipping each would change their balance
-    return dict(zip(names, (x / distributed.world() for x in distributed.total(*losses)))), norm
+    return dict(zip(losses, (x / distributed.world() for x in distributed.total(*losses.values())))), norm
 
 
 def not_finite(run, stage, names, i):
@@ -452,20 +473,22 @@ def train_stage(run, stage, missing, progress=None):
     last_eval, skipped = '', 0
     clock, n_token = time.time(), 0
     mixing = config['mixing'] if stage.name == 'flamingo' else 'accumulate'
-    prepared = look_ahead(run, stage.reads, [(i, [names[i % len(names)]] if mixing == 'round_robin' else names) for i in range(start, stage.n_iter)])
+    # Which batches a step reads: (number, names of sources). In turns each source is asked once in so many steps, and skips none of its own.
+    steps = [(i // len(names), [names[i % len(names)]]) if mixing == 'round_robin' else (i, names) for i in range(stage.n_iter)]
+    prepared = look_ahead(run, stage.reads, steps[start:])
     kind = config['flamingo_schedule' if stage.name in ('flamingo', 'finetune') else 'schedule']
     for i in bar:
         for group in stage.optimizer.param_groups:
             group['lr'] = stage.lr * group['scale'] * schedule(kind, i, config['warmup'], stage.n_iter)
         needed = next(prepared)  # the sources of this step
-        batches = ['merged'] if mixing == 'merged' else needed
-        losses, norm = gradients(run, stage, batches, i)
+        batches, number = ['merged'] if mixing == 'merged' else needed, steps[i][0]
+        losses, norm = gradients(run, stage, batches, number)
         if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
             stage.optimizer.step()
             skipped = 0
         else:  # a step that would spoil the weights is left out
             skipped += 1
-            source = ' + '.join(not_finite(run, stage, batches, i))
+            source = ' + '.join(not_finite(run, stage, batches, number))
             run.rows.append({'stage': stage.name, 'iter': i + 1, 'skipped': source})
             if distributed.rank() == 0:
                 tqdm.write(f'{stage.name} step {i + 1}: loss or gradient of {source} is not finite; skipped')
@@ -475,7 +498,7 @@ def train_stage(run, stage, missing, progress=None):
                 raise BadInput(f'{stage.name}: ten steps in a row were not finite ({source}); the last good state is in {run.path("training.pt")}')
         stage.optimizer.zero_grad(set_to_none=True)
 
-        n_token += stage.n_token * distributed.world()  # what this step has read, padding included
+        n_token += stage.n_token * distributed.world()
         done = i + 1 == stage.n_iter
         if config['max_minutes'] and time.time() - run.started > 60 * config['max_minutes']:
             run.stop = run.stop or OUT_OF_TIME
@@ -518,11 +541,14 @@ def check_values(config):
         raise BadInput(f'--words={config.words} --word_centres={config.word_centres}: there are {len(SYLLABLES)} syllables, and each place in a word has its own')
     most = {'seed': 2 ** 63 - 1, 'eval_n': 100_000, 'test_n': 100_000}  # a batch, or all episodes of an evaluation, are in memory at once
     most |= dict.fromkeys((key for key in KEYS if 'batch' in key), 16_384)  # the paper's largest
+    most |= {'p_next': 1, 'naming': 1, 'feature_dropout': 0.99}  # shares of a whole
     for key, (default, _) in KEYS.items():
         if type(default) in (int, float):
             taken_as_it_is = key == 'language_iters' and config.gpt2 or key == 'vision_iters' and config.nfnet
-            least = 1 if type(default) is int and key not in ('seed', 'warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first', 'ways_rise') and not taken_as_it_is else 0
+            may_be_0 = key in ('seed', 'warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first', 'ways_rise')
+            least = 1 if type(default) is int and not may_be_0 and not taken_as_it_is else 0
             check_range(config, least, most.get(key, float('inf')), key)
+    check_range(config, 256, 1 << 16, 'tokenizer_ranks')  # every byte is one
 
 
 def finish(run):

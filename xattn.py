@@ -126,6 +126,13 @@ class GatedCrossAttention(nn.Module):
         out = out.transpose(1, 2).flatten(0, 1).index_select(0, route.place)              # (B*T,H,d)
         return out.view_as(q).masked_fill(~route.seen.unsqueeze(-1), 0.0)
 
+    def attend_one(self, q, kv, image_index, row):
+        """The same where each row has a single image: there is nothing to route. So it is for captioned pictures, and when an answer
+        is generated, word by word."""
+        k, v = (x[:, 0] if row is None else x[row, 0] for x in kv)                        # (B,H,R,d)
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v).transpose(1, 2)     # (B,T,H,d)
+        return out.masked_fill((image_index != 1)[..., None, None], 0.0)
+
     def attend_few(self, q, visual):
         """The same attention where an image has fewer tokens C than visual tokens R: q (M,H,C,d), visual (M,R,D_v) -> (M,H,C,d)
 
@@ -156,8 +163,11 @@ class GatedCrossAttention(nn.Module):
         if kv is None and (visual is None or visual.shape[1] == 0):
             return torch.zeros_like(y)
         q = self.to_q(self.norm(y)).unflatten(-1, (self.n_head, self.head_dim))           # (B,T,H,d)
-        if self.attend == 'last':
-            out = self.attend_last(q, kv, route or route_tokens(image_index, (visual if kv is None else kv[0]).shape[1], row), visual)
+        n_image = (visual if kv is None else kv[0]).shape[1]
+        if n_image == 1:
+            out = self.attend_one(q, self.keys_values(visual) if kv is None else kv, image_index, row)
+        elif self.attend == 'last':
+            out = self.attend_last(q, kv, route or route_tokens(image_index, n_image, row), visual)
         else:
             out = self.attend_all_previous(q, self.keys_values(visual) if kv is None else kv, image_index, row)
         return self.to_out(out.flatten(2))                                                # (B,T,D)

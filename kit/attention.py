@@ -45,18 +45,18 @@ def watching(layers, hook):
 
 @torch.no_grad()
 def look(model, tokens, image_index, features, frame_mask):
-    """tokens, image_index (1,T), features (1,N,F,S,D_v), frame_mask (1,N,F) -> (T,N,F,S): how much each token, while the next one
+    """tokens, image_index (1,T), features (M,S,D_v) of all frames, frame_mask (1,N,F) -> (T,N,F,S): how much each token, while the next one
     is predicted, looks at each place of each picture; sums to 1 over all of them, or to 0 where it sees none."""
     from_text, kept = [], iter(model.visual_keys_values(features=features, frame_mask=frame_mask))
     with watching(model.gated, lambda layer, args: from_text.append(text_to_visual(layer, args[0], args[2], next(kept)))):
         model(tokens, image_index, features=features, frame_mask=frame_mask)
     from_text = sum(from_text) / len(from_text)                                           # (T,N,R)
-    n_image, n_frame, n_place = features.shape[1:4]
-    out = torch.zeros(len(from_text), n_image, n_frame, n_place, device=features.device)
-    for n in range(n_image):                                                              # one by one: clips differ in length
-        maps, real = [], int(frame_mask[0, n].sum())
+    n_place = features.shape[1]
+    out = torch.zeros(len(from_text), *frame_mask.shape[1:], n_place, device=features.device)
+    for n, clip in enumerate(features.split(frame_mask[0].sum(-1).tolist())):             # one by one: clips differ in length
+        maps, real = [], len(clip)
         with watching(model.resampler.layers, lambda layer, args: maps.append(visual_to_places(layer, *args))):
-            model.visual_keys_values(features=features[:, n:n + 1, :real])
+            model.visual_keys_values(features=clip[None, None])
         to_places = sum(maps)[0]
         to_places = to_places / to_places.sum(-1, keepdim=True)                           # (R,F*S)
         out[:, n, :real] = (from_text[:, n] @ to_places).unflatten(-1, (real, n_place))

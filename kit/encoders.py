@@ -21,7 +21,7 @@ def embed_texts(tower, tokenizer, texts, batch_size=64):
     """list of N str -> (N,E), of length 1. A text begins with a space, as in training: "red" and " red" are two tokens."""
     out = []
     for i in range(0, len(texts), batch_size):
-        tokens, mask = pad_texts([tokenizer.encode(' ' + t) for t in texts[i:i + batch_size]], len(tower.position.weight))
+        tokens, mask = pad_texts([tokenizer.encode(' ' + t) for t in texts[i:i + batch_size]], tower.n_context)
         device = tower.token.weight.device
         out.append(tower.embed(tokens.to(device), mask.to(device)))
     return torch.cat(out)
@@ -33,11 +33,10 @@ def pool_media(features, media, batch_size=64, places=False):
     side; a clip counts as the mean of its frames"""
     out = []
     for i in range(0, len(media), batch_size):
-        grid, mask = features([[m] for m in media[i:i + batch_size]])                # (N,1,F,S,D), (N,1,F)
-        weight = mask[:, 0, :, None].float()                                         # (N,F,1)
-        frames = grid[:, 0].flatten(2) if places else grid[:, 0].mean(2)             # (N,F,S*D) or (N,F,D)
-        out.append((frames * weight).sum(1) / weight.sum(1))                         # (N,S*D) or (N,D)
-    return torch.cat(out)
+        grid, mask = features([[m] for m in media[i:i + batch_size]])                # (M,S,D) of all frames, (N,1,F)
+        frames = grid.flatten(1) if places else grid.mean(1)                         # (M,S*D) or (M,D)
+        out += [clip.mean(0) for clip in frames.split(mask.sum((1, 2)).tolist())]
+    return torch.stack(out)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ decoded once and encoded once, and both are kept under the `key` that names its 
 """
 import torch
 
-from data import load_pixels, stack_frames
+from data import frame_mask, load_pixels
 
 
 class Kept(dict):
@@ -44,8 +44,8 @@ class Pixels:
 class FrozenFeatures:
     """features, frame_mask = FrozenFeatures(vision, pixels, device)(media)
 
-    media: B lists of data.Media -> features (B,N,F,S,D_v) float32 and frame_mask (B,N,F) bool on `device`, or
-    (None, None) if there is no picture at all. Padded images and frames are zero and never computed.
+    media: B lists of data.Media -> features (M,S,D_v) float32 of their M frames, one after the other, and frame_mask
+    (B,N,F) bool, where each of them stands, on `device`; or (None, None) if there is no picture at all.
 
     The encoder always runs on batches of exactly `CHUNK` frames, filled up where there are fewer: how its sums are
     ordered may depend on the batch size, and a run that was interrupted and resumed must find the same features,
@@ -80,5 +80,6 @@ class FrozenFeatures:
                 found[name] = f.clone()  # a copy of its own, or the whole batch would stay in memory
                 if m.key:
                     self.kept.keep(name, found[name])
-        features, mask = stack_frames(media, lambda m: found[m.key or id(m)])
-        return (None, None) if features is None else (features.to(self.device), mask.to(self.device))
+        features = [[found[m.key or id(m)] for m in row] for row in media]           # of each picture or clip (F,S,D_v)
+        mask = frame_mask([[len(f) for f in row] for row in features])
+        return (None, None) if mask is None else (torch.cat([f for row in features for f in row]).to(self.device), mask.to(self.device))

@@ -145,6 +145,8 @@ class LinePages(WebPages):
             pieces, between = mmc4_pieces(fields, where), ' '
         else:
             pieces, between = obelics_pieces(fields, where), '\n\n'
+        if sum(not isinstance(piece, str) for piece in pieces) > LIMIT_PICTURES:
+            raise BadItem('too large', where, f'more than {LIMIT_PICTURES} pictures')
         dropped, found = [], []
         for piece in pieces:
             if isinstance(piece, str):
@@ -265,6 +267,8 @@ class HtmlPages(WebPages):
 
     def find(self, src, base, file, where):
         """Where the picture is: a path in the folder, or an Inside. Raises BadItem."""
+        if not src:  # left to a script (data-src), or to the browser's choice (srcset)
+            raise BadItem('picture without a name', where)
         if src[:5].lower() == 'data:':
             head, comma, body = src.partition(',')
             try:
@@ -291,7 +295,7 @@ class HtmlPages(WebPages):
 
 def filtered(path):
     """Why the paper's filters leave this picture out: a few words, or None. Raises BadItem where it cannot be read."""
-    with only_bad_items(str(path)), open_picture(path) as image:
+    with only_bad_items(path), open_picture(path) as image:
         short, long = sorted(image.size)
         if short < LEAST_SIDE:
             return f'picture under {LEAST_SIDE} pixels'
@@ -357,19 +361,19 @@ class PageReader(HTMLParser):
             self.close_implied(*CLOSES[tag])
         style = re.sub(r'\s', '', attrs.get('style', '')[:1000].lower())
         hidden = (self.hidden or tag in SKIPPED or 'hidden' in attrs or attrs.get('aria-hidden') == 'true' or attrs.get('role') == 'navigation'
-                  or 'display:none' in style or 'visibility:hidden' in style)
+                  or 'display:none' in style or 'visibility:hidden' in style or tag == 'dialog' and 'open' not in attrs)
         if tag == 'base' and not self.base:
             self.base = attrs.get('href', '').strip()
         if tag in BLOCKS:
             self.end_line()
         elif tag in ('td', 'th'):
             self.line.append(' ')
-        if tag == 'img' and self.find and not hidden and attrs.get('src', '').strip():
+        if tag == 'img' and self.find and not hidden:
             try:
                 line, column = self.getpos()
                 if len(self.dropped) + len(self.pieces) > LIMIT_PICTURES:
                     raise TooMuch(f'more than {LIMIT_PICTURES} pictures')
-                media = self.find(attrs['src'].strip(), self.base, f'{line}:{column + 1}')
+                media = self.find(attrs.get('src', '').strip(), self.base, f'{line}:{column + 1}')
                 self.end_text()
                 self.pieces.append(media)
             except BadItem as e:

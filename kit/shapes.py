@@ -408,12 +408,13 @@ class Shapes:
     """
     name = 'shapes'
 
-    def __init__(self, role):
-        self.role = role
+    def __init__(self, role, share=1.0):
+        """share: of this world in a mix; the later pages come in when all parts together have shown so many."""
+        self.role, self.only_captions = role, ONLY_CAPTIONS * share
 
     def document(self, i, rng):
         if self.role == 'm3w':
-            if rng.random() > i / ONLY_CAPTIONS - 1:
+            if rng.random() > i / self.only_captions - 1:
                 return caption_page(rng)
             make, share = zip(*PAGES)
             return make[int(rng.choice(len(make), p=share))](rng)
@@ -461,14 +462,14 @@ def naming_text(rng):
         things = [str(p) for p in rng.choice(pairs, int(rng.integers(2, 6)), replace=False)]
         link, end = [(' Output: ', '\n'), (': ', '. '), (' ', ', '), (' Output: ', ' ')][int(rng.integers(4))]
     names = made_up_names(rng, len(things))
-    order = rng.integers(len(things), size=int(rng.integers(8, 18)))
+    order = rng.integers(len(things), size=int(rng.integers(8, 33)))
     return end.join(things[k] + link + names[k] for k in order)
 
 
 def plain_text(rng):
     """Any training page, its pictures left out, and of each colour with its shape one of the two replaced by a made-up word."""
     make = [caption_page, question_page, story_page, clip_page][int(rng.choice(4, p=[0.35, 0.3, 0.15, 0.2]))]
-    text = ' '.join(piece.strip() for piece in make(rng).pieces if isinstance(piece, str))
+    text = ' '.join(piece.strip() for piece in make(rng, (3, 33)).pieces if isinstance(piece, str))  # as long as a prompt may get
 
     def part(found):
         name = made_up_names(rng, 1)[0]

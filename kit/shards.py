@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from kit.configurator import BadInput, BadItem
-from kit.sources import LIMIT_LINE, PICTURES, SPLITS, VIDEOS, Inside, Item, check_caption, natural, parse_json
+from kit.sources import LIMIT_LINE, PICTURES, SPLITS, VIDEOS, Inside, Item, check_caption, natural, only_bad_items, parse_json
 
 
 def find_tars(root, report):
@@ -56,7 +56,7 @@ def tar_members(f, where):
     end = os.fstat(f.fileno()).st_size
     name, size, extended = None, None, 0  # what an extended header said about the next member
     while (header := f.read(512)).strip(b'\0'):
-        at = f.tell() - 512
+        at = f.tell() - len(header)
         if len(header) < 512:
             raise BadItem('truncated', f'{where} at byte {at}')
         # Above 8 GB the size is written in binary, the first bit being set.
@@ -132,7 +132,8 @@ class TarItems:
         path, split = self.tars[tar]
         picture = Inside(path, start, size)
         caption = Inside(path, text_start, abs(text_size))
-        text = read_caption(caption.read(), text_size < 0, path)
+        with only_bad_items(path):  # it may have gone, or been cut short
+            text = read_caption(caption.read(), text_size < 0, path)
         return Item(picture, text, split or 'train', text, str(picture))
 
 
@@ -169,24 +170,26 @@ def read_tar(number, path, report):
                 if not stem:  # .DS_Store and the like
                     continue
                 pair = pairs.setdefault(folder + slash + stem, {})
-                if kind in PICTURES:
-                    pair.setdefault('picture', (start, size))
-                elif kind in VIDEOS:
-                    pair['video'] = True
-                elif kind == '.txt' or kind == '.json' and 'caption' not in pair:  # where there are both, the .txt
-                    pair['caption'] = (start, size if kind == '.txt' else -size)
+                part = 'picture' if kind in PICTURES else kind
+                if part not in ('picture', '.txt', '.json'):
+                    pair['video'] = pair.get('video') or kind in VIDEOS
+                elif part in pair:  # whose caption would it be?
+                    report.add(BadItem('the same name again', f'{path}:{name.decode("utf-8", "replace")}'))
+                else:
                     f.seek(start)
-                    pair['bad'] = caption_trouble(f, size, kind == '.json')
+                    pair[part] = start, size, None if part == 'picture' else caption_trouble(f, size, kind == '.json')
     except BadItem as e:
         report.add(e)  # what came before the damage is good
     except OSError as e:
         raise BadInput(f'{path}: {e.strerror}') from e
     rows = []
     for name, pair in pairs.items():
-        if 'picture' in pair and 'caption' in pair and pair['bad'] is None:
-            rows.append((number, *pair['picture'], *pair['caption']))
+        caption = pair.get('.txt') or pair.get('.json')  # where there are both, the .txt
+        start, size, trouble = caption or (0, 0, 'no text')
+        if 'picture' in pair and trouble is None:
+            rows.append((number, *pair['picture'][:2], start, size if '.txt' in pair else -size))
         else:
-            kind = 'no text' if 'caption' not in pair else pair['bad'] or ('a video' if 'video' in pair else 'no picture')
+            kind = trouble or ('a video' if pair.get('video') else 'no picture')
             report.add(BadItem(kind, f'{path}:{name.decode("utf-8", "replace")}'))
     return np.array(rows, dtype=np.int64).reshape(-1, 5)
 

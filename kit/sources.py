@@ -28,6 +28,7 @@ import warnings
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -51,6 +52,8 @@ Image.init()
 FORMATS = [f for f in ('PNG', 'JPEG', 'MPO', 'GIF', 'WEBP', 'AVIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'ICO') if f in Image.OPEN]
 ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # not TIFF and MPO: those hold pages, or a second view of the same scene
 
+ORIENTATION = 0x0112  # the EXIF tag: which way the camera was held
+
 # Bounds, so that no file can fill the memory or take for ever.
 LIMIT_BYTES = 1 << 30   # of one picture file (some decoders read it whole)
 LIMIT_FRAMES = 10_000   # looked at in one animation
@@ -58,13 +61,15 @@ LIMIT_LINE = 8 << 20    # bytes of one line of metadata.jsonl and documents.json
 LIMIT_TEXT = 1 << 20    # bytes of one caption
 LIMIT_LIST = 1 << 40    # bytes of a whole metadata.jsonl, which is read line by line
 
+BLOCK = 64  # documents of a mix that change places among themselves
+
 
 # ---------------------------------------------------------------------------------------------
 # One picture or clip
 
 @contextlib.contextmanager
 def only_bad_items(where):
-    """Whatever goes wrong inside leaves as a BadItem; warnings do not leave at all.
+    """Whatever goes wrong inside leaves as a BadItem; warnings do not leave at all. where: a str, or what is spelt out only then.
 
     Python keeps one list of warnings to ignore for the whole process: decode in worker processes, not in threads.
     """
@@ -75,16 +80,16 @@ def only_bad_items(where):
     except BadItem:
         raise
     except FileNotFoundError as e:
-        raise BadItem('missing', where) from e
+        raise BadItem('missing', str(where)) from e
     except PermissionError as e:
-        raise BadItem('unreadable', where) from e
+        raise BadItem('unreadable', str(where)) from e
     except UnidentifiedImageError as e:
-        raise BadItem('not a picture', where) from e
+        raise BadItem('not a picture', str(where)) from e
     except Image.DecompressionBombError as e:
-        raise BadItem('too large', where, str(e)) from e
+        raise BadItem('too large', str(where), str(e)) from e
     except Exception as e:  # damaged files make decoders raise nearly anything: SyntaxError, struct.error, KeyError, ...
         cut_short = isinstance(e, EOFError) or 'truncated' in str(e).lower()
-        raise BadItem('truncated' if cut_short else 'damaged', where, f'{type(e).__name__}: {e}') from e
+        raise BadItem('truncated' if cut_short else 'damaged', str(where), f'{type(e).__name__}: {e}') from e
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,12 @@ class Inside:
     def __str__(self):
         if self.content is not None:
             return self.path
-        with open(self.path, 'rb') as f:  # its name stands in the 512 bytes before it: no need to remember it
-            f.seek(max(0, self.start - 512))
-            name = f.read(100).split(b'\0')[0].decode('utf-8', 'replace')
-        return f'{self.path}:{name}'
+        try:
+            with open(self.path, 'rb') as f:  # its name stands in the 512 bytes before it: no need to remember it
+                f.seek(max(0, self.start - 512))
+                return f'{self.path}:' + f.read(100).split(b'\0')[0].decode('utf-8', 'replace')
+        except OSError:  # gone since it was opened
+            return f'{self.path} at byte {self.start}'
 
 
 def read_frames(path, n_frame=8, limit_pixels=64_000_000):
@@ -127,7 +134,7 @@ def read_frames(path, n_frame=8, limit_pixels=64_000_000):
     Returns a list of PIL RGB pictures, at least one. Raises BadItem and nothing else.
     """
     if isinstance(path, Inside):
-        with only_bad_items(str(path)):
+        with only_bad_items(path):
             return read_file(path, n_frame, limit_pixels)
     path = os.fspath(path)
     with only_bad_items(path):
@@ -247,7 +254,8 @@ def to_rgb(image):
     with only_bad_items(getattr(image, 'filename', '') or 'picture'):
         image.load()  # damaged pixels are found here, ...
         try:
-            image = ImageOps.exif_transpose(image)
+            if image.getexif().get(ORIENTATION, 1) != 1:  # else it would be copied, which takes as long as decoding it
+                image = ImageOps.exif_transpose(image)
         except Exception:  # ... so what fails here is the EXIF, and a picture is worth keeping without it
             pass
         if image.mode.startswith(('I', 'F')):  # more than 8 bits; Pillow would clip, and show white
@@ -515,7 +523,7 @@ class Pages:
     def text(self, i, rng):
         """The same diet without pictures, for the language model, which must learn to copy before it is frozen: words that come
         again and again; a caption, or some; and naming pages in words ("heart: dax. tram: wug. heart: dax.")."""
-        if rng.random() < COPIES:
+        if self.naming > 0 and rng.random() < COPIES:
             return self.copies(rng)
         if rng.random() < self.naming:
             return self.naming_text(rng)
@@ -647,6 +655,8 @@ def check_folder(path):
     """Raises BadInput unless path is a folder with something in it."""
     if not os.path.exists(path):
         raise BadInput(f'{path}: no such folder')
+    if is_video(path):
+        raise BadInput(f'{path}: a video; {FFMPEG}, and name them in a metadata.jsonl')
     if not os.path.isdir(path):
         raise BadInput(f'{path}: not a folder; recognised are {RECOGNISED}')
     try:
@@ -966,28 +976,50 @@ def json_array(file, key):
 
 
 class Source:
-    """What one of the keys m3w, align, ltip, vtp and text stands for: one or several parts, drawn by weight.
+    """What one of the keys m3w, align, ltip, vtp and text stands for: one or several parts, mixed by weight.
 
     document(i) -> data.Document number i of an endless stream; text(i) -> str. Both depend on seed, role and i alone,
-    so a position in the data is one number, and rank r of R takes the numbers that leave r when divided by R. Of a single
-    part every item comes once an epoch; of several, each is sampled by weight, and passes over some of its items each time.
+    so a position in the data is one number, and rank r of R takes the numbers that leave r when divided by R. Each part has
+    numbers of its own, 0, 1, 2, ..., each of them once: of every part every item comes once in an epoch of that part.
     """
 
     def __init__(self, role, parts, weights, seed):
         self.role, self.parts, self.seed = role, parts, seed
-        self.share = np.array(weights) / sum(weights)
+        self.weights = [Fraction(str(weight)) for weight in weights]  # 0.1 is a tenth, however far the numbers go
+
+    def whose(self, i):
+        """-> (which part number i belongs to, how many of its own come before it)
+
+        *Why not drawn by weight:* a sampled part would show some items twice and others not at all. Dealt out evenly, as a
+        line is drawn in pixels, the first i numbers hold i times the share of a part, rounded, and that needs no counting. The
+        numbers of a block change places, or a mix of 1:1 would deal all even numbers to the same part, and rows of texts
+        (kit/run.py) begin with even numbers only.
+        """
+        if len(self.parts) == 1:
+            return 0, i
+        block, place = divmod(i, BLOCK)
+        places = np.random.default_rng([self.seed, *self.role.encode(), BLOCK, block]).permutation(BLOCK)
+        i, total = block * BLOCK + int(places[place]), sum(self.weights)
+        for part, weight in enumerate(self.weights):  # this part against all that come after it
+            before = i * weight // total
+            if (i + 1) * weight // total > before:  # always so for the last one, whose weight is all that is left
+                return part, before
+            i, total = i - before, total - weight
 
     def draw(self, i):
+        """-> the part, its own number, and chance for this number alone"""
+        part, own = self.whose(i)
         rng = np.random.default_rng([self.seed, *self.role.encode(), i])
-        return self.parts[int(rng.choice(len(self.parts), p=self.share))], rng
+        rng.random()  # once chose the part; without it, the same seed would no longer give the runs that it gave
+        return self.parts[part], own, rng
 
     def document(self, i):
-        part, rng = self.draw(i)
-        return part.document(i, rng)
+        part, own, rng = self.draw(i)
+        return part.document(own, rng)
 
     def text(self, i):
-        part, rng = self.draw(i)
-        return part.text(i, rng)
+        part, own, rng = self.draw(i)
+        return part.text(own, rng)
 
 
 def split_spec(role, spec):
@@ -1015,9 +1047,9 @@ def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False, images=''
     """
     from kit.shapes import Shapes, made_up_names
     parts, found = [], split_spec(role, spec)
-    for path, _ in found:
+    for path, weight in found:
         if path == 'shapes':
-            parts.append(Shapes('m3w' if role == 'text' else role))
+            parts.append(Shapes('m3w' if role == 'text' else role, float(Fraction(weight) / sum(Fraction(w) for _, w in found))))
             continue
         part = open_path(path, n_frame, seed, n_variant=4 if role == 'm3w' else 1, flip=flip, images=images, classes=classes)
         if role in ('m3w', 'text') and isinstance(part, Pairs):

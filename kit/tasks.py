@@ -185,7 +185,7 @@ def read_episode(line, folder, where):
         episode = Episode([example(e, e['answer']) for e in entry['support']], example(entry['query'], entry['answer']),
                           entry.get('choices'), where=where)
         texts = [t for e in [*episode.support, episode.query] for t in (e.prompt, e.answer)] + (episode.choices or [])
-        if not all(isinstance(t, str) for t in texts):
+        if not all(isinstance(t, str) for t in texts) or not isinstance(episode.choices, list | None):
             raise TypeError('prompts, answers and choices must be text')
     except KeyError as e:
         raise BadItem('not an episode', where, f'lacks {e}') from e

@@ -91,6 +91,15 @@ def test_every_row_is_there_and_says_what_it_should(monkeypatch, tmp_path, capsy
     assert 'GFLOP/s' in capsys.readouterr().out
 
 
+def test_data_is_held_against_what_the_model_uses_up(monkeypatch, tmp_path, capsys):
+    """A step takes its own reading and the model's work: three times as fast as the model is a quarter of the step."""
+    rows = run(monkeypatch, tmp_path, '--what=data_l', '--runs=3')
+    ms = {row['what']: row['ms'] for row in rows}
+    said = [line for line in capsys.readouterr().out.splitlines() if 'uses it up' in line]
+    assert set(ms) == {'step_language', 'data_language'} and len(said) == 1
+    assert float(said[0].split('read ')[1].split(' ×')[0]) == pytest.approx((ms['step_language'] - ms['data_language']) / ms['data_language'], abs=0.06)
+
+
 def test_peers_that_can_be_imported_are_measured_beside_ours(monkeypatch, tmp_path, capsys):
     class Block(nn.Module):
         def __init__(self, dim, **sizes):

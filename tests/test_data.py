@@ -360,6 +360,22 @@ def test_a_batch_is_padded_and_each_token_predicts_the_next():
     assert {t.dtype for t in (batch.tokens, batch.image_index, batch.targets)} == {torch.int64}
 
 
+def test_short_sequences_share_a_row():
+    """The longest has a row to itself, the two others fit into one: pictures are counted on, positions begin where each stands, and no
+    sequence predicts the next one's first token."""
+    long, one, two = encode(Document(['abcd', A, 'ef']), BYTES), encode(Document([B, Given('x')], 'examples'), BYTES), encode(Document(['a', A]), BYTES)
+    one.start = 7
+    batch = collate([one, long, two], BYTES, share=True)
+    bos, image, eoc, pad = BYTES.bos, BYTES.image, BYTES.eoc, BYTES.pad
+    assert all(a is b for a, b in zip(batch.sequences, (long, two, one), strict=True)) and batch.media == [[A], [A, B]]
+    assert batch.tokens[1].tolist() == [bos, ord('a'), eoc, image, eoc, bos, image, ord('x'), eoc, pad]
+    assert batch.image_index[1].tolist() == [0, 0, 0, 1, 1, 0, 2, 2, 2, 0]
+    assert batch.position[1].tolist() == [0, 1, 2, 3, 4, 7, 8, 9, 10, 0]
+    assert batch.document[1].tolist() == [1, 1, 1, 1, 1, 2, 2, 2, 2, 0]
+    assert batch.targets[1].tolist() == [ord('a'), eoc, -100, eoc, -100, -100, -100, eoc, -100, -100]
+    assert batch.length.tolist() == [10, 9]
+
+
 def test_frames_are_stacked_and_the_rest_is_marked_as_padding():
     frames = {'one': torch.tensor([[1.0]]), 'two': torch.tensor([[2.0], [3.0]])}
     stacked, mask = stack_frames([[media('two'), media('one')], [media('one')], []], lambda m: frames[m.key])

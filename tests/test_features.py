@@ -42,19 +42,18 @@ def directly(features, m):
 
 
 def test_features_are_those_of_the_encoder():
-    """Pictures and clips, in rows of different lengths, more frames than one chunk holds; padding is zero, and marked."""
+    """Pictures and clips, in rows of different lengths, more frames than one chunk holds; one after the other, without padding."""
     features, _ = frozen()
     rows = [[media(f'{row}-{i}', n_frame, seed=10 * row + i) for i, n_frame in enumerate(sizes)]
             for row, sizes in enumerate([(1, 4, 2), (), (3,), (1,) * 9, (4, 4, 4, 4, 4)])]
     found, mask = features(rows)
     assert found.dtype == torch.float32 and not found.requires_grad
+    assert mask.shape == (5, 9, 4)
     for b, row in enumerate(rows):
-        for n in range(found.shape[1]):
+        for n in range(9):
             real = len(row[n].load()) if n < len(row) else 0
             assert mask[b, n].tolist() == [f < real for f in range(4)]
-            assert (found[b, n, real:] == 0).all()
-            if real:
-                torch.testing.assert_close(found[b, n, :real], directly(features, row[n]))
+    torch.testing.assert_close(found, torch.cat([directly(features, m) for row in rows for m in row]))
 
 
 def test_rows_without_any_picture_have_no_features():
@@ -71,7 +70,7 @@ def test_a_picture_is_decoded_and_encoded_once():
     assert len(calls) == 1 and sorted(loads) == ['a', 'b']
     again, _ = features([[media('a', loads=loads)], [b]])
     assert len(calls) == 1 and sorted(loads) == ['a', 'b']
-    assert torch.equal(again[0, 0], first[1, 0]) and torch.equal(again[1, 0], first[0, 1])
+    assert torch.equal(again[0], first[3]) and torch.equal(again[1:], first[1:3])
     features([[a, media('c', loads=loads)]])
     assert len(calls) == 2 and sorted(loads) == ['a', 'b', 'c']
 
@@ -82,8 +81,7 @@ def test_a_picture_without_a_key_is_not_kept():
     shown = [media('', seed=1), media('', seed=2)]
     for _ in range(2):
         found, _ = features([shown])
-        for n, m in enumerate(shown):
-            torch.testing.assert_close(found[0, n], directly(features, m))
+        torch.testing.assert_close(found, torch.cat([directly(features, m) for m in shown]))
         calls.clear()
     features([shown])
     assert calls and not features.kept and not features.pixels.kept
@@ -96,7 +94,7 @@ def test_what_a_picture_is_encoded_with_changes_no_bit_of_it():
     alone, _ = frozen()[0]([[pictures[7]]])
     together, _ = frozen()[0]([pictures])
     backwards, _ = frozen()[0]([pictures[5:20][::-1]])
-    assert torch.equal(together[0, 7], alone[0, 0]) and torch.equal(backwards[0, 12], alone[0, 0])
+    assert torch.equal(together[7], alone[0]) and torch.equal(backwards[12], alone[0])
 
 
 def test_a_damaged_picture_is_reported_and_spoils_no_other():
@@ -109,7 +107,7 @@ def test_a_damaged_picture_is_reported_and_spoils_no_other():
     with pytest.raises(BadItem, match='bad.png'):
         features([[good, Media('bad', fail)]])
     found, _ = features([[good]])
-    torch.testing.assert_close(found[0, 0], directly(features, good))
+    torch.testing.assert_close(found, directly(features, good))
 
 
 def test_the_oldest_go_when_there_is_no_room():
@@ -130,6 +128,5 @@ def test_features_are_right_when_almost_nothing_can_be_kept():
     pictures = [media(str(i), seed=i) for i in range(5)]
     for _ in range(2):
         found, _ = features([pictures])
-        for n, m in enumerate(pictures):
-            torch.testing.assert_close(found[0, n], directly(features, m))
+        torch.testing.assert_close(found, torch.cat([directly(features, m) for m in pictures]))
     assert len(features.kept) == 1

@@ -1,6 +1,8 @@
 """Nothing lost, nothing let in: runs killed at any instant end as if nothing had happened, and no file, prompt or key does
 more than give one clear line."""
+import base64
 import contextlib
+import copy
 import csv
 import io
 import json
@@ -9,6 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import types
 import zipfile
@@ -19,13 +22,15 @@ import pytest
 import torch
 from PIL import Image
 
+import bench
+import data
 import evaluate
 import sample
 import train
 from data import Document, Episode, Tokenizer, encode
 from kit import bpe, checkpoint, tasks
 from kit.configurator import BadInput, BadItem, command, configure
-from kit.sources import LIMIT_FRAMES, Report, open_folder, read_frames
+from kit.sources import LIMIT_FRAMES, Report, open_folder, open_path, read_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / 'assets' / 'tokenizer.tiktoken'
@@ -160,7 +165,7 @@ def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path):
 
 @pytest.mark.long
 def test_killed_twenty_times_in_all_stages(tmp_path):
-    """All stages, fine-tuning too; one source is a mixture, and one of its pictures is damaged."""
+    """All stages, fine-tuning too, a process reading ahead; one source is a mixture, and one of its pictures is damaged."""
     folder = tmp_path / 'colours'
     for name in ('red', 'green', 'blue'):
         (folder / name).mkdir(parents=True)
@@ -168,7 +173,7 @@ def test_killed_twenty_times_in_all_stages(tmp_path):
             Image.new('RGB', (20 + k, 20), name).save(folder / name / f'{k}.png')
     damaged = folder / 'red' / '0.png'
     damaged.write_bytes(damaged.read_bytes()[:50])
-    kills = same_end(tmp_path, [*TINY, f'--align=shapes:1,{folder}:3'], [['--stage=vision'], ['--stage=language'], ['--stage=all'], ['--stage=finetune']], n_kill=20, seed=0)
+    kills = same_end(tmp_path, [*TINY, f'--align=shapes:1,{folder}:3', '--workers=1'], [['--stage=vision'], ['--stage=language'], ['--stage=all'], ['--stage=finetune']], n_kill=20, seed=0)
     assert {stage for stage, *_ in kills} == {'--stage=vision', '--stage=language', '--stage=all', '--stage=finetune'}
 
 
@@ -504,6 +509,27 @@ def mutate(rng, data, other):
     return bytes(data)
 
 
+ODD = [None, True, 0, -1, 10 ** 30, 1.5, '', ' ', '.', '../a.png', '/dev/zero', '\0', '\ud800', 'x' * 300, [], [None], {}, 'https://example.org/a.png']
+
+
+def reshape(rng, data):
+    """JSON that is JSON still: one to three of its values replaced by others, or gone."""
+    def places(x):
+        for key in x if isinstance(x, dict) else range(len(x)) if isinstance(x, list) else ():
+            yield x, key
+            yield from places(x[key])
+
+    content = json.loads(data)
+    for _ in range(rng.integers(1, 4)):
+        if found := list(places(content)):
+            holder, key = found[rng.integers(len(found))]
+            if rng.random() < 0.2:
+                del holder[key]
+            else:
+                holder[key] = copy.deepcopy(ODD[rng.integers(len(ODD))])
+    return json.dumps(content).encode()
+
+
 def pictures(folder):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8))
     frames = [Image.new('P', (20, 16), k) for k in range(4)]
@@ -533,6 +559,97 @@ def read_json_line(path):
     pairs = open_folder(root, split=None)
     assert len(pairs) + pairs.report.total == len(lines) + len(good) and all(item.path.startswith(os.path.realpath(root)) for item in pairs.items)
     if pairs.report.total:
+        raise BadItem('counted', str(path))
+
+
+def shards(folder):
+    """Two pairs each, in three dialects, with a name too long for its header, a caption as .json, and one that leads out."""
+    small = io.BytesIO()
+    Image.new('RGB', (6, 5), 'red').save(small, 'PNG')
+    found = []
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(folder / 'a.tar', 'w', format=form) as tar:
+            for name, content in (('a.png', small.getvalue()), ('a.txt', b'a red ring'), ('d' * 70 + '/' + 'b' * 70 + '.json', b'{"caption": "two"}'),
+                                  ('d' * 70 + '/' + 'b' * 70 + '.png', small.getvalue()), ('../c.png', small.getvalue())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        found.append((folder / 'a.tar').read_bytes())
+    return found
+
+
+def read_shard(path):
+    """As a shard, down to its pixels: every member that looks like half of a pair is in one, or counted."""
+    shard = path.with_suffix('.tar')
+    shard.write_bytes(path.read_bytes())
+    report = Report()
+    pairs = open_folder(shard, report=report, split=None)
+    for k in range(len(pairs)):
+        item = pairs.items[k]
+        assert item.text.strip() and 0 <= item.path.start <= item.path.start + item.path.size <= shard.stat().st_size
+        pairs.media(k).load()
+    if report.total > 1:  # one of them leads out of the folder in any case
+        raise BadItem('counted', str(path))
+
+
+def web_pages(folder):
+    image = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (66, 70, 3), np.uint8)).save(image, 'JPEG')
+    (folder / 'a.jpg').write_bytes(image.getvalue())
+    inline = base64.b64encode(image.getvalue()).decode()
+    return [page.encode() for page in (
+        '<!DOCTYPE html><html><head><meta charset="utf-8"><base href="../made/"><title>x</title></head><body><h1>A &amp; B</h1><!-- no --><p>One<img src="a.jpg">'
+        '<table><tr><td>in<td><table><tr><td>ner</table></table><div hidden>no</div><script>if (a < b) {}</script><ul><li>x<li>é</ul></body></html>',
+        f'<p>Before<img alt="x" src="data:image/jpeg;base64,{inline}">after<img src="http://example.org/a.jpg"><img src="../../../etc/passwd"><br>&#x263a;',
+        '<a href=x>\u202e link<img src=/a.jpg></a><![CDATA[ x ]]><?php y ?><style>p {display: none}</style><p style="display:none">z</p>')]
+
+
+def read_web_page(path):
+    """Among good ones, as a site: what a page holds are texts, pictures of the site, and what it has lost."""
+    site = path.parent / 'site'
+    site.mkdir(exist_ok=True)
+    for name in ('a.html', 'b.html'):
+        (site / name).write_text('<p>good')
+    (site / 'c.html').write_bytes(path.read_bytes())
+    (site / 'a.jpg').write_bytes((path.parent.parent / 'made' / 'a.jpg').read_bytes())
+    pages = open_path(site)
+    assert len(pages) == 3
+    check_page(pages.at(2), site)
+
+
+def check_page(document, root):
+    """A page as it was read, down to its pixels."""
+    for piece in document.pieces:
+        if isinstance(piece, str):
+            assert piece.strip()
+        else:
+            assert piece.key.startswith((os.path.realpath(root) + os.sep, 'data:'))
+            piece.load()
+    encode(document, TOKENS, n_token=300, n_image=5, rng=np.random.default_rng(0))
+    assert all(bad.kind and bad.where for bad in document.dropped)
+    if document.dropped:
+        raise BadItem('counted', document.where)
+
+
+def page_lines(folder):
+    """In both forms."""
+    return [json.dumps(page).encode() for page in (
+        {'texts': [None, 'One.', None, 'é\u202e\x1b[31m<image><EOC><|endoftext|>', None], 'images': ['a.png', None, 'a.png', None, 'a.png']},
+        {'text_list': ['Zero.', 'One.', 'Two.'], 'image_info': [{'image_name': 'a.png', 'matched_text_index': 2}, {'image_name': 'a.png', 'matched_text_index': 0}]})]
+
+
+def read_page_line(path):
+    """Between good ones: every line is a page, or counted."""
+    root, wounded = path.parent, path.read_bytes()
+    Image.new('RGB', (4, 4)).save(root / 'a.png')
+    lines = [line for line in wounded.split(b'\n') if line.strip()]
+    good = page_lines(root) * (len(lines) + 1)
+    (root / 'documents.jsonl').write_bytes(b'\n'.join([*good, wounded, b'']))
+    pages = open_path(root)
+    assert len(pages) + pages.report.total == len(lines) + len(good)
+    for k in range(len(good), len(pages)):
+        check_page(pages.at(k), root)
+    if pages.report.total:
         raise BadItem('counted', str(path))
 
 
@@ -615,6 +732,9 @@ TOKENS = Tokenizer.load(TOKENIZER)
 READERS = [
     (pictures, read_picture, 900),
     (json_lines, read_json_line, 400),
+    (shards, read_shard, 400),
+    (web_pages, read_web_page, 200),
+    (page_lines, read_page_line, 200),
     (checkpoints, read_checkpoint, 400),
     (prompts, read_prompt, 400),
     (episode_lines, read_episode, 300),
@@ -645,7 +765,8 @@ def test_wounded_files_are_read_or_refused(tmp_path, make, read, n):
         WATCH['on'] = sys.addaudithook(watch) or True  # for good: Python has no way to take it off
     taken, refused, before = 0, 0, np.random.get_state()
     for k in range(n):
-        path.write_bytes(mutate(rng, seeds[k % len(seeds)], seeds[(k + 1) % len(seeds)]))
+        a, b = seeds[k // 2 % len(seeds)], seeds[(k // 2 + 1) % len(seeds)]
+        path.write_bytes(reshape(rng, a) if k % 2 and a.startswith(b'{') else mutate(rng, a, b))
         begin, WATCH['writes'] = time.process_time(), []
         try:
             read(path)
@@ -705,7 +826,7 @@ def test_every_key_of_training_at_its_edges(tmp_path, monkeypatch):
     refused = {argument for argument, status in statuses if status == 2}
     assert len(reached) == len(statuses) - len(refused) > 50
     assert {'--seed=-1', '--out_dir=', '--vision_batch=1000000000', '--lm_dim=1000000000', '--dtype=float16', '--device=meta', '--tokenizer=/dev/zero', '--flamingo_lr=nan',
-            '--m3w=a:nan', '--n_token=1000000000', '--n_context=0'} <= refused
+            '--m3w=a:nan', '--n_token=1000000000', '--n_context=0', '--p_next=1e308', '--feature_dropout=1e308', '--naming=-1'} <= refused
     assert 'GiB' in main_of(train, '--out_dir=out', f'--tokenizer={TOKENIZER}', '--preset=flamingo-80b', '--device=cpu')[2]
     assert not {'--m3w=', '--m3w=align', '--max_minutes=1e308', '--vision_iters=1000000000', '--augment=0'} & refused
 
@@ -718,9 +839,7 @@ def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
     def one_step(run, config):
         for name in ('vision', 'language', 'flamingo'):
             stage = train.STAGES[name](run)
-            for source in stage.sources:
-                train.backward(run, stage, source, 0)
-            stage.clip()
+            train.gradients(run, stage, list(stage.sources), 0)
             run.save_stage(stage)
 
     monkeypatch.setattr(train, 'carry_out', one_step)
@@ -779,6 +898,34 @@ def test_every_key_of_the_tokenizers_maker_at_its_edges(tmp_path, monkeypatch):
     for argument in ('--n_rank=0', '--n_rank=255', '--n_rank=-1', '--n_text=0', '--n_rank=ü', '--out=', '--out=/dev/null', '--out=no/where', f'--n_rank={10 ** 30}'):
         assert main_of(bpe, '--n_text=3', '--n_rank=257', argument)[0] == 2, argument
     assert main_of(bpe, '--n_text=3', '--n_rank=257', '--out=ü.tiktoken')[0] == 0 and len(Tokenizer.load('ü.tiktoken').ranks) == 257
+
+
+def test_every_key_of_looking_at_data_at_its_edges(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo('pipe')
+    (tmp_path / 'pairs').mkdir()
+    Image.new('RGB', (8, 8)).save('pairs/a.png')
+    Path('pairs/metadata.jsonl').write_text('{"file_name": "a.png", "text": "a \\u202e cat"}')
+    statuses = {}
+    for arguments in [[a] for a in edges(data.KEYS)] + [['--show=0'], ['--image_size=1025'], ['--picture=sheet.xyz'], ['pairs'], ['--picture=pipe'], ['--out=pairs'], ['--picture=no/where.png']]:
+        status, printed, said = main_of(data, 'pairs', f'--tokenizer={TOKENIZER}', *arguments)
+        assert status in (0, 2) and '\u202e' not in printed, (arguments, said)
+        statuses[arguments[0]] = status
+    assert [statuses[a] for a in ('--show=1000000000', '--image_size=1000000000', '--image_size=1025', '--n_frame=0', '--tokenizer=/dev/zero', 'pairs', '--picture=pipe', '--out=pairs')] == [2] * 8
+    assert [statuses[a] for a in ('--show=0', '--n_token=1000000000', '--picture=', '--out=', '--n_image=1' + '0' * 30)] == [0] * 5
+    for path in ('', 'none', 'pipe', 'pairs/a.png', 'x' * 5000, 'a\0b', '/dev/zero', 'film.mp4'):
+        assert main_of(data, path, f'--tokenizer={TOKENIZER}', '--picture=')[0] == 2, path
+
+
+def test_every_key_of_timing_at_its_edges(tmp_path, monkeypatch):
+    """Those that it does not share with training, with nothing to time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, 'matmul_rate', lambda device, dtype: 1e9)
+    monkeypatch.setattr(bench, 'works', lambda config, device, wanted: iter(()))
+    for argument in edges({key: value for key, value in bench.KEYS.items() if key not in train.KEYS}):
+        status, _, said = main_of(bench, argument)
+        assert status in (0, 2), (argument, said)
+        assert status == 2 or argument.split('=')[1] not in ('-1', '0', '1' + '0' * 30, 'nan', '/dev/zero') or argument in ('--runs=1' + '0' * 30, '--seconds=0'), argument
 
 
 def test_a_handful_from_outside(tmp_path):

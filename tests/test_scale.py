@@ -415,7 +415,7 @@ def flamingo_gradient(folder, *arguments):
     loss = 0.0
     for part in range(stage.n_part):
         with train.autocast(run.device, run.dtype):
-            part_loss = stage.loss('m3w', 0, part)
+            part_loss = stage.losses(['m3w'], 0, part)['m3w']
         part_loss.backward()
         loss += part_loss.item()
     return loss, torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad]), stage
@@ -429,7 +429,7 @@ def test_micro_batches_and_activation_checkpointing_change_nothing(untrained):
         torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-7)
     a, b = (train.LanguageStage(small_run(untrained, f'--micro_batches={n}')) for n in (1, 2))
     b.module.load_state_dict(a.module.state_dict())
-    assert sum(b.loss('text', 0, part).item() for part in (0, 1)) == pytest.approx(a.loss('text', 0).item(), abs=1e-6)
+    assert sum(b.losses(['text'], 0, part)['text'].item() for part in (0, 1)) == pytest.approx(a.losses(['text'], 0)['text'].item(), abs=1e-6)
 
 
 def test_activation_checkpointing_keeps_less(untrained):
@@ -443,7 +443,7 @@ def test_activation_checkpointing_keeps_less(untrained):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             run = small_run(untrained, *arguments)
-            train.LanguageStage(run).loss('text', 0)
+            train.LanguageStage(run).losses(['text'], 0)
         return total
 
     assert kept('--activation_checkpointing=True') < 0.75 * kept()
@@ -475,7 +475,7 @@ def test_pretrained_weights_are_taken_as_they_are(tmp_path, tiny_nfnet):
     flamingo = train.FlamingoStage(run)
     torch.testing.assert_close(flamingo.module.lm.h[1].mlp.c_fc.weight, state['transformer.h.1.mlp.c_fc.weight'].T)
     assert torch.equal(flamingo.module.vision.stem[0].weight, timm_state()['stem.conv1.weight'])
-    assert math.isfinite(flamingo.loss('m3w', 0).item())
+    assert math.isfinite(flamingo.losses(['m3w'], 0)['m3w'].item())
     with pytest.raises(BadInput, match='lm_layer=2 .this run: 3.; give --lm_layer=2'):
         train.LanguageStage(small_run(tmp_path / 'out', *given, '--lm_layer=3'))
     with pytest.raises(BadInput, match='give --vision=tiny'):

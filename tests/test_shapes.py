@@ -324,6 +324,18 @@ def test_a_naming_page_learns_a_name_only_when_it_could_be_known():
     assert repeats > 300
 
 
+def test_in_a_mix_the_later_pages_come_as_early_as_without_one():
+    """Captions come first until the gates are open, which takes all documents, not this world's alone: page k of a quarter of
+    them is as page 4 k."""
+    whole, quarter = Shapes('m3w'), Shapes('m3w', share=0.25)
+    for k in range(500, 1300, 20):  # a quarter of the way through captions only, to where there are all kinds
+        mine, theirs = (source.document(i, np.random.default_rng(k)) for source, i in ((quarter, k), (whole, 4 * k)))
+        assert spoken(mine) == spoken(theirs) and [m.key for m in shown(mine)] == [m.key for m in shown(theirs)]
+    early, late = ([quarter.document(i, np.random.default_rng(i)) for i in range(start, start + 60)] for start in (0, 1200))
+    names = lambda page: any('Question' in text for text in spoken(page)) or len(set(spoken(page)[1::2])) < len(shown(page)) - 2
+    assert sum(map(names, early)) < 5 and sum(map(names, late)) > 20
+
+
 def test_a_story_page_speaks_of_one_side_throughout():
     """Some speak of the picture above and some of the one below, which is what p_next is for."""
     rng, sides = np.random.default_rng(0), Counter()

@@ -104,6 +104,14 @@ def test_bad_pairs_are_counted(tmp_path):
         open_folder(tmp_path / 'links.tar')
 
 
+def test_a_name_that_comes_twice_makes_no_wrong_pair(tmp_path):
+    """The first picture belongs to the first caption; what comes later under the same name is counted."""
+    path = shard(tmp_path / 'a.tar', [*pair('a', 'red', (255, 0, 0)), *pair('b', 'blue', (0, 0, 255)), *pair('a', 'green', (0, 255, 0)), ('b.jpg', b'x'), *pair('c', 'grey')])
+    pairs = open_folder(path)
+    assert [(item.text, colour_of(pairs.media(k))) for k, item in enumerate(pairs.items)][:2] == [('red', (255, 0, 0)), ('blue', (0, 0, 255))]
+    assert pairs.report.where == {'the same name again': [f'{path}:a.png', f'{path}:a.txt', f'{path}:b.jpg']}
+
+
 def test_a_shard_cut_short_or_damaged_keeps_what_is_whole(tmp_path):
     members = [member for k in range(8) for member in pair(f'{k}', f'text {k}')]
     whole = shard(tmp_path / 'a.tar', members).read_bytes()
@@ -121,12 +129,19 @@ def test_a_shard_cut_short_or_damaged_keeps_what_is_whole(tmp_path):
     (tmp_path / 'no.tar').write_bytes(b'This is no tar at all.' * 100)
     with pytest.raises(BadInput, match='damaged: 1'):
         open_folder(tmp_path / 'no.tar')
+    (tmp_path / 'short.tar').write_bytes(b'x' * 100)
+    with pytest.raises(BadInput, match='truncated: 1 .*short.tar at byte 0'):
+        open_folder(tmp_path / 'short.tar')
     # Cut after it was opened: the picture is a bad item, not a crash.
     pairs = open_folder(tmp_path / 'a.tar')
     media = pairs.media(7)
     os.truncate(tmp_path / 'a.tar', 14 * 1024 + 520)
     with pytest.raises(BadItem, match='truncated'):
         media.load()
+    (tmp_path / 'a.tar').unlink()
+    for gone in (media.load, lambda: pairs.media(7), lambda: pairs.at(7)):
+        with pytest.raises(BadItem, match='missing'):
+            gone()
 
 
 def header(name, size, kind=b'0'):

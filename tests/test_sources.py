@@ -16,7 +16,7 @@ from PIL import Image
 from data import Given, Media
 from kit import sources
 from kit.configurator import BadInput, BadItem
-from kit.sources import Classes, Item, Pages, Pairs, Report, open_folder, read_frames, to_rgb
+from kit.sources import Classes, Item, Pages, Pairs, Report, Source, open_folder, read_frames, to_rgb
 
 NAMES = ['dax', 'wug', 'blicket', 'fep', 'toma', 'zup']
 
@@ -501,7 +501,7 @@ def test_videos_get_the_command_that_makes_frames(tmp_path):
     picture(tmp_path / 'b' / 'cat' / 'a.png'), (tmp_path / 'b' / 'cat' / 'b.MOV').write_bytes(b'x')
     assert open_folder(tmp_path / 'b').report.as_dict() == {'a video': 1}
     (tmp_path / 'c' / 'cat').mkdir(parents=True), (tmp_path / 'c' / 'cat' / 'b.webm').write_bytes(b'x')
-    assert 'ffmpeg' in input_error(tmp_path / 'c')
+    assert 'ffmpeg' in input_error(tmp_path / 'c') and 'ffmpeg' in input_error(tmp_path / 'c' / 'cat' / 'b.webm')
 
 
 # ---------------------------------------------------------------------------------------------
@@ -715,6 +715,39 @@ def test_report_lines():
     for _ in range(3):  # every epoch comes across the same damage
         report.add(BadItem('no text', 'list:9'))
     assert report.total == 6
+
+
+# ---------------------------------------------------------------------------------------------
+# Mixtures
+
+def test_of_every_part_every_item_comes_once_an_epoch(tmp_path):
+    """Three parts of 5, 7 and 4 items at 1 : 2.5 : 0.1. Whoever reads which numbers, and however long it goes on: of each part the
+    first epoch is all of its items, then comes the second; and each has its share of all documents, at any time."""
+    sizes, weights = (5, 7, 4), (1, 2.5, 0.1)
+    parts = [Pairs([Item(str(picture(tmp_path / f'{p}' / f'{k}.png')), f'{p}.{k}') for k in range(n)], f'part {p}', seed=2) for p, n in enumerate(sizes)]
+    alone = [[pairs.document(k, np.random.default_rng(0)).pieces[1] for k in range(576)] for pairs in parts]
+    said = [Source('align', parts, weights, seed=2).document(i).pieces[1] for i in range(576)]
+    for p, (n, weight) in enumerate(zip(sizes, weights)):
+        mine = [text for text in said if text[0] == str(p)]
+        assert len(mine) == round(576 * weight / 3.6) and Counter(mine) == Counter(alone[p][:len(mine)])  # 160, 400 and 16: as if it were alone
+        shares = [sum(text[0] == str(p) for text in said[:i]) / i for i in range(60, 576)]
+        assert max(abs(share - weight / 3.6) for share in shares) < 0.1
+    assert len(set(zip(said[::2], said[1::2]))) > 60 and said[:64] != said[64:128]  # in no fixed order
+    for ranks in (2, 3):  # stateless: each process asks for its own numbers, and another starts in the middle
+        own = [Source('align', parts, weights, seed=2) for _ in range(ranks)]
+        assert [own[i % ranks].document(i).pieces[1] for i in range(300, 420)] == said[300:420]
+    far = Source('align', parts, weights, seed=2)
+    assert sorted(far.whose((1 << 60) + i) for i in range(64)) == sorted((p, k) for p, k in (far.whose((1 << 60) + 63 - i) for i in range(64)))
+    assert [Source('ltip', parts, weights, seed=2).document(i).pieces[1] for i in range(64)] != said[:64]
+
+
+def test_a_part_by_itself_is_not_changed_by_its_weight(tmp_path):
+    pairs = Pairs(items(tmp_path, *'abcdefg'), 'x', n_variant=4, seed=1)
+    alone, heavy = (Source('align', [pairs], [weight], seed=1) for weight in (1, 1e300))
+    assert [alone.document(i).pieces[0].key for i in range(21)] == [heavy.document(i).pieces[0].key for i in range(21)]
+    assert [alone.document(i).pieces[1] for i in range(21)] == [pairs.document(i, np.random.default_rng(0)).pieces[1] for i in range(21)]
+    both = Source('align', [pairs, pairs], [1e308, 1e308], seed=1)  # more than a float holds, together
+    assert Counter(both.whose(i)[0] for i in range(640)) == {0: 320, 1: 320}
 
 
 def test_specs():

@@ -1,4 +1,5 @@
 """What train.py computes, piece by piece."""
+import json
 import pickle
 import types
 from functools import partial
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 import train
-from data import Document, Media
+from data import Document, Media, collate, encode
 from kit import shapes
 from kit.ahead import Ahead, look_ahead
 from kit.configurator import BadInput, BadItem, configure
@@ -34,25 +35,44 @@ def flamingo_stage(tmp_path):
     return stage
 
 
-def gradient(stage, losses):
+def gradient(stage, names):
     stage.optimizer.zero_grad()
-    for weight, name in losses:
-        (weight * stage.loss(name, 0)).backward()
-    return torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad])
+    losses = train.backward(stage.run, stage, names, 0)
+    return losses, torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad])
 
 
 def test_accumulation_is_the_weighted_sum_of_gradients(flamingo_stage):
-    """One backward pass after the other adds up to Σ λ_m ∇L_m (§2.4)."""
+    """One pass over all sources, several sequences in a row, adds up to Σ λ_m ∇L_m (§2.4), L_m from each sequence by itself."""
     lambdas = flamingo_stage.sources
     assert lambdas == {'m3w': 1.0, 'align': 0.2, 'ltip': 0.2, 'vtp': 0.03}
-    together = gradient(flamingo_stage, [(weight, name) for name, weight in lambdas.items()])
-    alone = sum(weight * gradient(flamingo_stage, [(1.0, name)]) for name, weight in lambdas.items())
+    losses, together = gradient(flamingo_stage, list(lambdas))
+    flamingo_stage.optimizer.zero_grad()
+    for name, weight in lambdas.items():
+        sequences, loss = flamingo_stage.run.batch('sequences', name, 0), 0.0
+        for s in sequences:
+            batch = collate([s], flamingo_stage.run.tokenizer)
+            mean = flamingo_stage.module(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position, **flamingo_stage.see(batch))[1]
+            loss = loss + mean * s.n_learned / sum(s.n_learned for s in sequences)
+        assert losses[name] == pytest.approx(loss.item(), rel=1e-5)
+        (weight * loss).backward()
+    alone = torch.cat([p.grad.flatten() for p in flamingo_stage.module.parameters() if p.requires_grad])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monkeypatch):
+    stage, asked = flamingo_stage, []
+    monkeypatch.setattr(train, 'gradients', lambda run, stage, names, i: (asked.append((*names, i)), (dict.fromkeys(names, 0.0), 0.0))[1])
+    stage.n_iter, stage.n_token, stage.evaluate = 7, 1, lambda: {}
+    for mixing, expected in (('round_robin', [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1), ('align', 1), ('ltip', 1)]),
+                             ('accumulate', [('m3w', 'align', 'ltip', 'vtp', i) for i in range(7)]), ('merged', [('merged', i) for i in range(7)])):
+        stage.run.config['mixing'] = mixing
+        asked.clear()
+        assert train.train_stage(stage.run, stage, ['flamingo']) and asked == expected
 
 
 def test_a_step_changes_what_is_trained_and_nothing_else(flamingo_stage):
     before = {n: p.clone() for n, p in flamingo_stage.module.named_parameters()}
-    gradient(flamingo_stage, [(1.0, 'm3w')])
+    gradient(flamingo_stage, ['m3w'])
     flamingo_stage.optimizer.step()
     for name, p in flamingo_stage.module.named_parameters():
         frozen = name.startswith(('vision.', 'lm.'))
@@ -74,18 +94,22 @@ def test_gates_learn_faster_and_are_one_group(flamingo_stage):
 def test_channels_left_out_are_those_of_the_seed(flamingo_stage):
     """A channel is missing from a picture everywhere or nowhere, others in each picture; the rest makes up for it; evaluation,
     which does not call `see`, and a share of 0 leave the features alone."""
-    media = [[shapes.clip_media('train', 0), shapes.picture_media('train', 1)], [shapes.picture_media('train', 1)]]
-    whole, mask = flamingo_stage.features(media)
+    pages = [[shapes.clip_media('train', 0), shapes.picture_media('train', 1)], [shapes.picture_media('train', 1)]]
+    batch = collate([encode(Document(page), flamingo_stage.run.tokenizer) for page in pages], flamingo_stage.run.tokenizer)
+    for s, seed in zip(batch.sequences, (5, 6)):
+        s.seed = seed
+    whole, mask = flamingo_stage.features(batch.media)
     flamingo_stage.config['feature_dropout'] = 0.25
-    seen = flamingo_stage.see(media, [5, 6])['features']
+    seen = flamingo_stage.see(batch)['features']
     kept = seen != 0
-    clip = kept[0, 0].flatten(0, 1)                                                # (F*S,D_v)
+    clip, same, again = kept.split([8, 1, 1])                                      # (F,S,D_v) each
+    clip = clip.flatten(0, 1)                                                      # (F*S,D_v)
     assert torch.equal(clip.any(0), clip.all(0)) and clip[0].float().mean().item() == pytest.approx(0.75, abs=0.08)
     torch.testing.assert_close(seen[kept], whole[kept] / 0.75)
-    assert torch.equal(seen, flamingo_stage.see(media, [5, 6])['features'])
-    assert not torch.equal(seen[0, 1] == 0, seen[1, 0] == 0)                       # the same picture, another page
+    assert torch.equal(seen, flamingo_stage.see(batch)['features'])
+    assert not torch.equal(same, again)                                            # the same picture, another page
     flamingo_stage.config['feature_dropout'] = 0.0
-    assert torch.equal(flamingo_stage.see(media, [5, 6])['features'], whole)
+    assert torch.equal(flamingo_stage.see(batch)['features'], whole)
 
 
 @pytest.mark.parametrize('kind, expected', [('constant', [0.5, 1, 1, 1]), ('linear', [0.5, 0.75, 0.5, 0.25]),
@@ -256,3 +280,36 @@ def test_a_bad_source_is_known_through_workers(tmp_path):
     run.sources['align'] = Listed(Document([bad_media('x'), 'text'], 'pair', 'list:1'))
     with pytest.raises(BadInput, match='align: 50 of 50 documents cannot be read: truncated: 1'):
         list(look_ahead(run, 'pairs', [(0, ['align'])]))
+
+
+def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path, monkeypatch):
+    """The text tower is told of fewer tokens, others each step, the same again for the same step; of each text at least one."""
+    masks = []
+    def step(i, share):
+        run = small_run(tmp_path, '--vision_batch=16', f'--word_dropout={share}')
+        torch.manual_seed(0)
+        stage = train.VisionStage(run)
+        monkeypatch.setattr(stage, 'net', lambda images, tokens, mask: masks.append(mask))
+        stage.losses(['align'], i)
+        return masks[-1]
+    whole, half, again, other, none = step(0, 0.0), step(0, 0.5), step(0, 0.5), step(1, 0.5), step(0, 1.0)
+    assert not (half & ~whole).any() and half.any(1).all() and torch.equal(half, again)
+    assert 0.3 < half.sum() / whole.sum() < 0.75
+    n = min(half.shape[1], other.shape[1])
+    assert not torch.equal(half[:, :n], other[:, :n])
+    assert torch.equal(none, whole)  # nothing would be left of any
+
+
+def test_a_tokenizer_of_the_sources_knows_their_words_and_no_made_up_names(tmp_path):
+    """Large enough, every word of the captions is one token; a name of the naming pages stays in pieces, like one that is new."""
+    words = ['purple fox', 'golden lantern', 'wooden bridge', 'silver kettle', 'crooked tower', 'striped tent']
+    lines = []
+    for k, text in enumerate(words):
+        Image.new('RGB', (16, 16), (40 * k, 10, 200)).save(tmp_path / f'{k}.png')
+        lines.append(json.dumps({'file_name': f'{k}.png', 'text': text}))
+    (tmp_path / 'metadata.jsonl').write_text('\n'.join(lines))
+    run = small_run(tmp_path / 'out', f'--align={tmp_path}', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--tokenizer=sources',
+                    '--tokenizer_ranks=400')
+    assert all(len(run.tokenizer.encode(' ' + word)) == 1 for text in words for word in text.split())
+    names = run.sources['m3w'].parts[0].names
+    assert all(len(run.tokenizer.encode(' ' + name)) > 1 for name in names)

@@ -232,7 +232,7 @@ def test_squeeze_excite_with_zero_weights_is_the_identity():
     for p in module.parameters():
         nn.init.zeros_(p)
     x = torch.randn(2, 6, 3, 4)
-    assert torch.equal(module(x), x)
+    assert torch.equal(module(x), torch.ones(2, 6, 1, 1))
 
 
 def test_stochastic_depth():
@@ -339,6 +339,22 @@ def test_without_layers_it_is_a_bag_of_words():
         words = [tower.projection(tower.norm(tower.token.weight[t] + tower.position.weight[i])) for i, t in enumerate((3, 5, 7))]
         whole = tower.embed(torch.tensor([[3, 5, 7, 0]]), torch.tensor([[True, True, True, False]]))
     torch.testing.assert_close(whole[0], nn.functional.normalize(sum(words), dim=0))
+
+
+def test_plain_words_have_no_order_and_a_weight_of_their_own():
+    """The same words in another order are the same text; a word whose vector is short hardly changes what the others say."""
+    tower = TextTower(12, 8, 0, 2, 6, 5, plain_words=True)
+    nn.init.normal_(tower.token.weight)
+    embed = lambda *tokens: tower.embed(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool))[0]
+    with torch.no_grad():
+        torch.testing.assert_close(embed(3, 5, 7), embed(7, 3, 5))
+        tower.norm.weight.normal_()
+        mean = torch.stack([tower.token.weight[t] for t in (3, 5, 7)]).mean(0)
+        expected = tower.projection.weight @ ((mean - mean.mean()) / (mean.var(correction=0) + 1e-5).sqrt() * tower.norm.weight + tower.norm.bias)
+        torch.testing.assert_close(embed(3, 5, 7), nn.functional.normalize(expected, dim=0))
+        loud = (embed(3, 5, 9) - embed(3, 5)).norm()
+        tower.token.weight[9] *= 1e-3
+        assert (embed(3, 5, 9) - embed(3, 5)).norm() < 0.02 < loud
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])

@@ -100,7 +100,8 @@ class Run:
         config = self.config
         captions = open_source('text', text, config['n_frame'], config['seed'], 0.0, config['flip'], config['images'], classes) if text else None
         texts = [self.read('text', i, captions.text) for i in range(4000)] if captions else []
-        texts += [' '.join(['', *words.SYLLABLES])] * (1000 if config['words'] else 0)  # a token each
+        if config['words']:  # a token for each syllable, and the same in small letters: names are read by syllables, and most begin differently
+            texts += [' '.join(['', *words.SYLLABLES, *(f'{s} -{s}'.lower() for s in words.SYLLABLES)])] * 1000
         return Tokenizer(train_bpe(texts, config['tokenizer_ranks']))
 
     def spread(self, module, blocks, recomputed, replicated=(), methods=()):

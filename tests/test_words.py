@@ -73,6 +73,7 @@ def test_later_stages_speak_in_words(folder, tmp_path):
     named = torch.load(tmp_path / 'vision.pt', weights_only=True)['words']
     assert set(named) == set(captions) and all(len(w.split()) == 2 for w in named.values())
     assert all(len(run.tokenizer.encode(' ' + s)) == 1 for s in words.SYLLABLES)  # a syllable is a token
+    assert [len(run.tokenizer.encode(' ' + name)) for name in ('toma', 'dax', 'kobadu')] == [2, 2, 3]
 
     again = run_of(folder, tmp_path, '--held_groups=south')  # another sitting: the same words
     train.LanguageStage(again)

@@ -1,13 +1,13 @@
 """Handwriting: characters of alphabets that training never saw, named from one drawing each, by prompting alone.
 
     python train.py config/omniglot.py --align=FOLDER --m3w=FOLDER --out_dir=out-omniglot
-    python evaluate.py --out_dir=out-omniglot --folder=FOLDER --class_depth=2 --held_groups=Balinese,Early_Aramaic --split=val --trials=True --ways=5,20
+    python evaluate.py --out_dir=out-omniglot --folder=FOLDER --class_depth=2 --held_groups=Early_Aramaic,Greek --split=val --trials=True --ways=5,20
 
 FOLDER holds images_background_small1 and images_background_small2 of github.com/brendenlake/omniglot, unzipped: alphabet/character/drawings.
 """
 class_depth = 2                            # alphabet/character: Greek and Latin are in both
 rotate = True
-held_groups = 'Balinese,Early_Aramaic'     # never trained, whatever is chosen by their figures
+held_groups = 'Early_Aramaic,Greek'     # never trained, whatever is chosen by their figures
 ltip = ''
 vtp = ''
 text = 'align'
@@ -27,6 +27,7 @@ language_tokens = 128
 language_batch = 24
 naming = 0.6
 page_examples = 24
+page_variants = 1                          # twenty drawings of each are variation enough
 ways = 20
 within_group = 0.7
 captions_first = 2400

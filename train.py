@@ -92,6 +92,7 @@ KEYS = {
     'word_centres': (32, 'syllables to choose from, for each place in a word'),
     'naming': (0.6, 'share of naming pages among the pages made of a folder'),
     'page_examples': (12, 'most examples on such a page; half as many at least'),
+    'page_variants': (4, 'in how many variants it shows each picture: turned, scaled and shifted a little; 1 for as it is'),
     'ways': (5, 'most names on a naming page'),
     'within_group': (0.0, 'share of naming pages whose classes are all of one group: of the same parent folder'),
     'captions_first': (0, 'so many pages have captions only, before naming pages come'),

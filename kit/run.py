@@ -21,6 +21,7 @@ from kit.bpe import train_bpe
 from kit.configurator import BadInput, BadItem, check_memory, pick_device, pick_dtype
 from kit.features import FrozenFeatures, Pixels
 from kit.pages import is_pages
+from kit.shapes import made_up_names
 from kit.sources import Classes, Pairs, Report, open_folder, open_source, readable_pairs, split_spec
 from kit.tasks import can_ask
 from model import PRESETS, Flamingo, FlamingoConfig
@@ -51,8 +52,10 @@ class Run:
         classes = Classes(config.class_depth, config.rotate, config.held_groups)
         pages = dict(n_image=(-(-config.page_examples // 2), config.page_examples), n_way=(2, config.ways), within=config.within_group,
                      captions_first=config.captions_first, ways_rise=config.ways_rise)
-        self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip, config.images, classes, **pages)
-                        for role, spec in specs.items() if spec}
+        if config.words:
+            pages['names'] = [*made_up_names(np.random.default_rng(0), 1000), *words.invented_names(np.random.default_rng(0), 3000)]
+        self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip, config.images, classes,
+                                          config.page_variants, **pages) for role, spec in specs.items() if spec}
         self.tried, self.failed = Counter(), Counter()  # documents of each source
         self.left_out = {}                              # what was met in training and cannot be read: where -> kind
         self.ahead = {}                                 # (reads, source, i) -> a batch of the step at hand

@@ -541,11 +541,11 @@ class Pages:
         """Mostly a thing is told by a single word, next to its name: looking that up is the simplest copying there is, and on a
         page with pictures, where every token sees its picture, the look-up is as short."""
         deal = [(self.pairs.items[k].text.rstrip('.'), name) for k, _, name in self.deal(rng, self.n_way[1])]
-        link, end = [(': ', '. '), (' ', '. '), (' ', ' ')][int(rng.integers(3))]
+        link, end = [(': ', '. '), (' ', '. '), (' ', '. '), (' ', ' '), (' ', '\n')][int(rng.integers(5))]
         told = {}  # name -> what the thing is called
         for thing, name in deal:
             words = thing.split()
-            word = words[int(rng.integers(len(words)))] if rng.random() < 0.7 else thing
+            word = words[int(rng.integers(len(words)))] if rng.random() < 0.85 else thing
             told.setdefault(name, thing if word in told.values() else word)
         return ''.join(told[name] + link + name + end for _, name in deal).rstrip()
 
@@ -1039,10 +1039,10 @@ def split_spec(role, spec):
     return parts
 
 
-def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False, images='', classes=Classes(), **pages):
+def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False, images='', classes=Classes(), n_variant=4, **pages):
     """'shapes', 'PATH', or several of them with weights, 'dirA:3,dirB:1' -> Source. Raises BadInput.
 
-    Pairs go to align, ltip and vtp, and as few-shot pages made of them to m3w and text (`pages`: more for the Pages); pages go
+    Pairs go to align, ltip and vtp, and as few-shot pages made of them to m3w and text (`pages`: more for the Pages, which show each picture in n_variant variants); pages go
     to m3w and text.
     """
     from kit.shapes import Shapes, made_up_names
@@ -1051,9 +1051,9 @@ def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False, images=''
         if path == 'shapes':
             parts.append(Shapes('m3w' if role == 'text' else role, float(Fraction(weight) / sum(Fraction(w) for _, w in found))))
             continue
-        part = open_path(path, n_frame, seed, n_variant=4 if role == 'm3w' else 1, flip=flip, images=images, classes=classes)
+        part = open_path(path, n_frame, seed, n_variant=n_variant if role == 'm3w' else 1, flip=flip, images=images, classes=classes)
         if role in ('m3w', 'text') and isinstance(part, Pairs):
-            part = Pages(part, made_up_names(np.random.default_rng(0), 1000), naming=naming, **{'n_way': (2, 5), **pages})
+            part = Pages(part, naming=naming, **{'names': made_up_names(np.random.default_rng(0), 1000), 'n_way': (2, 5), **pages})
         elif role not in ('m3w', 'text') and not isinstance(part, Pairs):
             raise BadInput(f'{role}: {path} holds pages, which go to m3w or text; {role} wants pictures with captions')
         parts.append(part)

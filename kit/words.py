@@ -14,6 +14,7 @@ from PIL import Image
 from kit import pictures
 from kit.configurator import BadItem
 from kit.encoders import embed_media
+from kit.shapes import BEGINNINGS, ENDINGS
 from kit.sources import media_of
 
 # One token each where the tokenizer was trained on the sources (kit.run.Run.choose_tokenizer adds them to its texts).
@@ -25,6 +26,21 @@ def first_names(labels):
     """{class: name}: four syllables by lot, until the encoder can see."""
     rng = np.random.default_rng(0)
     return {label: ' '.join(SYLLABLES[k] for k in rng.choice(len(SYLLABLES), 4, replace=False)) for label in sorted(labels)}
+
+
+def invented_names(rng, n):
+    """n different names of one to three syllables, from all letters and many clusters of them: a model that has copied only a few
+    syllables does not copy others."""
+    begin = ('', *'bcdfghjklmnpqrstvwxyz', 'bl', 'br', 'ch', 'dr', 'fl', 'gr', 'kl', 'pl', 'sh', 'sk', 'sl', 'sn', 'sp', 'st', 'th', 'tr', 'tw', 'wh')
+    end = ('', '', *'bcdfgklmnprstvxz', 'ck', 'ff', 'ft', 'ld', 'lt', 'mp', 'nd', 'ng', 'nk', 'rk', 'rn', 'sh', 'sk', 'ss', 'st', 'th', 'zz')
+    middle = (*'aeiouaeiouy', 'ee', 'oo', 'ai', 'ou')
+    names, others = {}, {a + b for a in BEGINNINGS for b in ENDINGS}  # some of which are held out
+    while len(names) < n:
+        parts = [begin[rng.integers(len(begin))] + middle[rng.integers(len(middle))] for _ in range(int(rng.integers(1, 4)))]
+        name = ''.join(parts) + end[rng.integers(len(end))]
+        if len(name) >= 3 and name not in others:
+            names[name] = True
+    return list(names)
 
 
 def k_means(x, n, seed=0, rounds=100):

@@ -653,7 +653,7 @@ def test_text_pages(tmp_path, monkeypatch):
     things = ('red heart', 'red', 'heart', 'tram', 'a big dog', 'a', 'big', 'dog')
     for text in texts(Pages(pairs, NAMES, naming=1)):
         told = {}
-        for name, before in re.findall(r'(?=\b(' + '|'.join(NAMES) + r')\b)(?<=(.{12}))', ' ' * 12 + text):
+        for name, before in re.findall(r'(?=\b(' + '|'.join(NAMES) + r')\b)(?<=(.{12}))', ' ' * 12 + text, re.S):
             told.setdefault(name, set()).add(max((t for t in things if before.rstrip(': ').endswith(t)), key=len))
         assert len(told) >= 2 and all(len(t) == 1 for t in told.values())          # a thing is told in one way on a page, ...
         assert len(set.union(*told.values())) == len(told)                         # ... and no other in the same

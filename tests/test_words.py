@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 import train
 from kit import words
 from kit.configurator import BadInput, configure
+from kit.shapes import made_up_names
 from kit.sources import Pages
 
 
@@ -98,3 +99,11 @@ def test_words_are_refused_where_there_are_none(folder, tmp_path):
 def test_there_are_only_so_many_syllables(folder, tmp_path):
     with pytest.raises(BadInput, match='180 syllables'):
         run_of(folder, tmp_path, '--word_centres=100')
+
+
+def test_invented_names_are_many_and_not_those_held_out():
+    names = words.invented_names(np.random.default_rng(0), 3000)
+    assert len(set(names)) == 3000 and names == words.invented_names(np.random.default_rng(0), 3000)
+    assert all(name.isalpha() and name.islower() for name in names)
+    assert not set(names) & {name for seed in range(20) for name in made_up_names(np.random.default_rng(seed), 100, 'held')}
+    assert set('abcdefghijklmnopqrstuvwxyz') == set(''.join(names))

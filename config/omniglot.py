@@ -7,7 +7,7 @@ FOLDER holds images_background_small1 and images_background_small2 of github.com
 """
 class_depth = 2                            # alphabet/character: Greek and Latin are in both
 rotate = True
-held_groups = 'Early_Aramaic,Greek'     # never trained, whatever is chosen by their figures
+held_groups = 'Early_Aramaic,Greek'        # never trained, whatever is chosen by their figures
 ltip = ''
 vtp = ''
 text = 'align'
@@ -19,7 +19,7 @@ image_size = 32
 # Black on white as drawn: each picture is normalised by its own mean and deviation, which leaves the paper near zero, where
 # padding is, and ink far from it, whichever of the two is the darker.
 per_image = True
-vision_iters = 3000
+vision_iters = 3500
 vision_batch = 128
 augment = 1.0
 lm_head = 2                                # the wider a head, the finer what it can match: 20 names are much to tell apart
@@ -36,6 +36,6 @@ ways_rise = 4800
 n_image = 24
 n_token = 224
 n_context = 384
-flamingo_iters = 1800
+flamingo_iters = 1600
 batch_m3w = 16
 lambda_align = 0.2

@@ -55,8 +55,8 @@ class FlamingoConfig:
     text_head: int = 4
     plain_words: bool = False   # the bag has no order, and a word counts as much as it learned to (see vision.TextTower)
     # what a training sequence holds (§5 of the appendix: L=256 tokens, N=5 images)
-    n_token: int = 192          # L
-    n_image: int = 12           # N
+    n_token: int = 448          # L
+    n_image: int = 33           # N
 
     def __post_init__(self):
         """Raises ValueError, naming the size, where no model can have it: a stranger's checkpoint may claim anything."""

@@ -136,8 +136,9 @@ OUT_OF_TIME = 1000  # a reason to stop; the others are numbers of signals
 # ---------------------------------------------------------------------------------------------
 # The three stages. Each has: name, reads (which of Run's methods makes its batches), module, net (the module as training calls
 # it: DDP around it, or itself), optimizer, n_iter, lr, n_part (micro-batches), sources {name: λ}, losses(sources, i, part),
-# one_pass (does it read all sources together?), n_token (read in the step at hand, padding included), clip(), evaluate(), state(), content(). Batch number i of a source is the same whenever it is asked for, so the position in the data is
-# the step number, and resuming needs nothing else. Of each batch, a process reads its own rows only.
+# one_pass (does it read all sources together?), n_token (read in the step at hand, padding included), clip(), evaluate(), state(),
+# content(). Batch number i of a source is the same whenever it is asked for, so the position in the data is the step number, and
+# resuming needs nothing else. Of each batch, a process reads its own rows only.
 
 
 class VisionStage:

@@ -406,7 +406,8 @@ class Flamingo(nn.Module):
         """(B,T) -> (B,T,D): the frozen table for its own words, the trained rows for the two new ones."""
         new = tokens >= self.image
         known = self.lm.wte(tokens.masked_fill(new, 0))
-        return torch.where(new.unsqueeze(-1), self.new_rows[(tokens - self.image).clamp(min=0)].to(known.dtype), known)
+        # F.embedding, not an index: that one's gradient adds up in the order in which threads come, another each time.
+        return torch.where(new.unsqueeze(-1), F.embedding((tokens - self.image).clamp(min=0), self.new_rows).to(known.dtype), known)
 
     def stream(self, tokens, image_index, visual=None, cache=None, position=None, document=None):
         """The whole tower: tokens (B,T) -> what the language model would say next, before the head (B,T,D).

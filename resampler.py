@@ -114,7 +114,8 @@ class PerceiverResampler(nn.Module):
         before = moment.floor().long()
         after = (before + 1).clamp(max=n_trained - 1)
         share = (moment - before).unsqueeze(-1).to(self.time_embedding.dtype)          # (B,N,F,1)
-        return torch.lerp(self.time_embedding[before], self.time_embedding[after], share)
+        # F.embedding, not an index: that one's gradient adds up in the order in which threads come, another each time.
+        return torch.lerp(F.embedding(before, self.time_embedding), F.embedding(after, self.time_embedding), share)
 
     def resample(self, x_f):
         """(M,F*S,D) features of M images that have equally many frames -> (M,R,D)"""

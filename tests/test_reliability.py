@@ -252,15 +252,14 @@ def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_pat
     """Once by a loss, once by a gradient alone, deep in the NFNet, whose clipping divides by the norm."""
     run = small_run(tmp_path, '--vision_iters=5', '--eval_every=100')
     stage, weights = train.VisionStage(run), {}
-    loss = stage.loss
+    losses = stage.losses
 
-    def spoilt(source, i, part):
+    def spoilt(sources, i, part):
         weights.setdefault(i, {n: p.clone() for n, p in stage.module.named_parameters()})
-        value = loss(source, i)
-        stage.hurt = source == 'align' and i == 3
-        return value * float('nan') if source == 'ltip' and i == 1 else value
+        stage.hurt = sources == ['align'] and i == 3
+        return {source: loss * float('nan') if source == 'ltip' and i == 1 else loss for source, loss in losses(sources, i).items()}
 
-    stage.loss, stage.evaluate = spoilt, lambda: {}
+    stage.losses, stage.evaluate = spoilt, lambda: {}
     stage.module.vision.blocks[1].conv2.weight.register_hook(lambda g: g * float('inf') if stage.hurt else g)
     assert train.train_stage(run, stage, ['vision'])
     run.write_log()
@@ -274,7 +273,8 @@ def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_state(tmp_path):
     run = small_run(tmp_path, '--vision_iters=50', '--eval_every=1')
     stage = train.VisionStage(run)
     stage.evaluate = lambda: {}
-    loss, stage.loss = stage.loss, lambda source, i, part: loss(source, i) * (float('inf') if i > 1 else 1)
+    losses = stage.losses
+    stage.losses = lambda sources, i, part: {source: loss * (float('inf') if i > 1 else 1) for source, loss in losses(sources, i).items()}
     save = run.save_progress
     run.save_progress = lambda missing, i, stage=None: save(missing, i, stage) if i <= 2 else None
     with pytest.raises(BadInput, match=r'ten steps in a row .*align \+ ltip.*training\.pt'):

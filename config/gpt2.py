@@ -31,6 +31,7 @@ preset = 'gpt2'
 gpt2 = 'gpt2'                  # the folder
 nfnet = 'dm_nfnet_f0.pth'
 language_iters = 0             # taken as they are
+language_batch = 32            # should it be trained after all, on up to 32 GPUs
 vision_iters = 0
 m3w = 'align'                  # few-shot pages made of the same pictures
 ltip = ''

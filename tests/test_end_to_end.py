@@ -121,8 +121,8 @@ def test_evaluate_takes_your_own_episodes(trained, pictures):
     assert len(answers) == 5 and answers[0]['prediction'] in ('dax', 'wug') and answers[2]['prediction'] is None
     assert answers[0]['correct'] == (answers[0]['prediction'] == 'dax')
     assert printed.count('left out') == 3
-    [row] = json.load(open(f'{out}/evaluate.json'))
-    assert row['n'] == 2
+    asked, nearest = json.load(open(f'{out}/evaluate.json'))
+    assert asked['metric'] == 'accuracy' and nearest['metric'] == 'nearest' and asked['n'] == nearest['n'] == 2
 
 
 def test_evaluate_retrieves_captions(trained, pictures):

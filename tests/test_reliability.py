@@ -35,7 +35,7 @@ from kit.sources import LIMIT_FRAMES, Report, open_folder, open_path, read_frame
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / 'assets' / 'tokenizer.tiktoken'
 SIZES = ['--lm_layer=1', '--lm_dim=32', '--lm_head=2', '--text_dim=32', '--text_head=2', '--dim_embed=32', '--resampler_layer=1', '--resampler_dim=32',
-         '--xattn_head=2', '--resampler_head=2', '--n_context=320']
+         '--xattn_head=2', '--resampler_head=2', '--n_context=320', '--n_token=192']
 TINY = [*SIZES, f'--tokenizer={TOKENIZER}', '--vision_iters=4', '--language_iters=4', '--flamingo_iters=4', '--finetune_iters=3', '--eval_every=2',
         '--log_every=1', '--eval_n=2', '--test_n=1', '--vision_batch=4', '--language_batch=2', '--batch_m3w=2', '--batch_align=2', '--batch_ltip=1',
         '--batch_vtp=1', '--device=cpu']

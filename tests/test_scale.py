@@ -425,11 +425,11 @@ def test_micro_batches_and_activation_checkpointing_change_nothing(untrained):
     loss, gradient, _ = flamingo_gradient(untrained)
     for argument in ('--micro_batches=2', '--activation_checkpointing=True'):
         other_loss, other, _ = flamingo_gradient(untrained, argument)
-        assert other_loss == pytest.approx(loss, abs=1e-6), argument
+        assert other_loss == pytest.approx(loss, rel=1e-6), argument  # of about 7, of which a float32 holds seven digits
         torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-7)
     a, b = (train.LanguageStage(small_run(untrained, f'--micro_batches={n}')) for n in (1, 2))
     b.module.load_state_dict(a.module.state_dict())
-    assert sum(b.losses(['text'], 0, part)['text'].item() for part in (0, 1)) == pytest.approx(a.losses(['text'], 0)['text'].item(), abs=1e-6)
+    assert sum(b.losses(['text'], 0, part)['text'].item() for part in (0, 1)) == pytest.approx(a.losses(['text'], 0)['text'].item(), rel=1e-6)
 
 
 def test_activation_checkpointing_keeps_less(untrained):

@@ -60,8 +60,8 @@ class Run:
         self.left_out = {}                              # what was met in training and cannot be read: where -> kind
         self.ahead = {}                                 # (reads, source, i) -> a batch of the step at hand
         # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
-        pages = [path for path, _ in split_spec('m3w', specs['m3w'])] if specs['m3w'] else []
-        self.held_out = None if 'shapes' in pages else held_out(specs, self.config['n_frame'], config.images, classes)
+        paths = [path for path, _ in split_spec('m3w', specs['m3w'])] if specs['m3w'] else []
+        self.held_out = None if 'shapes' in paths else held_out(specs, self.config['n_frame'], config.images, classes)
         if self.config['words']:
             self.call_classes(words.first_names({item.label for item in self.class_items()}))
         self.tokenizer = self.choose_tokenizer(specs['text'], classes)

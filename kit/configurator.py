@@ -11,6 +11,7 @@ docstrings and `name = literal` lines only.
 """
 import ast
 import contextlib
+import ctypes
 import difflib
 import errno
 import math
@@ -255,11 +256,21 @@ def one_line(text):
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
+def keep_freed_memory():
+    """Let glibc keep what is freed. By itself it gives much of it back to the system, and gets it anew page by page, each filled with zeros:
+    6 to 12 % of a step of the vision stage. Where there is no glibc, nothing happens."""
+    with contextlib.suppress(OSError):
+        libc = ctypes.CDLL('libc.so.6')
+        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: only what is larger (and that is the most it can be) comes from the system directly
+        libc.mallopt(-1, -1)        # M_TRIM_THRESHOLD: nothing is given back
+
+
 def command(main):
     """Run a script's main(): a user's mistake ends it with one line on stderr and exit status 2.
 
     `--debug=True` on the command line shows the traceback instead.
     """
+    keep_freed_memory()
     debug = {'--debug=True', '--debug=true', '--debug=1'} & set(sys.argv[1:])
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')  # a letter that the terminal lacks is no reason to fail

@@ -105,6 +105,7 @@ class Run:
         texts = [self.read('text', i, captions.text) for i in range(4000)] if captions else []
         if config['words']:  # a token for each syllable, and the same in small letters: names are read by syllables, and most begin differently
             texts += [' '.join(['', *words.SYLLABLES, *(f'{s} -{s}'.lower() for s in words.SYLLABLES)])] * 1000
+            texts += [' '.join(['', *sorted({item.text for item in self.class_items()})])] * 1000  # and for the first name of each class
         return Tokenizer(train_bpe(texts, config['tokenizer_ranks']))
 
     def spread(self, module, blocks, recomputed, replicated=(), methods=()):

@@ -5,9 +5,13 @@ looks like. So once the encoder can see, its classes are clustered, in levels: f
 each class after its kind is taken away, and so on. A class is called by a syllable for each level, its clusters: what looks
 alike shares syllables, and something new can be told by the syllables of what it looks like.
 
-The encoder itself learns from names by lot, which need not mean anything, only be different: in "Balinese character17 turned 90"
-every word is shared with hundreds of classes that look nothing like it, and a bag of words cannot tell them apart.
+The encoder itself learns from words that need not mean anything, only be different, one token for each class: in "Balinese
+character17 turned 90" every word is shared with hundreds of classes that look nothing like it, and a bag of words cannot tell them
+apart. (80 seconds of one core, handwriting, error of the nearest neighbour among 20 characters never seen: 31 % with names of four
+syllables by lot, each of which 17 classes shared; 18 % with a word each.)
 """
+import itertools
+
 import numpy as np
 from PIL import Image
 
@@ -23,9 +27,12 @@ SYLLABLES = [consonant + vowel for vowel in ('a', 'e', 'i', 'o', 'u', 'ai', 'au'
 
 
 def first_names(labels):
-    """{class: name}: four syllables by lot, until the encoder can see."""
-    rng = np.random.default_rng(0)
-    return {label: ' '.join(SYLLABLES[k] for k in rng.choice(len(SYLLABLES), 4, replace=False)) for label in sorted(labels)}
+    """{class: name}: a word of its own for each, until the encoder can see."""
+    n = 2
+    while len(SYLLABLES) ** n < len(labels):
+        n += 1
+    words = (''.join(syllables).capitalize() for syllables in itertools.product(SYLLABLES, repeat=n))
+    return dict(zip(sorted(labels), words))
 
 
 def invented_names(rng, n):

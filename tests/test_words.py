@@ -68,7 +68,8 @@ def test_later_stages_speak_in_words(folder, tmp_path):
     run = run_of(folder, tmp_path, '--held_groups=south')
     torch.manual_seed(0)
     captions = {item.label: item.text for item in run.class_items()}
-    assert len(set(captions.values())) == len(captions) and all(len(name.split()) == 4 for name in captions.values())  # by lot, and different
+    assert len(set(captions.values())) == len(captions) == 12
+    assert all(len(run.tokenizer.encode(' ' + name)) == 1 for name in captions.values())  # no two share a token
     run.save_stage(train.VisionStage(run))
     assert Image.open(tmp_path / 'words.png').width > 100
     named = torch.load(tmp_path / 'vision.pt', weights_only=True)['words']
@@ -84,6 +85,14 @@ def test_later_stages_speak_in_words(folder, tmp_path):
     assert {item.text for item in again.held_out.items} <= set(named.values())
     said = again.sources['text'].text(3)
     assert any(word in said for word in named.values())
+
+
+def test_first_names_differ_however_many_there_are():
+    labels = [f'class {k}' for k in range(len(words.SYLLABLES) ** 2 + 1)]
+    names = words.first_names(labels)
+    assert set(names) == set(labels) and len(set(names.values())) == len(labels)
+    few = words.first_names(labels[999::-1])
+    assert few == words.first_names(labels[:1000]) and all(name.isalpha() and name == name.capitalize() for name in few.values())
 
 
 def test_words_are_refused_where_there_are_none(folder, tmp_path):

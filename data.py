@@ -463,11 +463,12 @@ def frame_mask(lengths):
     return torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
 
 
-def augment(pixels, rng, flip=False, strength=1.0):
+def augment(pixels, rng, flip=False, strength=1.0, colour=True, warp=0.0):
     """A batch of pictures (N,3,H,W) uint8, each turned, scaled, moved and recoloured a little -> the same, uint8.
 
     Random colour and flips are the paper's augmentation of the contrastive stage; flips are off where left and
-    right, or letters, mean something. Pixels that come into view take the colour of the nearest edge.
+    right, or letters, mean something, colour where there is none. Pixels that come into view take the colour of the nearest edge.
+    warp: how much each is slanted, stretched and bent besides, as two hands differ that draw the same.
     """
     n = len(pixels)
     draw = lambda low, high, *shape: torch.from_numpy(rng.uniform(low, high, (n, *shape)).astype(np.float32))
@@ -477,14 +478,21 @@ def augment(pixels, rng, flip=False, strength=1.0):
     shift = draw(-0.15, 0.15, 2) * strength
     mirror = torch.where(draw(0, 1) < 0.5, -1.0, 1.0) if flip else torch.ones(n)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    theta = torch.stack([torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1)
-    where = torch.nn.functional.affine_grid(theta, x.shape, align_corners=False)
+    theta = torch.stack([torch.stack([cos * mirror, -sin], 1), torch.stack([sin * mirror, cos], 1)], 1)  # (N,2,2)
+    if warp > 0:
+        slant, stretch = draw(-0.2, 0.2) * warp, torch.exp(draw(-0.15, 0.15) * warp)
+        theta = theta @ torch.stack([torch.stack([stretch, slant / stretch], 1), torch.stack([torch.zeros(n), 1 / stretch], 1)], 1)
+    where = torch.nn.functional.affine_grid(torch.cat([theta, shift.unsqueeze(-1)], 2), x.shape, align_corners=False)  # (N,H,W,2)
+    if warp > 0:  # 4 x 4 points move, and what is between them goes along
+        bend = torch.nn.functional.interpolate(draw(-0.12, 0.12, 2, 4, 4) * warp, size=x.shape[-2:], mode='bicubic', align_corners=True)
+        where = where + bend.permute(0, 2, 3, 1)
     x = torch.nn.functional.grid_sample(x, where, padding_mode='border', align_corners=False)
-    grey = x.mean(1, keepdim=True)
-    fade = torch.where(draw(0, 1, 1, 1, 1) < 0.5 * strength, 0.0, 1 + strength * draw(-0.5, 0.5, 1, 1, 1))
-    x = grey + (x - grey) * fade                                                # saturation, now and then none at all
-    x = x * (1 + strength * draw(-0.25, 0.25, 3, 1, 1))                         # colour cast
-    x = (x - 0.5) * (1 + strength * draw(-0.3, 0.3, 1, 1, 1)) + 0.5 + strength * draw(-0.15, 0.15, 1, 1, 1)
+    if colour:
+        grey = x.mean(1, keepdim=True)
+        fade = torch.where(draw(0, 1, 1, 1, 1) < 0.5 * strength, 0.0, 1 + strength * draw(-0.5, 0.5, 1, 1, 1))
+        x = grey + (x - grey) * fade                                            # saturation, now and then none at all
+        x = x * (1 + strength * draw(-0.25, 0.25, 3, 1, 1))                     # colour cast
+        x = (x - 0.5) * (1 + strength * draw(-0.3, 0.3, 1, 1, 1)) + 0.5 + strength * draw(-0.15, 0.15, 1, 1, 1)
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 

@@ -102,6 +102,8 @@ KEYS = {
     'vision_batch': (64, 'pairs a step, of each of align and ltip'),
     'vision_lr': (5e-3, 'peak learning rate'),
     'augment': (0.0, 'strength of colour and geometric augmentation in the contrastive stage, 0 for none'),
+    'augment_colour': (True, 'whether it changes colours; off where there are none'),
+    'warp': (0.0, 'how much it slants, stretches and bends pictures besides: drawings, of which no two are alike'),
     'word_dropout': (0.0, 'share of the tokens of a caption that the contrastive stage leaves out, others each time'),
     'flip': (False, 'mirror pictures at random; off where left and right or letters mean something'),
     'agc': (0.01, 'adaptive gradient clipping of the NFNet'),
@@ -165,8 +167,8 @@ class VisionStage:
         documents, n = self.run.batch('pairs', source, i), self.config['vision_batch']
         rng = distributed.RowsOf(np.random.default_rng([self.config['seed'], i, SOURCES.index(source)]), n, distributed.rows(n, 'vision_batch'))
         images = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
-        if self.config['augment'] > 0:
-            images = augment(images, rng, self.config['flip'], self.config['augment'])
+        if self.config['augment'] > 0 or self.config['warp'] > 0:
+            images = augment(images, rng, self.config['flip'], self.config['augment'], self.config['augment_colour'], self.config['warp'])
         tokens, mask = pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
         if self.config['word_dropout'] > 0:  # what is left must do: a picture may not be known by its rarest word alone
             kept = mask & torch.from_numpy(rng.uniform(0, 1, (n, TEXT_CONTEXT))[:, :mask.shape[1]] >= self.config['word_dropout'])

@@ -459,6 +459,35 @@ def test_what_comes_into_view_is_the_nearest_edge():
     assert len(seen[:, :, 0, 0].unique(dim=0)) > 40  # its colour did change
 
 
+def test_without_colour_only_places_change():
+    grey = noise(20)[:, :1].expand(-1, 3, -1, -1)
+    seen = augment(grey, rng(), colour=False, warp=1.0)
+    assert torch.equal(seen[:, :1].expand(-1, 3, -1, -1), seen)
+    plain = torch.full((9, 3, 16, 16), 77, dtype=torch.uint8)
+    assert torch.equal(augment(plain, rng(), colour=False, warp=1.0), plain)
+    assert torch.equal(augment(grey, rng(), strength=0, colour=False), grey)
+
+
+def test_warping_slants_stretches_and_bends():
+    """A straight line through the middle: moved and turned it stays straight; slanted and stretched, too; bent, it does not."""
+    line = torch.zeros(60, 3, 33, 33, dtype=torch.uint8)
+    line[..., 16] = 255
+    y = torch.arange(33.0)[8:25]
+
+    def off_straight(pixels):  # how far the line's middle, in each row of pixels, is from the best straight line
+        x = (pixels[:, 0].float() * torch.arange(33.0)).sum(-1)[:, 8:25] / pixels[:, 0].float().sum(-1)[:, 8:25]
+        design = torch.stack([y, torch.ones_like(y)], 1)
+        return (x - (design @ torch.linalg.lstsq(design, x.T).solution).T).abs().amax(1)
+    turned, warped = (off_straight(augment(line, rng(), 0.5 * (1 - warp), colour=False, warp=warp)) for warp in (0.0, 1.0))
+    assert turned.max() < 0.2 and warped.median() > 0.3
+    square = torch.zeros(60, 3, 32, 32, dtype=torch.uint8)
+    square[..., 8:24, 8:24] = 255
+    def aspect(pixels):
+        wide, high = ((pixels[:, 0] > 127).any(d).sum(1) for d in (1, 2))
+        return (wide / high).log().abs()
+    assert aspect(augment(square, rng(), strength=0.0, colour=False, warp=1.0)).mean() > 0.1
+
+
 # ---------------------------------------------------------------------------------------------
 # python data.py PATH
 

@@ -13,13 +13,14 @@ vtp = ''
 text = 'align'
 tokenizer = 'sources'
 tokenizer_ranks = 2046                     # room for a token for each of 968 classes
+plain_words = True                         # the first names of classes have nothing in common
 words = 2
 word_centres = 32
 image_size = 32
 # Black on white as drawn: each picture is normalised by its own mean and deviation, which leaves the paper near zero, where
 # padding is, and ink far from it, whichever of the two is the darker.
 per_image = True
-vision_iters = 3500
+vision_iters = 6000
 vision_batch = 128
 augment = 1.0
 augment_colour = False

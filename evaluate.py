@@ -229,11 +229,11 @@ def measure(asker, task, shots, n, ways=None, control=None, seed=0, pairs=None, 
 
 def nearest(features, episodes):
     """What the frozen encoder would answer without any language model: of each episode, the name whose examples look most like the
-    query -> [answer]. Features of all places count, averaged over the examples of a name; what all names have in common is taken
-    away, and the cosine compares."""
+    query -> [answer]. A picture's features are the mean over places, as in the contrastive stage, and a name's the mean over its
+    examples; what all names have in common is taken away, and the cosine compares."""
     out = []
     for e in episodes:
-        x = pool_media(features, [*(s.media for s in e.support), e.query.media], places=True)  # (examples + 1,S*D)
+        x = pool_media(features, [*(s.media for s in e.support), e.query.media])  # (examples + 1,D)
         names = list(dict.fromkeys(s.answer for s in e.support))
         shown = torch.stack([torch.stack([row for row, s in zip(x, e.support) if s.answer == name]).mean(0) for name in names])
         mean = shown.mean(0)
@@ -425,7 +425,7 @@ def control_text(rows):
     return pictures.text_table([[name, *[cells.get(c, '') for c in columns]] for name, cells in lines.items()], ['control', *header])
 
 
-def sheet(shown):
+def sheet(shown, columns=1, title=''):
     """[(title, Document, answer)] -> one picture: prompts with their pictures, and what the model said."""
     prompts = []
     for title, document, answer in shown:
@@ -439,7 +439,17 @@ def sheet(shown):
             elif isinstance(piece, str):
                 pieces.append(str(piece))
         prompts.append({'title': title, 'pieces': pieces, 'answer': answer['prediction'], 'truth': answer['answer']})
-    return pictures.prompt_sheet(prompts)
+    return pictures.prompt_sheet(prompts, columns, title=title)
+
+
+def confusions(wrong, most=18):
+    """[(Episode, answer)] of naming, answered wrongly -> one picture: of each, the example of the right name, that of the name it said,
+    and the query."""
+    shown = []
+    for e, answer in wrong[:most]:
+        two = [next(s for s in e.support if s.answer == name) for name in (e.query.answer, answer['prediction'])]
+        shown.append(('', replace(e, support=two).document(), answer))
+    return sheet(shown, 3, 'mistakes: the right one, what it said, the query')
 
 
 # ---------------------------------------------------------------------------------------------
@@ -565,15 +575,19 @@ def naming_episodes(config, ways, shots, pairs):
 
 
 def run_folder(config, asker):
-    """--folder=DIR: new names for its classes -> rows"""
-    report, rows = Report(), []
+    """--folder=DIR: new names for its classes -> rows; and confusions.png, of those with the most names"""
+    report, rows, wrong = Report(), [], {}
     pairs = open_classes(config, asker, report)
     for ways in naming_ways(config):
         for shots in numbers(config, 'shots', NAMING_SHOTS if not config.trials else (1,), 1):
             episodes = naming_episodes(config, ways, shots, pairs)
             good = [e for e in usable(asker, episodes, report, config.folder) if e is not None]
-            rows.append(row('naming', value_of('accuracy', good, asker.answer(good, f'{ways}-way {shots}-shot'))[0], len(good), ways, shots))
+            answers = asker.answer(good, f'{ways}-way {shots}-shot')
+            rows.append(row('naming', value_of('accuracy', good, answers)[0], len(good), ways, shots))
             rows += further_rows(asker, good, ways, shots, config.written)
+            wrong[ways] = [(e, answer) for e, answer in zip(good, answers) if not answer['correct']]
+    if wrong := next((wrong[ways] for ways in sorted(wrong, reverse=True) if wrong[ways]), []):
+        pictures.save(confusions(wrong), os.path.join(config.out_dir, 'confusions.png'))
     tell(report)
     return rows
 

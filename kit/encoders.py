@@ -28,14 +28,12 @@ def embed_texts(tower, tokenizer, texts, batch_size=64):
 
 
 @torch.no_grad()
-def pool_media(features, media, batch_size=64, places=False):
-    """list of N Media -> (N,D): the frozen encoder's features, the mean over places, or with `places` (N,S*D) all of them side by
-    side; a clip counts as the mean of its frames"""
+def pool_media(features, media, batch_size=64):
+    """list of N Media -> (N,D): the mean over places of the frozen encoder's features; a clip counts as the mean of its frames"""
     out = []
     for i in range(0, len(media), batch_size):
         grid, mask = features([[m] for m in media[i:i + batch_size]])                # (M,S,D) of all frames, (N,1,F)
-        frames = grid.flatten(1) if places else grid.mean(1)                         # (M,S*D) or (M,D)
-        out += [clip.mean(0) for clip in frames.split(mask.sum((1, 2)).tolist())]
+        out += [clip.mean(0) for clip in grid.mean(1).split(mask.sum((1, 2)).tolist())]
     return torch.stack(out)
 
 

@@ -329,11 +329,30 @@ def test_controls_of_your_own_episodes(asker, tmp_path):
 
 def test_folders_of_classes(asker, tmp_path):
     folder = pictures_in(tmp_path / 'classes', [f'{c}/{i}.png' for c in ('cat', 'dog', 'fox') for i in range(3)])
-    rows = evaluate.run_folder(config(f'--folder={folder}', '--ways=2,3', '--shots=1', '--n=6', '--seeds=2'), asker)
+    rows = evaluate.run_folder(config(f'--folder={folder}', '--ways=2,3', '--shots=1', '--n=6', '--seeds=2', f'--out_dir={tmp_path}'), asker)
     assert [(r['task'], r['ways'], r['shots'], r['n'], r['metric']) for r in rows] == [
         ('naming', ways, 1, 12, metric) for ways in (2, 3) for metric in ('accuracy', 'nearest')]
     with pytest.raises(BadInput, match='5-way .* there are 3'):
         evaluate.run_folder(config(f'--folder={folder}', '--ways=5', '--shots=1'), asker)
+
+
+def test_a_picture_of_its_mistakes(asker, tmp_path, monkeypatch):
+    """Of each: the example of the right name, that of the name it said, and the query; and none where there is no mistake."""
+    folder, seen = pictures_in(tmp_path / 'classes', [f'{c}/{i}.png' for c in ('cat', 'dog', 'fox') for i in range(3)]), []
+    monkeypatch.setattr(evaluate.pictures, 'prompt_sheet', lambda prompts, *rest, **more: seen.extend(prompts) or Image.new('RGB', (4, 4)))
+    options = config(f'--folder={folder}', '--ways=2,3', '--shots=1', '--n=12', '--seeds=1', f'--out_dir={tmp_path}')
+    wrong = lambda episodes, progress=None: [{'prediction': next(c for c in e.choices if c != e.query.answer), 'answer': e.query.answer,
+                                              'correct': i % 2 == 1} for i, e in enumerate(episodes)]
+    monkeypatch.setattr(asker, 'answer', wrong)
+    evaluate.run_folder(options, asker)
+    assert len(seen) == 6 and (tmp_path / 'confusions.png').exists()
+    for prompt in seen:
+        assert [piece for piece in prompt['pieces'] if isinstance(piece, str)] == [f'Output: {prompt["truth"]}', f'Output: {prompt["answer"]}', 'Output:']
+        assert prompt['truth'] != prompt['answer'] and sum(not isinstance(piece, str) for piece in prompt['pieces']) == 3
+    (tmp_path / 'confusions.png').unlink()
+    monkeypatch.setattr(asker, 'answer', lambda episodes, progress=None: [{'prediction': e.query.answer, 'answer': e.query.answer, 'correct': True} for e in episodes])
+    evaluate.run_folder(options, asker)
+    assert not (tmp_path / 'confusions.png').exists()
 
 
 def alphabets(folder, **sizes):
@@ -383,7 +402,7 @@ def test_episodes_within_a_group_and_of_one_held_out(asker, tmp_path):
 def test_the_nearest_neighbour_by_hand(monkeypatch):
     """Two examples of each name, their mean counts; what all have in common (here 100 in every dimension) tells nothing."""
     points = {'a1': (1, 0), 'a2': (3, 0), 'b1': (0, 1), 'b2': (0, 3), 'q': (0.4, 0.3), 'r': (0, 9)}
-    monkeypatch.setattr(evaluate, 'pool_media', lambda features, media, places: torch.tensor([points[m.key] for m in media]) + 100.0)
+    monkeypatch.setattr(evaluate, 'pool_media', lambda features, media: torch.tensor([points[m.key] for m in media]) + 100.0)
     support = [Example(Media(k, None), 'Output:', name) for k, name in (('a1', 'dax'), ('b1', 'wug'), ('a2', 'dax'), ('b2', 'wug'))]
     episodes = [Episode(support, Example(Media(k, None), 'Output:', answer), ['dax', 'wug']) for k, answer in (('q', 'dax'), ('r', 'wug'), ('r', 'dax'))]
     assert evaluate.nearest(None, episodes) == ['dax', 'wug', 'wug']

@@ -1,7 +1,7 @@
 """Handwriting: characters of alphabets that training never saw, named from one drawing each, by prompting alone.
 
     python train.py config/omniglot.py --align=FOLDER --m3w=FOLDER --out_dir=out-omniglot
-    python evaluate.py --out_dir=out-omniglot --folder=FOLDER --class_depth=2 --held_groups=Early_Aramaic,Greek --split=val --trials=True --ways=5,20
+    python evaluate.py --out_dir=out-omniglot --folder=FOLDER --class_depth=2 --held_groups=Early_Aramaic,Greek --split=val --trials=True --ways=2,5,20
 
 FOLDER holds images_background_small1 and images_background_small2 of github.com/brendenlake/omniglot, unzipped: alphabet/character/drawings.
 """
@@ -30,15 +30,15 @@ language_iters = 600
 language_tokens = 128
 language_batch = 12
 naming = 0.6
-page_examples = 24
+page_examples = 32                         # of up to 16 names
 page_variants = 1                          # twenty drawings of each are variation enough
 ways = 20
 within_group = 0.7
-captions_first = 1600                      # pages: 100 steps
+captions_first = 1600                      # pages: 133 steps
 ways_rise = 4800
-n_image = 24
-n_token = 224
+n_image = 32
+n_token = 304
 n_context = 384
 flamingo_iters = 1600
-batch_m3w = 16
+batch_m3w = 12
 lambda_align = 0.2

@@ -442,7 +442,7 @@ def sheet(shown, columns=1, title=''):
     return pictures.prompt_sheet(prompts, columns, title=title)
 
 
-def confusions(wrong, most=18):
+def confusions(wrong, most=9):
     """[(Episode, answer)] of naming, answered wrongly -> one picture: of each, the example of the right name, that of the name it said,
     and the query."""
     shown = []

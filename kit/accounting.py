@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kit.pictures import text_table
 from model import PRESETS, Block, Flamingo, FlamingoConfig
-from resampler import ResamplerLayer
+from resampler import ResamplerLayer, taken_apart
 from xattn import GatedCrossAttention, Route
 
 # Table 5 and appendix of the paper, as printed there.
@@ -154,8 +154,9 @@ def activations(c, model, dtype):
     block = kept(lambda: Block(d, c.lm_head), lambda b: b(stream(1, t, d)), dtype, frozen=True)
     gated = kept(lambda: GatedCrossAttention(d, dim, c.xattn_head, c.xattn_head_dim), gate, dtype)
     s = n_position(c, model)
+    wide = lambda *shape: stream(*shape, c.resampler_dim, dtype=torch.float32)
     layer = kept(lambda: ResamplerLayer(c.resampler_dim, c.resampler_head, c.resampler_head_dim),
-                 lambda b: b(stream(n, r, c.resampler_dim, dtype=torch.float32), stream(n, s, c.resampler_dim, dtype=torch.float32)), dtype)
+                 lambda b: b(wide(n, r), taken_apart(wide(n, 1, s), wide(1))), dtype)
     features = 4 * n * s * (model.vision.dim + c.resampler_dim)
     head = t * (c.n_vocab + 2) * (width + 4 + 4)  # logits, in float32, and their softmax
     everything = c.lm_layer * block + n_gated * gated + c.resampler_layer * layer + features + head

@@ -22,14 +22,11 @@ def text_to_visual(layer, y, image_index, kv):
 
 
 def visual_to_places(layer, latents, media):
-    """The weights of one resampler layer on the media, mean over heads: latents (B,R,D), media (B,F*S,D) -> (B,R,F*S), which sum
-    to less than 1: latents look at each other, too."""
-    latents = layer.norm_latents(latents)
-    source = torch.cat([layer.norm_media(media), latents], dim=1)                         # (B,F*S+R,D)
-    q = layer.to_q(latents).unflatten(-1, (layer.n_head, layer.head_dim))                 # (B,R,H,d)
-    k = layer.to_kv(source).chunk(2, dim=-1)[0].unflatten(-1, (layer.n_head, layer.head_dim))
-    score = torch.einsum('brhd,bshd->bhrs', q, k) / math.sqrt(layer.head_dim)
-    return score.softmax(-1).mean(1)[..., :media.shape[1]]
+    """The weights of one resampler layer on the media, mean over heads: latents (M,R,D), media as resampler.taken_apart gives them
+    -> (M,R,F*S), which sum to less than 1: latents look at each other, too."""
+    q, k, _ = layer.queries_keys_values(latents, media)                                   # (M,H,R,d), (M,H,F*S+R,d)
+    score = q @ k.transpose(2, 3) / math.sqrt(layer.head_dim)
+    return score.softmax(-1).mean(1)[..., :media[0][0, ..., 0].numel()]
 
 
 @contextlib.contextmanager

@@ -718,7 +718,7 @@ def test_padded_pictures_are_not_resampled():
     mask = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)[:, :, None]
     features = torch.randn(3, 3, 1, 4, model.vision.dim)
     seen = []
-    model.resampler.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    model.resampler.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[1][0])))
     with torch.no_grad():
         visual = model.resample(features=features, frame_mask=mask)
         for b, n in itertools.product(range(3), range(3)):

@@ -19,7 +19,7 @@ from kit.encoders import embed_media
 from kit.shapes import clip_media, picture_media
 from kit.sources import Report, open_folder
 from kit.tasks import file_media
-from resampler import ResamplerLayer
+from resampler import ResamplerLayer, taken_apart
 from xattn import GatedCrossAttention, route_tokens
 
 COLOURS = {'a': 'red', 'b': 'blue', 'c': 'green', 'q': (250, 10, 10)}
@@ -295,10 +295,12 @@ def test_the_resamplers_weights_are_those_it_uses():
     one, lies on the latents: a mixture of their values."""
     torch.manual_seed(0)
     layer = ResamplerLayer(16, 2, 8)
-    latents, media = torch.randn(3, 4, 16), torch.randn(3, 6, 16)
+    latents, features, time = torch.randn(3, 4, 16), torch.randn(3, 2, 3, 16), torch.randn(2, 16)
+    media = taken_apart(features, time)
     value = layer.to_kv.weight[16:].view(2, 8, 16)
     value[1] = value[0]
-    values = torch.cat([layer.norm_media(media), layer.norm_latents(latents)], 1) @ value[0].T  # (N,F*S+R,d)
+    seen = layer.norm_media(features + time[:, None]).flatten(1, 2)                       # (N,F*S,D)
+    values = torch.cat([seen, layer.norm_latents(latents)], 1) @ value[0].T               # (N,F*S+R,d)
     weights = attention.visual_to_places(layer, latents, media)
     layer.to_out = torch.nn.Identity()
     full = layer.attention(latents, media).unflatten(-1, (2, 8)).mean(2)                  # (N,R,d)

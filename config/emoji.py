@@ -20,5 +20,7 @@ vision_lr = 3e-3
 augment = 1.0
 flip = True
 language_iters = 700
+language_batch = 12
+language_tokens = 256
 flamingo_iters = 600
 lambda_align = 1.0

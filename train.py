@@ -98,7 +98,7 @@ KEYS = {
     'captions_first': (0, 'so many pages have captions only, before naming pages come'),
     'ways_rise': (0, 'pages over which the most names on a page rise from two'),
     # Stage 1
-    'vision_iters': (1000, 'steps of the contrastive stage'),
+    'vision_iters': (1200, 'steps of the contrastive stage'),
     'vision_batch': (64, 'pairs a step, of each of align and ltip'),
     'vision_lr': (5e-3, 'peak learning rate'),
     'augment': (0.0, 'strength of colour and geometric augmentation in the contrastive stage, 0 for none'),
@@ -108,12 +108,12 @@ KEYS = {
     'flip': (False, 'mirror pictures at random; off where left and right or letters mean something'),
     'agc': (0.01, 'adaptive gradient clipping of the NFNet'),
     # Stage 2
-    'language_iters': (350, 'steps of the language stage'),
+    'language_iters': (280, 'steps of the language stage'),
     'language_batch': (8, 'rows a step'),
     'language_tokens': (448, 'tokens a row, at a random place of the context; as many as the longest prompt will have'),
     'language_lr': (3e-3, 'peak learning rate'),
     # Stage 3
-    'flamingo_iters': (700, 'steps of the Flamingo stage'),
+    'flamingo_iters': (600, 'steps of the Flamingo stage'),
     'flamingo_lr': (2e-3, 'peak learning rate'),
     'flamingo_schedule': ('trapezoid', 'full until 70 % of the steps, then linear to zero; or one of the others (the paper: constant)'),
     'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, others for each picture'),

@@ -397,7 +397,7 @@ def clip_page(rng, n_clip=(2, 10)):
 
 
 PAGES = ((naming_page, 0.27), (caption_page, 0.39), (question_page, 0.19), (clip_page, 0.10), (story_page, 0.05))
-# The first pages have captions only; the others come in over half as many again. *Why.* Captions tie what the encoder sees
+# The first pages have captions only; the others come in over as many again. *Why.* Captions tie what the encoder sees
 # to words that the language model knows, and that opens the gates. Names mean nothing to it; while the gates are shut
 # their loss is pure noise, and enough of it keeps them shut (with 45 % naming pages from the start, still at chance
 # after 400 steps; captions alone were learned in 125).
@@ -418,7 +418,7 @@ class Shapes:
 
     def document(self, i, rng):
         if self.role == 'm3w':
-            if rng.random() > 2 * (i / self.only_captions - 1):
+            if rng.random() > i / self.only_captions - 1:
                 return caption_page(rng)
             make, share = zip(*PAGES)
             return make[int(rng.choice(len(make), p=share))](rng)

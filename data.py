@@ -478,10 +478,11 @@ def augment(pixels, rng, flip=False, strength=1.0, colour=True, warp=0.0):
     shift = draw(-0.15, 0.15, 2) * strength
     mirror = torch.where(draw(0, 1) < 0.5, -1.0, 1.0) if flip else torch.ones(n)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    theta = torch.stack([torch.stack([cos * mirror, -sin], 1), torch.stack([sin * mirror, cos], 1)], 1)  # (N,2,2)
+    matrix = lambda a, b, c, d: torch.stack([a, b, c, d], 1).unflatten(1, (2, 2))  # (N,2,2)
+    theta = matrix(cos * mirror, -sin, sin * mirror, cos)
     if warp > 0:
         slant, stretch = draw(-0.2, 0.2) * warp, torch.exp(draw(-0.15, 0.15) * warp)
-        theta = theta @ torch.stack([torch.stack([stretch, slant / stretch], 1), torch.stack([torch.zeros(n), 1 / stretch], 1)], 1)
+        theta = theta @ matrix(stretch, slant / stretch, torch.zeros(n), 1 / stretch)
     where = torch.nn.functional.affine_grid(torch.cat([theta, shift.unsqueeze(-1)], 2), x.shape, align_corners=False)  # (N,H,W,2)
     if warp > 0:  # 4 x 4 points move, and what is between them goes along
         bend = torch.nn.functional.interpolate(draw(-0.12, 0.12, 2, 4, 4) * warp, size=x.shape[-2:], mode='bicubic', align_corners=True)

@@ -426,9 +426,9 @@ def control_text(rows):
 
 
 def sheet(shown, columns=1, title=''):
-    """[(title, Document, answer)] -> one picture: prompts with their pictures, and what the model said."""
+    """[(name, Document, answer)] -> one picture with a title: prompts with their pictures, and what the model said."""
     prompts = []
-    for title, document, answer in shown:
+    for name, document, answer in shown:
         pieces = []
         for piece in document.pieces:
             if isinstance(piece, Media):
@@ -438,7 +438,7 @@ def sheet(shown, columns=1, title=''):
                 pieces[-1] += piece  # an example's prompt and its answer are one text
             elif isinstance(piece, str):
                 pieces.append(str(piece))
-        prompts.append({'title': title, 'pieces': pieces, 'answer': answer['prediction'], 'truth': answer['answer']})
+        prompts.append({'title': name, 'pieces': pieces, 'answer': answer['prediction'], 'truth': answer['answer']})
     return pictures.prompt_sheet(prompts, columns, title=title)
 
 
@@ -586,8 +586,9 @@ def run_folder(config, asker):
             rows.append(row('naming', value_of('accuracy', good, answers)[0], len(good), ways, shots))
             rows += further_rows(asker, good, ways, shots, config.written)
             wrong[ways] = [(e, answer) for e, answer in zip(good, answers) if not answer['correct']]
-    if wrong := next((wrong[ways] for ways in sorted(wrong, reverse=True) if wrong[ways]), []):
-        pictures.save(confusions(wrong), os.path.join(config.out_dir, 'confusions.png'))
+    wrong = {ways: mistakes for ways, mistakes in wrong.items() if mistakes}
+    if wrong:
+        pictures.save(confusions(wrong[max(wrong)]), os.path.join(config.out_dir, 'confusions.png'))
     tell(report)
     return rows
 

@@ -8,6 +8,7 @@ picture and the activations kept for the backward pass of each kind of block. Th
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -155,9 +156,15 @@ def activations(c, model, dtype):
     gated = kept(lambda: GatedCrossAttention(d, dim, c.xattn_head, c.xattn_head_dim), gate, dtype)
     s = n_position(c, model)
     wide = lambda *shape: stream(*shape, c.resampler_dim, dtype=torch.float32)
-    layer = kept(lambda: ResamplerLayer(c.resampler_dim, c.resampler_head, c.resampler_head_dim),
-                 lambda b: b(wide(n, r), taken_apart(wide(n, 1, s), wide(1))), dtype)
-    features = 4 * n * s * (model.vision.dim + c.resampler_dim)
+
+    def resampler(n_layer):
+        def read(layers):
+            media = taken_apart(wide(n, 1, s), wide(1))
+            return [layer(wide(n, r), media) for layer in layers]
+        return kept(lambda: nn.ModuleList(ResamplerLayer(c.resampler_dim, c.resampler_head, c.resampler_head_dim) for _ in range(n_layer)), read, dtype)
+
+    layer = resampler(2) - resampler(1)  # what all layers read is kept once for all
+    features = 4 * n * s * (model.vision.dim + c.resampler_dim) + resampler(1) - layer
     head = t * (c.n_vocab + 2) * (width + 4 + 4)  # logits, in float32, and their softmax
     everything = c.lm_layer * block + n_gated * gated + c.resampler_layer * layer + features + head
     inputs = (c.lm_layer + n_gated) * t * d * width + c.resampler_layer * 4 * n * r * c.resampler_dim + 4 * n * r * dim  # visual tokens: once for all

@@ -26,7 +26,7 @@ def visual_to_places(layer, latents, media):
     -> (M,R,F*S), which sum to less than 1: latents look at each other, too."""
     q, k, _ = layer.queries_keys_values(latents, media)                                   # (M,H,R,d), (M,H,F*S+R,d)
     score = q @ k.transpose(2, 3) / math.sqrt(layer.head_dim)
-    return score.softmax(-1).mean(1)[..., :media[0][0, ..., 0].numel()]
+    return score.softmax(-1).mean(1)[..., :-latents.shape[1]]
 
 
 @contextlib.contextmanager

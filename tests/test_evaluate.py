@@ -339,13 +339,16 @@ def test_folders_of_classes(asker, tmp_path):
 def test_a_picture_of_its_mistakes(asker, tmp_path, monkeypatch):
     """Of each: the example of the right name, that of the name it said, and the query; and none where there is no mistake."""
     folder, seen = pictures_in(tmp_path / 'classes', [f'{c}/{i}.png' for c in ('cat', 'dog', 'fox') for i in range(3)]), []
-    monkeypatch.setattr(evaluate.pictures, 'prompt_sheet', lambda prompts, *rest, **more: seen.extend(prompts) or Image.new('RGB', (4, 4)))
+    titles = []
+    monkeypatch.setattr(evaluate.pictures, 'prompt_sheet',
+                        lambda prompts, columns, title: seen.extend(prompts) or titles.append(title) or Image.new('RGB', (4, 4)))
     options = config(f'--folder={folder}', '--ways=2,3', '--shots=1', '--n=12', '--seeds=1', f'--out_dir={tmp_path}')
     wrong = lambda episodes, progress=None: [{'prediction': next(c for c in e.choices if c != e.query.answer), 'answer': e.query.answer,
                                               'correct': i % 2 == 1} for i, e in enumerate(episodes)]
     monkeypatch.setattr(asker, 'answer', wrong)
     evaluate.run_folder(options, asker)
     assert len(seen) == 6 and (tmp_path / 'confusions.png').exists()
+    assert 'mistakes' in titles[0]
     for prompt in seen:
         assert [piece for piece in prompt['pieces'] if isinstance(piece, str)] == [f'Output: {prompt["truth"]}', f'Output: {prompt["answer"]}', 'Output:']
         assert prompt['truth'] != prompt['answer'] and sum(not isinstance(piece, str) for piece in prompt['pieces']) == 3

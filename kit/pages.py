@@ -20,8 +20,8 @@ import numpy as np
 
 from data import Document, Media
 from kit.configurator import BadInput, BadItem
-from kit.sources import (Epochs, Inside, Report, find_coco, find_metadata, locate, media_of, natural, only_bad_items,
-                         open_picture, parse_json, read_lines, to_rgb)
+from kit.decode import Inside, media_of, natural, only_bad_items, open_picture, to_rgb
+from kit.sources import Epochs, Report, find_coco, find_metadata, locate, parse_json, read_lines
 from kit.shards import find_tars
 
 # The paper's filters of pictures on web pages (appendix A.3.1): buttons, rulers and spacers.

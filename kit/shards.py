@@ -10,7 +10,8 @@ import re
 import numpy as np
 
 from kit.configurator import BadInput, BadItem
-from kit.sources import LIMIT_LINE, PICTURES, SPLITS, VIDEOS, Inside, Item, check_caption, natural, only_bad_items, parse_json
+from kit.decode import PICTURES, VIDEOS, Inside, natural, only_bad_items
+from kit.sources import LIMIT_LINE, SPLITS, Item, check_caption, parse_json
 
 
 def find_tars(root, report):

@@ -16,7 +16,8 @@ from PIL import Image
 from data import CAPTION_PROMPT, Episode, Example, Media, question_prompt
 from kit import shapes
 from kit.configurator import BadInput, BadItem, open_file
-from kit.sources import check_caption, parse_json, read_frames, read_lines
+from kit.decode import read_frames
+from kit.sources import check_caption, parse_json, read_lines
 
 # One small twin for each kind among the paper's 16 benchmarks: how episodes are made, and the metrics (the first one leads).
 TASKS = {
@@ -153,7 +154,7 @@ def folder_caption(rng, pairs, shots):
 
 
 def file_media(path, n_frame=8):
-    """A picture, animation or folder of frames on disk, or in a shard (kit.sources.Inside), as Media."""
+    """A picture, animation or folder of frames on disk, or in a shard (kit.decode.Inside), as Media."""
     return Media(os.path.abspath(str(path)), partial(read_frames, path, n_frame))
 
 

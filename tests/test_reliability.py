@@ -30,7 +30,8 @@ import train
 from data import Document, Episode, Tokenizer, encode
 from kit import bpe, checkpoint, tasks
 from kit.configurator import BadInput, BadItem, command, configure
-from kit.sources import LIMIT_FRAMES, Report, open_folder, open_path, read_frames
+from kit.decode import LIMIT_FRAMES, read_frames
+from kit.sources import Report, open_folder, open_path
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / 'assets' / 'tokenizer.tiktoken'

@@ -12,7 +12,9 @@ from PIL import Image
 
 from kit.configurator import BadInput, BadItem
 from kit.shards import expand_braces
-from kit.sources import Inside, Pages, Pairs, open_folder, open_path
+from kit.decode import Inside
+from kit.fewshot import Pages
+from kit.sources import Pairs, open_folder, open_path
 
 
 def encoded(colour, kind='PNG', size=(8, 6)):

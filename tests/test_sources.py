@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from data import Given, Media
-from kit import sources
+from kit import decode, fewshot, sources
 from kit.configurator import BadInput, BadItem
-from kit.sources import Classes, Item, Pages, Pairs, Report, Source, open_folder, read_frames, to_rgb
+from kit.decode import read_frames, to_rgb
+from kit.fewshot import Pages
+from kit.sources import Classes, Item, Pairs, Report, Source, open_folder
 
 NAMES = ['dax', 'wug', 'blicket', 'fep', 'toma', 'zup']
 
@@ -136,7 +138,7 @@ def test_animation_oddities(tmp_path, monkeypatch):
     # However long it goes on, only the beginning is looked at: so many pixels, and so many frames.
     endless = animation(tmp_path / 'c.gif', [1000] * 25)
     assert shown(read_frames(endless, n_frame=32, limit_pixels=5 * 6 * 6)) == list(range(10))
-    monkeypatch.setattr(sources, 'LIMIT_FRAMES', 5)
+    monkeypatch.setattr(decode, 'LIMIT_FRAMES', 5)
     assert shown(read_frames(endless)) == [0, 1, 2, 3, 4]
 
 
@@ -194,7 +196,7 @@ def test_not_a_picture(tmp_path):
     (tmp_path / 'c.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n')  # a program
     assert kind_of_failure(tmp_path / 'c.png') == 'not a picture'
     with open(tmp_path / 'd.png', 'wb') as f:
-        f.truncate(sources.LIMIT_BYTES + 1)
+        f.truncate(decode.LIMIT_BYTES + 1)
     assert kind_of_failure(tmp_path / 'd.png') == 'too large'
     with pytest.raises(BadItem):
         read_frames('a\0b.png')
@@ -497,7 +499,7 @@ def test_videos_get_the_command_that_makes_frames(tmp_path):
         pairs.media(0).load()
     report = Report()
     report.add(e.value)
-    assert report.lines() == [f'a video: 1 ({tmp_path / "a" / "x.mp4"}); {sources.FFMPEG}']
+    assert report.lines() == [f'a video: 1 ({tmp_path / "a" / "x.mp4"}); {decode.FFMPEG}']
     picture(tmp_path / 'b' / 'cat' / 'a.png'), (tmp_path / 'b' / 'cat' / 'b.MOV').write_bytes(b'x')
     assert open_folder(tmp_path / 'b').report.as_dict() == {'a video': 1}
     (tmp_path / 'c' / 'cat').mkdir(parents=True), (tmp_path / 'c' / 'cat' / 'b.webm').write_bytes(b'x')
@@ -649,7 +651,7 @@ def test_text_pages(tmp_path, monkeypatch):
     for item in pairs.items:
         item.text = item.label
     texts = lambda pages, n=60: [pages.text(i, np.random.default_rng(i)) for i in range(n)]
-    monkeypatch.setattr(sources, 'COPIES', 0.0)
+    monkeypatch.setattr(fewshot, 'COPIES', 0.0)
     things = ('red heart', 'red', 'heart', 'tram', 'a big dog', 'a', 'big', 'dog')
     for text in texts(Pages(pairs, NAMES, naming=1)):
         told = {}
@@ -660,7 +662,7 @@ def test_text_pages(tmp_path, monkeypatch):
     said = set(texts(Pages(pairs, NAMES, naming=0)))
     assert {t for t in said if 'Output' not in t} == {'red heart', 'tram', 'a big dog.'}
     assert any(t.startswith('Output: ') and t.count('\nOutput: ') == 2 for t in said)
-    monkeypatch.setattr(sources, 'COPIES', 1.0)
+    monkeypatch.setattr(fewshot, 'COPIES', 1.0)
     for text in texts(Pages(pairs, NAMES, naming=1)):
         words = text.split()
         assert any(len(words) % n == 0 and words == words[:len(words) // n] * n for n in (2, 3, 4))

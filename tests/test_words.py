@@ -9,7 +9,7 @@ import train
 from kit import words
 from kit.configurator import BadInput, configure
 from kit.shapes import made_up_names
-from kit.sources import Pages
+from kit.fewshot import Pages
 
 
 def blobs(rng, centres, n, spread):

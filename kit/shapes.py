@@ -400,7 +400,7 @@ PAGES = ((naming_page, 0.27), (caption_page, 0.39), (question_page, 0.19), (clip
 # to words that the language model knows, and that opens the gates. Names mean nothing to it; while the gates are shut
 # their loss is pure noise, and enough of it keeps them shut (with 45 % naming pages from the start, still at chance
 # after 400 steps; captions alone were learned in 125).
-ONLY_CAPTIONS = 2400
+ONLY_CAPTIONS = 1800
 
 
 class Shapes:

@@ -108,7 +108,7 @@ KEYS = {
     'flip': (False, 'mirror pictures at random; off where left and right or letters mean something'),
     'agc': (0.01, 'adaptive gradient clipping of the NFNet'),
     # Stage 2
-    'language_iters': (280, 'steps of the language stage'),
+    'language_iters': (260, 'steps of the language stage'),
     'language_batch': (8, 'rows a step'),
     'language_tokens': (448, 'tokens a row, at a random place of the context; as many as the longest prompt will have'),
     'language_lr': (3e-3, 'peak learning rate'),

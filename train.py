@@ -108,7 +108,7 @@ KEYS = {
     'flip': (False, 'mirror pictures at random; off where left and right or letters mean something'),
     'agc': (0.01, 'adaptive gradient clipping of the NFNet'),
     # Stage 2
-    'language_iters': (260, 'steps of the language stage'),
+    'language_iters': (280, 'steps of the language stage'),
     'language_batch': (8, 'rows a step'),
     'language_tokens': (448, 'tokens a row, at a random place of the context; as many as the longest prompt will have'),
     'language_lr': (3e-3, 'peak learning rate'),
@@ -117,7 +117,7 @@ KEYS = {
     'flamingo_lr': (2e-3, 'peak learning rate'),
     'flamingo_schedule': ('trapezoid', 'full until 70 % of the steps, then linear to zero; or one of the others (the paper: constant)'),
     'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, others for each picture'),
-    'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
+    'gate_scale': (5.0, 'how much faster the gates learn than the rest'),
     'finetune_iters': (200, 'steps of fine-tuning'),
     'finetune_lr': (1e-4, 'peak learning rate'),
     'schedule': ('cosine', 'of the first two stages, after warm-up: cosine, linear, trapezoid or constant (the paper: linear for vision)'),
@@ -125,7 +125,7 @@ KEYS = {
     'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
     'grad_clip': (1.0, 'global norm of the gradient, after all sources are accumulated'),
     'log_every': (10, 'steps between rows of log.csv'),
-    'eval_every': (50, 'steps between evaluations, which also save a checkpoint'),
+    'eval_every': (100, 'steps between evaluations, which also save a checkpoint'),
     'eval_n': (64, 'episodes of each kind in an evaluation'),
     'test_n': (400, 'episodes of each kind in the final table'),
     'max_minutes': (0.0, 'stop this sitting after so long, saved and ready to be continued; 0 for no limit'),
@@ -385,8 +385,8 @@ STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoSt
 def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
     """Weight decay pulls matrices only, and none of the resampler's (appendix A.1.3): a gate, gain or norm that
     decays would undo what it is for. The gates learn `gate_scale` times as fast: while they are shut, everything
-    behind them learns through a keyhole. (After 250 steps 34 % of
-    captions and 72 % of names were right with 5, 52 and 95 % with 15, 39 and 66 % with 30; single runs.)"""
+    behind them learns through a keyhole. (With 15 instead of 5 names are learned 100 steps sooner, but the gates end twice as open,
+    training pictures are described better and new pairs worse: 67 to 87 % of captions in five runs, with 5 in three 85 to 89 %.)"""
     groups = {}
     for name, p in named_parameters:
         matrix = p.ndim >= 2 and not name.startswith('resampler.') and name != 'new_rows'

@@ -399,8 +399,7 @@ PAGES = ((naming_page, 0.27), (caption_page, 0.39), (question_page, 0.19), (clip
 # The first pages have captions only; the others come in over as many again. *Why.* Captions tie what the encoder sees
 # to words that the language model knows, and that opens the gates. Names mean nothing to it; while the gates are shut
 # their loss is pure noise, and enough of it keeps them shut (with 45 % naming pages from the start, still at chance
-# after 400 steps; captions alone were learned in 125). Sooner is possible: with 1,500, names are learned 50 steps earlier, but a page
-# names *pairs*, and who learns that first describes a new pair worse for good (captions of such: 67 and 73 % in two runs).
+# after 400 steps; captions alone were learned in 125).
 ONLY_CAPTIONS = 2400
 
 

@@ -23,5 +23,5 @@ language_iters = 700
 language_batch = 12
 language_tokens = 256
 flamingo_iters = 600
-gate_scale = 5.0
+gate_scale = 5.0        # what its figures were measured with
 lambda_align = 1.0

@@ -163,8 +163,9 @@ def activations(c, model, dtype):
             return [layer(wide(n, r), media) for layer in layers]
         return kept(lambda: nn.ModuleList(ResamplerLayer(c.resampler_dim, c.resampler_head, c.resampler_head_dim) for _ in range(n_layer)), read, dtype)
 
-    layer = resampler(2) - resampler(1)  # what all layers read is kept once for all
-    features = 4 * n * s * (model.vision.dim + c.resampler_dim) + resampler(1) - layer
+    one_layer = resampler(1)
+    layer = resampler(2) - one_layer  # what all layers read is kept once for all
+    features = 4 * n * s * (model.vision.dim + c.resampler_dim) + one_layer - layer
     head = t * (c.n_vocab + 2) * (width + 4 + 4)  # logits, in float32, and their softmax
     everything = c.lm_layer * block + n_gated * gated + c.resampler_layer * layer + features + head
     inputs = (c.lm_layer + n_gated) * t * d * width + c.resampler_layer * 4 * n * r * c.resampler_dim + 4 * n * r * dim  # visual tokens: once for all

@@ -9,9 +9,9 @@
       Report: what was left out
 
 Opening a source reads names and captions only, and keeps where a picture is rather than the picture: memory stays flat,
-and any item can be had by its number. Pictures are decoded (kit/decode.py) when their Media is loaded. A stranger's data holds anything,
-so there are two kinds of trouble: the user pointed at the wrong thing (BadInput, one line), or a single item is damaged
-(BadItem, which is counted and skipped).
+and any item can be had by its number. Pictures are decoded when their Media is loaded (kit/decode.py). A stranger's data
+holds anything, so there are two kinds of trouble: the user pointed at the wrong thing (BadInput, one line), or a single
+item is damaged (BadItem, which is counted and skipped).
 """
 import filecmp
 import glob

@@ -17,9 +17,9 @@ from PIL import Image
 
 from kit import pictures
 from kit.configurator import BadItem
+from kit.decode import media_of
 from kit.encoders import embed_media
 from kit.shapes import BEGINNINGS, ENDINGS
-from kit.decode import media_of
 
 # One token each where the tokenizer was trained on the sources (kit.run.Run.choose_tokenizer adds them to its texts).
 # With a capital letter, so that they are no parts of the made-up names on pages.

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from kit.configurator import BadInput, BadItem
-from kit.shards import expand_braces
 from kit.decode import Inside
 from kit.fewshot import Pages
+from kit.shards import expand_braces
 from kit.sources import Pairs, open_folder, open_path
 
 

@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw
 import train
 from kit import words
 from kit.configurator import BadInput, configure
-from kit.shapes import made_up_names
 from kit.fewshot import Pages
+from kit.shapes import made_up_names
 
 
 def blobs(rng, centres, n, spread):

@@ -99,7 +99,7 @@ KEYS = {
     'ways_rise': (0, 'pages over which the most names on a page rise from two'),
     # Stage 1
     'vision_iters': (1200, 'steps of the contrastive stage'),
-    'vision_batch': (64, 'pairs a step, of each of align and ltip'),
+    'vision_batch': (96, 'pairs a step, of each of align and ltip'),
     'vision_lr': (5e-3, 'peak learning rate'),
     'augment': (0.0, 'strength of colour and geometric augmentation in the contrastive stage, 0 for none'),
     'augment_colour': (True, 'whether it changes colours; off where there are none'),
@@ -113,7 +113,7 @@ KEYS = {
     'language_tokens': (448, 'tokens a row, at a random place of the context; as many as the longest prompt will have'),
     'language_lr': (3e-3, 'peak learning rate'),
     # Stage 3
-    'flamingo_iters': (480, 'steps of the Flamingo stage'),
+    'flamingo_iters': (520, 'steps of the Flamingo stage'),
     'flamingo_lr': (2e-3, 'peak learning rate'),
     'flamingo_schedule': ('trapezoid', 'full until 70 % of the steps, then linear to zero; or one of the others (the paper: constant)'),
     'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, others for each picture'),
@@ -145,7 +145,7 @@ OUT_OF_TIME = 1000  # a reason to stop; the others are numbers of signals
 
 class VisionStage:
     """Contrastive: the pictures of a batch against the captions of the batch (appendix B.1)."""
-    name, reads, one_pass, n_token = 'vision', 'pairs', False, 0  # two batches of pictures at once would take twice the memory
+    name, reads, n_token = 'vision', 'pairs', 0
 
     def __init__(self, run):
         self.run, self.config, self.size = run, run.config, run.size
@@ -156,6 +156,9 @@ class VisionStage:
         self.sources = {name: run.config['lambda_' + name] and 1.0 for name in ('align', 'ltip') if run.config[name]}
         if not self.sources:
             raise BadInput('the vision stage needs pairs: give align or ltip')
+        # Of the same world or folder, both show the same pictures, each with a caption of its own: a picture is encoded once for the two.
+        # Of different ones, to read both batches at once would only take twice the memory.
+        self.one_pass = self.config['align'] == self.config['ltip']
         self.n_iter, self.lr, self.n_part = self.config['vision_iters'], self.config['vision_lr'], 1
         vision, text = self.module.vision, self.module.text
         blocks = [*vision.blocks, *text.layers]
@@ -163,19 +166,27 @@ class VisionStage:
         self.optimizer = adamw(self.module.named_parameters(), self.lr, 0.0)  # the paper: Adam, no weight decay
 
     def losses(self, sources, i, part=0):
-        [source] = sources
-        documents, n = self.run.batch('pairs', source, i), self.config['vision_batch']
-        rng = distributed.RowsOf(np.random.default_rng([self.config['seed'], i, SOURCES.index(source)]), n, distributed.rows(n, 'vision_batch'))
-        images = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
-        if self.config['augment'] > 0 or self.config['warp'] > 0:
-            images = augment(images, rng, self.config['flip'], self.config['augment'], self.config['augment_colour'], self.config['warp'])
-        tokens, mask = pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
-        if self.config['word_dropout'] > 0:  # what is left must do: a picture may not be known by its rarest word alone
-            kept = mask & torch.from_numpy(rng.uniform(0, 1, (n, TEXT_CONTEXT))[:, :mask.shape[1]] >= self.config['word_dropout'])
-            mask = torch.where(kept.any(1, keepdim=True), kept, mask)  # never all of them
-        self.n_token += tokens.numel()
-        images = self.module.vision.normalise(images.to(self.run.device))
-        return {source: self.net(images, tokens.to(self.run.device), mask.to(self.run.device))}
+        n, images, place, texts = self.config['vision_batch'], [], {}, []  # place: of each picture in `images`, where it is only once
+        changed = self.config['augment'] > 0 or self.config['warp'] > 0
+        for source in sources:
+            documents = self.run.batch('pairs', source, i)
+            rng = distributed.RowsOf(np.random.default_rng([self.config['seed'], i, SOURCES.index(source)]), n, distributed.rows(n, 'vision_batch'))
+            pixels = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
+            if changed:
+                pixels = augment(pixels, rng, self.config['flip'], self.config['augment'], self.config['augment_colour'], self.config['warp'])
+            keys = [(source, k) if changed else d.pieces[0].key or (source, k) for k, d in enumerate(documents)]
+            for key, picture in zip(keys, pixels):
+                if key not in place:
+                    place[key] = len(images)
+                    images.append(picture)
+            tokens, mask = pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
+            if self.config['word_dropout'] > 0:  # what is left must do: a picture may not be known by its rarest word alone
+                kept = mask & torch.from_numpy(rng.uniform(0, 1, (n, TEXT_CONTEXT))[:, :mask.shape[1]] >= self.config['word_dropout'])
+                mask = torch.where(kept.any(1, keepdim=True), kept, mask)  # never all of them
+            self.n_token += tokens.numel()
+            texts.append([x.to(self.run.device) for x in (tokens, mask, torch.tensor([place[key] for key in keys]))])
+        images = self.module.vision.normalise(torch.stack(images).to(self.run.device))
+        return dict(zip(sources, self.net(images, texts)))
 
     def clip(self):
         """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm of all before, for nothing may be infinite."""

@@ -283,7 +283,8 @@ class TextTower(nn.Module):
 class Contrastive(nn.Module):
     """Vision encoder and text tower, side by side, and how much to trust their similarity (appendix B.1).
 
-    forward(images, tokens, mask) -> the two-term loss, a scalar.
+    forward(images (M,3,H,W) normalised, texts) -> the two-term loss of each of the texts, a list of scalars. texts: of each source
+        (tokens (N,T) int, mask (N,T) bool, shows (N,) int): caption n describes picture shows[n]. One that several describe is encoded once.
     """
 
     def __init__(self, vision, text):
@@ -292,12 +293,15 @@ class Contrastive(nn.Module):
         # β, the inverse temperature, learned as its logarithm. The paper does not say where it starts: CLIP's 1/0.07.
         self.log_beta = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    def forward(self, images, tokens, mask):
+    def forward(self, images, texts):
         with torch.no_grad():  # clamped here, not in the product below: there its gradient would be lost for good
             self.log_beta.clamp_(max=math.log(100))
-        v, l = self.vision.embed(images), self.text.embed(tokens, mask)
-        return contrastive_loss(v, l, self.log_beta.exp(), all_v=distributed.gather_rows(v), all_l=distributed.gather_rows(l),
-                                first=distributed.rank() * len(v))
+        embedded, losses = self.vision.embed(images), []                               # (M,E)
+        for tokens, mask, shows in texts:
+            v, l = embedded[shows], self.text.embed(tokens, mask)                      # (N,E) each
+            losses.append(contrastive_loss(v, l, self.log_beta.exp(), all_v=distributed.gather_rows(v), all_l=distributed.gather_rows(l),
+                                           first=distributed.rank() * len(v)))
+        return losses
 
 
 def new_contrastive(config):

@@ -400,20 +400,21 @@ PAGES = ((naming_page, 0.27), (caption_page, 0.39), (question_page, 0.19), (clip
 # to words that the language model knows, and that opens the gates. Names mean nothing to it; while the gates are shut
 # their loss is pure noise, and enough of it keeps them shut (with 45 % naming pages from the start, still at chance
 # after 400 steps; captions alone were learned in 125).
-ONLY_CAPTIONS = 2400
+ONLY_CAPTIONS = 1500
 
 
 class Shapes:
     """The embedded world as one of the four sources: role 'm3w' (pages), 'align' (short noisy pairs), 'ltip' (long
     pairs) or 'vtp' (clips).
 
-    document(i, rng) -> Document; text(i, rng) -> str for the language stage. Both are endless and drawn from rng.
+    document(i, rng) -> Document; text(i, rng) -> str for the language stage. Both are endless and drawn from rng,
+    but that pair number i of 'align' and of 'ltip' show the same picture, another one with another seed: it is encoded once for the two.
     """
     name = 'shapes'
 
-    def __init__(self, role, share=1.0):
+    def __init__(self, role, share=1.0, seed=0):
         """share: of this world in a mix; the later pages come in when all parts together have shown so many."""
-        self.role, self.only_captions = role, ONLY_CAPTIONS * share
+        self.role, self.only_captions, self.seed = role, ONLY_CAPTIONS * share, seed
 
     def document(self, i, rng):
         if self.role == 'm3w':
@@ -423,7 +424,7 @@ class Shapes:
             return make[int(rng.choice(len(make), p=share))](rng)
         if self.role == 'vtp':
             return clip_page(rng, n_clip=(1, 4))
-        media, s = training_picture(rng)
+        media, s = training_picture(np.random.default_rng([self.seed, i]))  # the same in both roles: a picture has two captions
         return Document([media, noisy_caption(s, rng) if self.role == 'align' else long_caption(s)], 'pair')
 
     def text(self, i, rng):

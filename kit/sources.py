@@ -649,7 +649,7 @@ def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False, images=''
     parts, found = [], split_spec(role, spec)
     for path, weight in found:
         if path == 'shapes':
-            parts.append(Shapes('m3w' if role == 'text' else role, float(Fraction(weight) / sum(Fraction(w) for _, w in found))))
+            parts.append(Shapes('m3w' if role == 'text' else role, float(Fraction(weight) / sum(Fraction(w) for _, w in found)), seed))
             continue
         part = open_path(path, n_frame, seed, n_variant=n_variant if role == 'm3w' else 1, flip=flip, images=images, classes=classes)
         if role in ('m3w', 'text') and isinstance(part, Pairs):

@@ -39,7 +39,7 @@ def pairs_shown(media):
 
 
 def documents(role, n, seed=0):
-    rng, source = np.random.default_rng(seed), Shapes(role)
+    rng, source = np.random.default_rng(seed), Shapes(role, seed=seed)
     return [source.document(100 * i, rng) for i in range(n)]  # far apart: the first few thousand pages are captions
 
 

@@ -289,7 +289,7 @@ def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path, monkeypatch):
         run = small_run(tmp_path, '--vision_batch=16', f'--word_dropout={share}')
         torch.manual_seed(0)
         stage = train.VisionStage(run)
-        monkeypatch.setattr(stage, 'net', lambda images, tokens, mask: masks.append(mask))
+        monkeypatch.setattr(stage, 'net', lambda images, texts: [masks.append(mask) for _, mask, _ in texts])
         stage.losses(['align'], i)
         return masks[-1]
     whole, half, again, other, none = step(0, 0.0), step(0, 0.5), step(0, 0.5), step(1, 0.5), step(0, 1.0)
@@ -298,6 +298,25 @@ def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path, monkeypatch):
     n = min(half.shape[1], other.shape[1])
     assert not torch.equal(half[:, :n], other[:, :n])
     assert torch.equal(none, whole)  # nothing would be left of any
+
+
+@pytest.mark.parametrize('arguments', [[], ['--augment=1'], ['--align=shapes:2']])
+def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, monkeypatch, arguments):
+    """A picture with a short and a long caption is encoded once a step; augmented, it is two pictures. Sources of different specification
+    are read one after the other."""
+    run = small_run(tmp_path, '--vision_batch=16', *arguments)
+    stage, n_picture = train.VisionStage(run), []
+    net = stage.net
+    monkeypatch.setattr(stage, 'net', lambda images, texts: n_picture.append((len(images), len(texts))) or net(images, texts))
+    losses, _ = train.gradients(run, stage, ['align', 'ltip'], 3)
+    short, long = (run.batch('pairs', source, 3) for source in ('align', 'ltip'))
+    assert [d.pieces[0].key for d in short] == [d.pieces[0].key for d in long]
+    assert sum(len(a.pieces[1]) < len(b.pieces[1]) for a, b in zip(short, long)) > 12
+    if arguments == ['--align=shapes:2']:
+        assert n_picture == [(len({d.pieces[0].key for d in short}), 1)] * 2
+    else:
+        assert n_picture == [(32 if arguments else len({d.pieces[0].key for d in short}), 2)]
+    assert set(losses) == {'align', 'ltip'} and all(1 < loss < 20 for loss in losses.values())
 
 
 def test_a_tokenizer_of_the_sources_knows_their_words_and_no_made_up_names(tmp_path):

@@ -397,7 +397,25 @@ def test_beta_starts_at_clips_and_stops_at_100(log_beta, beta):
     pair = Contrastive(Fixed(v), Fixed(l))
     if log_beta is not None:
         nn.init.constant_(pair.log_beta, log_beta)
-    torch.testing.assert_close(pair(None, None, None), contrastive_loss(v, l, beta))
+    [loss] = pair(None, [(None, None, torch.arange(4))])
+    torch.testing.assert_close(loss, contrastive_loss(v, l, beta))
+
+
+def test_a_picture_with_several_captions_is_encoded_once_and_counts_for_each():
+    """Two sources, three captions each, of four pictures: losses and gradients are those of a picture encoded for each caption."""
+    pair = Contrastive(randomised_gains(NFNet('nano', dim_embed=6)), text_tower()).double()
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    encoded = []
+    pair.vision.stem[0].register_forward_hook(lambda module, args, out: encoded.append(len(out)))
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    texts = [(torch.randint(20, (3, 5)), mask, torch.tensor(shows)) for shows in ([0, 1, 2], [2, 3, 2])]
+    together = pair(images, texts)
+    assert encoded == [4]
+    apart = [pair(images[shows], [(tokens, mask, torch.arange(3))])[0] for tokens, mask, shows in texts]
+    torch.testing.assert_close(together, apart)
+    parameters = list(pair.parameters())
+    for a, b in zip(torch.autograd.grad(sum(together), parameters, allow_unused=True), torch.autograd.grad(sum(apart), parameters, allow_unused=True)):
+        torch.testing.assert_close(a, b)
 
 
 # ---------------------------------------------------------------------------------------------

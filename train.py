@@ -157,8 +157,9 @@ class VisionStage:
         if not self.sources:
             raise BadInput('the vision stage needs pairs: give align or ltip')
         # Of the same world or folder, both show the same pictures, each with a caption of its own: a picture is encoded once for the two.
-        # Of different ones, to read both batches at once would only take twice the memory.
-        self.one_pass = self.config['align'] == self.config['ltip']
+        # Where pictures differ, or are augmented, to read both batches at once would only take twice the memory.
+        self.changed = self.config['augment'] > 0 or self.config['warp'] > 0
+        self.one_pass = self.config['align'] == self.config['ltip'] and not self.changed
         self.n_iter, self.lr, self.n_part = self.config['vision_iters'], self.config['vision_lr'], 1
         vision, text = self.module.vision, self.module.text
         blocks = [*vision.blocks, *text.layers]
@@ -167,14 +168,13 @@ class VisionStage:
 
     def losses(self, sources, i, part=0):
         n, images, place, texts = self.config['vision_batch'], [], {}, []  # place: of each picture in `images`, where it is only once
-        changed = self.config['augment'] > 0 or self.config['warp'] > 0
         for source in sources:
             documents = self.run.batch('pairs', source, i)
             rng = distributed.RowsOf(np.random.default_rng([self.config['seed'], i, SOURCES.index(source)]), n, distributed.rows(n, 'vision_batch'))
             pixels = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
-            if changed:
+            if self.changed:
                 pixels = augment(pixels, rng, self.config['flip'], self.config['augment'], self.config['augment_colour'], self.config['warp'])
-            keys = [(source, k) if changed else d.pieces[0].key or (source, k) for k, d in enumerate(documents)]
+            keys = [(source, k) if self.changed else d.pieces[0].key or (source, k) for k, d in enumerate(documents)]
             for key, picture in zip(keys, pixels):
                 if key not in place:
                     place[key] = len(images)

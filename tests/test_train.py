@@ -302,8 +302,8 @@ def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('arguments', [[], ['--augment=1'], ['--align=shapes:2']])
 def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, monkeypatch, arguments):
-    """A picture with a short and a long caption is encoded once a step; augmented, it is two pictures. Sources of different specification
-    are read one after the other."""
+    """A picture with a short and a long caption is encoded once a step. Augmented, it is two pictures, and they are read one after the
+    other; so are sources of different specification."""
     run = small_run(tmp_path, '--vision_batch=16', *arguments)
     stage, n_picture = train.VisionStage(run), []
     net = stage.net
@@ -312,10 +312,8 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, monke
     short, long = (run.batch('pairs', source, 3) for source in ('align', 'ltip'))
     assert [d.pieces[0].key for d in short] == [d.pieces[0].key for d in long]
     assert sum(len(a.pieces[1]) < len(b.pieces[1]) for a, b in zip(short, long)) > 12
-    if arguments == ['--align=shapes:2']:
-        assert n_picture == [(len({d.pieces[0].key for d in short}), 1)] * 2
-    else:
-        assert n_picture == [(32 if arguments else len({d.pieces[0].key for d in short}), 2)]
+    once = len({d.pieces[0].key for d in short})
+    assert n_picture == {(): [(once, 2)], ('--augment=1',): [(16, 1)] * 2, ('--align=shapes:2',): [(once, 1)] * 2}[tuple(arguments)]
     assert set(losses) == {'align', 'ltip'} and all(1 < loss < 20 for loss in losses.values())
 
 

@@ -257,7 +257,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_pat
 
     def spoilt(sources, i, part):
         weights.setdefault(i, {n: p.clone() for n, p in stage.module.named_parameters()})
-        stage.hurt = sources == ['align'] and i == 3
+        stage.hurt = 'align' in sources and i == 3
         return {source: loss * float('nan') if source == 'ltip' and i == 1 else loss for source, loss in losses(sources, i).items()}
 
     stage.losses, stage.evaluate = spoilt, lambda: {}

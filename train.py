@@ -167,25 +167,24 @@ class VisionStage:
         self.optimizer = adamw(self.module.named_parameters(), self.lr, 0.0)  # the paper: Adam, no weight decay
 
     def losses(self, sources, i, part=0):
-        n, images, place, texts = self.config['vision_batch'], [], {}, []  # place: of each picture in `images`, where it is only once
+        n, images, texts = self.config['vision_batch'], {}, []  # images: each only once, by what tells it from others
         for source in sources:
             documents = self.run.batch('pairs', source, i)
             rng = distributed.RowsOf(np.random.default_rng([self.config['seed'], i, SOURCES.index(source)]), n, distributed.rows(n, 'vision_batch'))
-            pixels = torch.stack([self.run.pixels(d.pieces[0])[0] for d in documents])  # of a clip, its first frame
+            pixels = [self.run.pixels(d.pieces[0])[0] for d in documents]  # of a clip, its first frame
             if self.changed:
-                pixels = augment(pixels, rng, self.config['flip'], self.config['augment'], self.config['augment_colour'], self.config['warp'])
+                pixels = augment(torch.stack(pixels), rng, self.config['flip'], self.config['augment'], self.config['augment_colour'], self.config['warp'])
             keys = [(source, k) if self.changed else d.pieces[0].key or (source, k) for k, d in enumerate(documents)]
             for key, picture in zip(keys, pixels):
-                if key not in place:
-                    place[key] = len(images)
-                    images.append(picture)
+                images.setdefault(key, picture)
+            place = {key: k for k, key in enumerate(images)}
             tokens, mask = pad_texts([self.run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents], TEXT_CONTEXT)
             if self.config['word_dropout'] > 0:  # what is left must do: a picture may not be known by its rarest word alone
                 kept = mask & torch.from_numpy(rng.uniform(0, 1, (n, TEXT_CONTEXT))[:, :mask.shape[1]] >= self.config['word_dropout'])
                 mask = torch.where(kept.any(1, keepdim=True), kept, mask)  # never all of them
             self.n_token += tokens.numel()
             texts.append([x.to(self.run.device) for x in (tokens, mask, torch.tensor([place[key] for key in keys]))])
-        images = self.module.vision.normalise(torch.stack(images).to(self.run.device))
+        images = self.module.vision.normalise(torch.stack(list(images.values())).to(self.run.device))
         return dict(zip(sources, self.net(images, texts)))
 
     def clip(self):

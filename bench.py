@@ -323,7 +323,7 @@ class Whole:
     def parts(self, batch=32):
         images = torch.randn(batch, 3, self.size.image_size, self.size.image_size, device=self.run.device)
         yield Work('vision', {'ours': forward_call(self.autocast(self.model.vision), (images,), batch)}, batch, 'images')
-        x = torch.randn(8, self.size.n_token, self.size.lm_dim, device=self.run.device)
+        x = torch.randn(8, self.size.n_token, self.size.lm_dim, device=self.run.device, dtype=self.run.dtype)  # as its frozen weights
         yield Work('block', {'ours': forward_call(self.autocast(self.model.lm.h[0]), (x,), x.shape[0] * x.shape[1])})
 
     def autocast(self, module):

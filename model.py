@@ -16,7 +16,7 @@ from torch import nn
 
 from kit import checkpoint
 from kit.configurator import BadInput
-from resampler import PerceiverResampler
+from resampler import PerceiverResampler, attention
 from vision import SIZES, NFNet
 from xattn import GatedCrossAttention, route_tokens
 
@@ -110,10 +110,10 @@ class SelfAttention(nn.Module):
         q, k, v = self.c_attn(x).view(b, t, 3, self.n_head, -1).unbind(2)            # (B,T,H,d) each
         if cache is None:
             q, k, v = (z.transpose(1, 2) for z in (q, k, v))                         # (B,H,T,d)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+            out = attention(q, k, v, mask, causal=mask is None)
         else:
             k, v = cache.extend(layer, k, v)                                         # (B,H,K,d): all keys so far
-            out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=cache.mask)
+            out = attention(q.transpose(1, 2), k, v, cache.mask)
         return self.c_proj(out.transpose(1, 2).reshape(b, t, -1))
 
 
@@ -254,7 +254,7 @@ class GPT(nn.Module):
         logits = self.ln_f(x) @ self.wte.weight.T                                    # (B,T,V)
         if targets is None:
             return logits
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
 
 
 class Cache:

@@ -296,11 +296,13 @@ class Contrastive(nn.Module):
     def forward(self, images, texts):
         with torch.no_grad():  # clamped here, not in the product below: there its gradient would be lost for good
             self.log_beta.clamp_(max=math.log(100))
-        embedded, losses = self.vision.embed(images), []                               # (M,E)
+        embedded, losses = self.vision.embed(images).to(self.log_beta), []             # (M,E)
         for tokens, mask, shows in texts:
-            v, l = embedded[shows], self.text.embed(tokens, mask)                      # (N,E) each
-            losses.append(contrastive_loss(v, l, self.log_beta.exp(), all_v=distributed.gather_rows(v), all_l=distributed.gather_rows(l),
-                                           first=distributed.rank() * len(v)))
+            v, l = embedded[shows], self.text.embed(tokens, mask).to(self.log_beta)    # (N,E) each
+            # In float32, whatever the encoders run in: β is large, and bfloat16 would round what tells one pair from the next.
+            with torch.autocast(v.device.type, enabled=False):
+                losses.append(contrastive_loss(v, l, self.log_beta.exp(), all_v=distributed.gather_rows(v), all_l=distributed.gather_rows(l),
+                                               first=distributed.rank() * len(v)))
         return losses
 
 

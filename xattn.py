@@ -20,10 +20,9 @@ M chunks of C tokens (see Route).
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from resampler import FeedForward
+from resampler import FeedForward, attention
 
 
 @dataclass
@@ -122,7 +121,7 @@ class GatedCrossAttention(nn.Module):
             kv = self.keys_values(visual) if kv is None else kv
             kv = [x.flatten(0, 1) for x in kv]                                            # (B*N,H,R,d) each
             k, v = (x[:len(route.image)] if route.whole else x.index_select(0, route.image) for x in kv)  # (M,H,R,d)
-            out = F.scaled_dot_product_attention(q_chunk, k, v)                           # (M,H,C,d), nothing to mask
+            out = attention(q_chunk, k, v)                                                # (M,H,C,d), nothing to mask
         out = out.transpose(1, 2).flatten(0, 1).index_select(0, route.place)              # (B*T,H,d)
         return out.view_as(q).masked_fill(~route.seen.unsqueeze(-1), 0.0)
 
@@ -130,7 +129,7 @@ class GatedCrossAttention(nn.Module):
         """The same where each row has a single image: there is nothing to route. So it is for captioned pictures, and when an answer
         is generated, word by word."""
         k, v = (x[:, 0] if row is None else x[row, 0] for x in kv)                        # (B,H,R,d)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v).transpose(1, 2)     # (B,T,H,d)
+        out = attention(q.transpose(1, 2), k, v).transpose(1, 2)                          # (B,T,H,d)
         return out.masked_fill((image_index != 1)[..., None, None], 0.0)
 
     def attend_few(self, q, visual):
@@ -155,7 +154,7 @@ class GatedCrossAttention(nn.Module):
         image = torch.arange(1, n + 1, device=q.device).repeat_interleave(r)              # (N*R,)
         blind = (image_index < 1)[:, :, None]                                             # (B,T,1)
         mask = (image <= image_index[:, :, None]) | blind  # a blind row must not be all masked: its NaN would spread
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask[:, None])
+        out = attention(q.transpose(1, 2), k, v, mask[:, None])
         return out.transpose(1, 2).masked_fill(blind.unsqueeze(-1), 0.0)
 
     def cross_attention(self, y, visual, image_index, kv=None, route=None, row=None):

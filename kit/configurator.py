@@ -227,8 +227,13 @@ def check_memory(n_byte, device, what):
 def pick_dtype(dtype, device):
     """'auto', 'float32' or 'bfloat16' -> torch.dtype. Raises BadInput."""
     if dtype == 'auto':
-        # Emulated bfloat16 (older cards) is slower than float32, so it does not count as support.
-        fast = torch.device(device).type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
+        # Emulated bfloat16 (older cards and processors) is slower than float32, so it does not count as support.
+        kind = torch.device(device).type
+        if kind == 'cpu':  # a torch that cannot tell: float32
+            has = getattr(torch.cpu, 'get_capabilities', dict)()
+            fast = has.get('avx512_bf16') or has.get('amx_bf16')
+        else:
+            fast = kind == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     if dtype == 'float16':
         raise BadInput('--dtype=float16: its gradients underflow without loss scaling, which this code does not do; use bfloat16')

@@ -13,7 +13,7 @@ def classify(contrastive, tokenizer, features, media, truth, classes):
     classes = torch.stack([embed_texts(contrastive.text, tokenizer, forms).mean(0) for forms in classes])
     classes = F.normalize(classes, dim=-1)                                           # (C,E)
     similarity = embed_media(contrastive.vision, features, media) @ classes.T         # (N,C)
-    return metrics.top_1(similarity.cpu(), truth)
+    return metrics.top_1(similarity.float().cpu(), truth)
 
 
 @torch.no_grad()

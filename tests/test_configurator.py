@@ -150,8 +150,18 @@ def test_device():
         assert '\n' not in str(e.value)
 
 
+@pytest.mark.parametrize('has, expected', [({'avx512_bf16': True, 'amx_bf16': False}, torch.bfloat16), ({'avx512_bf16': False, 'amx_bf16': True}, torch.bfloat16),
+                                           ({'avx512_bf16': False, 'avx512_f': True}, torch.float32), (None, torch.float32)])
+def test_a_processor_computes_in_bfloat16_where_it_has_instructions_for_it(monkeypatch, has, expected):
+    if has is None:  # an older torch cannot tell
+        monkeypatch.delattr(torch.cpu, 'get_capabilities', raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: has, raising=False)
+    assert pick_dtype('auto', 'cpu') is expected
+    assert pick_dtype('auto', 'meta') is pick_dtype('float32', 'cpu') is torch.float32
+
+
 def test_dtype_and_autocast():
-    assert pick_dtype('auto', 'cpu') is torch.float32
     assert pick_dtype('bfloat16', 'cpu') is torch.bfloat16
     with pytest.raises(BadInput, match='loss scaling'):
         pick_dtype('float16', 'cuda')

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from kit.configurator import pick_dtype
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = ['--vision_iters=4', '--language_iters=4', '--flamingo_iters=4', '--eval_every=2', '--log_every=1', '--eval_n=2', '--test_n=4', '--vision_batch=8',
         '--language_batch=2', '--batch_m3w=2', '--batch_align=2', '--batch_ltip=2', '--batch_vtp=2', '--device=cpu']
@@ -54,6 +56,14 @@ def test_training_leaves_everything_it_promises(trained):
     assert [line.split(',')[:2] for line in log[1:]].count(['flamingo', '3']) == 1
     for name in ('curves.png', 'samples.png'):
         assert Image.open(f'{out}/{name}').width > 300
+
+
+def test_it_trains_in_the_other_precision_too(tmp_path):
+    """All stages, their evaluations and the table, in that of float32 and bfloat16 which this machine would not choose by itself."""
+    other = 'float32' if pick_dtype('auto', 'cpu') is torch.bfloat16 else 'bfloat16'
+    assert 'naming, 4-way' in run('train.py', f'--out_dir={tmp_path}/out', *TINY, f'--dtype={other}')
+    saved = torch.load(f'{tmp_path}/out/flamingo.pt', weights_only=True)['flamingo']
+    assert saved['lm.wte.weight'].dtype == getattr(torch, other) and saved['gated.0.to_q.weight'].dtype == torch.float32
 
 
 def test_a_finished_run_is_left_alone(trained):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from resampler import PerceiverResampler
+from resampler import PerceiverResampler, attention
 
 JUNK = 1e4  # what padding holds in these tests: nothing may depend on it
 
@@ -32,6 +32,27 @@ def interpolated(embedding, n):
         return embedding[:n]
     moments = [f * (n_trained - 1) / (n - 1) for f in range(n)]
     return np.stack([np.interp(moments, range(n_trained), column) for column in embedding.T], axis=1)
+
+
+@pytest.mark.parametrize('dtype, rounding', [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2 ** -8)])
+@pytest.mark.parametrize('kind', ['all', 'causal', 'bool', 'added'])
+def test_attention_rounds_no_more_than_its_output(dtype, rounding, kind):
+    """softmax(q kᵀ / √d) v in float64, and its gradient, are met as nearly as dtype can say them: also in bfloat16, under autocast."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 4, dtype=dtype, requires_grad=True) for _ in range(3))
+    seen = torch.ones(5, 5).tril().bool() if kind == 'causal' else torch.rand(2, 1, 5, 5) < 0.6 if kind != 'all' else torch.ones(5, 5).bool()
+    seen = seen | torch.eye(5).bool()
+    mask = {'bool': seen, 'added': torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)}.get(kind)
+    with torch.autocast('cpu', torch.bfloat16, enabled=dtype is torch.bfloat16):
+        out = attention(q, k, v, mask, causal=kind == 'causal')
+    assert out.dtype == dtype
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    score = (exact[0] @ exact[1].transpose(-1, -2) / 4 ** 0.5).masked_fill(~seen, -torch.inf)
+    expected = score.softmax(-1) @ exact[2]
+    torch.testing.assert_close(out.double(), expected, rtol=rounding, atol=rounding / 8)
+    weight = torch.randn(out.shape).to(dtype)  # what comes back is rounded, too
+    for g, e in zip(torch.autograd.grad(out, (q, k, v), weight), torch.autograd.grad(expected, exact, weight.double())):
+        torch.testing.assert_close(g.double(), e, rtol=rounding, atol=rounding / 8)
 
 
 def slow_resampler(model, media, frame_mask):

@@ -378,8 +378,8 @@ def test_the_report_is_printed_for_the_largest_without_allocating_it(capsys):
 # ---------------------------------------------------------------------------------------------
 # Precision, micro-batches, activation checkpointing: one process
 
-SMALL = ['--device=cpu', '--lm_layer=2', '--lm_dim=32', '--lm_head=2', '--xattn_head=2', '--xattn_head_dim=16', '--resampler_dim=32', '--resampler_head=2',
-         '--resampler_head_dim=16', '--resampler_layer=1', '--n_latent=4', '--n_frame=2', '--text_dim=32', '--text_head=2', '--dim_embed=32',
+SMALL = ['--device=cpu', '--dtype=float32', '--lm_layer=2', '--lm_dim=32', '--lm_head=2', '--xattn_head=2', '--xattn_head_dim=16', '--resampler_dim=32',
+         '--resampler_head=2', '--resampler_head_dim=16', '--resampler_layer=1', '--n_latent=4', '--n_frame=2', '--text_dim=32', '--text_head=2', '--dim_embed=32',
          '--vision_batch=4', '--language_batch=4', '--language_tokens=32', '--n_token=96', '--n_image=6', '--batch_m3w=2', '--batch_align=2', '--ltip=',
          '--batch_vtp=2', '--vision_iters=20', '--language_iters=20', '--flamingo_iters=20', '--log_every=1', '--eval_every=5', '--eval_n=2',
          '--finetune_iters=4']

@@ -16,8 +16,8 @@ from kit.configurator import BadInput, BadItem, configure
 
 
 def small_run(tmp_path, *arguments):
-    config = configure(train.KEYS, [f'--out_dir={tmp_path}', '--device=cpu', '--batch_m3w=2', '--batch_align=2', '--batch_ltip=2', '--batch_vtp=2',
-                                    '--vision_batch=4', '--eval_n=2', *arguments])
+    config = configure(train.KEYS, [f'--out_dir={tmp_path}', '--device=cpu', '--dtype=float32', '--batch_m3w=2', '--batch_align=2', '--batch_ltip=2',
+                                    '--batch_vtp=2', '--vision_batch=4', '--eval_n=2', *arguments])
     train.check_values(config)
     return train.Run(config, train.KEYS)
 

@@ -17,7 +17,8 @@
 Times are medians over runs after a warm-up; `±` is half the distance between their quartiles. Implementations that are
 compared take turns, run by run, so that what else the machine does meets all of them; ratios are medians over the turns.
 Memory is what a call holds at its peak beyond what was there before it. The machine's limit is the rate of its best
-large matrix product, measured first; a row's FLOPs are those of its matrix products, convolutions and attention.
+large matrix product, measured first; what is compared with others computes in float32, the rest as --dtype says. A row's
+FLOPs are those of its matrix products, convolutions and attention.
 """
 import itertools
 import json
@@ -323,7 +324,7 @@ class Whole:
     def parts(self, batch=32):
         images = torch.randn(batch, 3, self.size.image_size, self.size.image_size, device=self.run.device)
         yield Work('vision', {'ours': forward_call(self.autocast(self.model.vision), (images,), batch)}, batch, 'images')
-        x = torch.randn(8, self.size.n_token, self.size.lm_dim, device=self.run.device, dtype=self.run.dtype)  # as its frozen weights
+        x = torch.randn(8, self.size.n_token, self.size.lm_dim, device=self.run.device, dtype=self.model.lm.wte.weight.dtype)
         yield Work('block', {'ours': forward_call(self.autocast(self.model.lm.h[0]), (x,), x.shape[0] * x.shape[1])})
 
     def autocast(self, module):
@@ -430,11 +431,13 @@ def main():
     wanted = lambda *names: any(name.startswith(beginnings) for name in names)
     device = config.device = pick_device(config.device)
     check_memory(4 * 12 * config.width ** 2, device, f'a gated layer of width {config.width:,}')
-    rate = matmul_rate(device, pick_dtype(config.dtype, device))
-    print(f'{device}, {torch.get_num_threads()} threads: matrix products at {rate / 1e9:,.0f} GFLOP/s')
+    dtype = pick_dtype(config.dtype, device)
+    rates = {d: matmul_rate(device, d) for d in dict.fromkeys([torch.float32, dtype])}
+    print(f'{device}, {torch.get_num_threads()} threads: matrix products at '
+          + ', '.join(f'{rate / 1e9:,.0f} GFLOP/s in {str(d).removeprefix("torch.")}' for d, rate in rates.items()))
     rows, lines, ratios = [], [], []
     for work in works(config, device, wanted):
-        some, more, slower = measure(work, rate, device, config.runs, config.seconds)
+        some, more, slower = measure(work, rates[dtype if work.what in OF_RUN else torch.float32], device, config.runs, config.seconds)
         rows, lines = rows + some, lines + more
         if slower:
             fastest = min(slower, key=slower.get)

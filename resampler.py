@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 
 
+# Devices where matrix products in bfloat16 take half the time, but attention's kernel as long forward and up to five times as long backward.
+SLOW_IN_BFLOAT16 = ('cpu',)
+
+
 def attention(q, k, v, mask=None, causal=False):
     """softmax(q kᵀ / √d) v in one kernel, for all three kinds of attention here. q (…,T,d), k and v (…,S,d) -> (…,T,d);
     mask (…,T,S): bool, True where a query sees a key, or a number to add to their score; causal: it sees the keys up to its own place."""
-    if q.device.type == 'cpu' and q.dtype == torch.bfloat16:
-        # Matrix products in bfloat16 take half the time, but this kernel takes as long forward and up to five times as long backward.
-        with torch.autocast('cpu', enabled=False):
+    if q.dtype == torch.bfloat16 and q.device.type in SLOW_IN_BFLOAT16:
+        with torch.autocast(q.device.type, enabled=False):
             mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask, is_causal=causal).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)

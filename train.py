@@ -39,7 +39,7 @@ import evaluate
 from data import augment, collate, stack_frames
 from kit import checkpoint, distributed, pictures
 from kit.ahead import look_ahead
-from kit.configurator import BadInput, autocast, check_range, command, configure
+from kit.configurator import BadInput, autocast, check_range, command, configure, frozen_dtype
 from kit.encoders import pad_texts
 from kit.features import FrozenFeatures
 from kit.run import SIZES, SOURCES, Run, check_same_keys, kind_of
@@ -54,7 +54,7 @@ KEYS = {
     'init_from': ('auto', 'auto: continue or fill in what is missing; scratch: start over; resume: continue, or fail'),
     'preset': ('nano', f'sizes of everything: {", ".join(PRESETS)}'),
     'device': ('auto', 'auto, cpu, cuda, cuda:1, mps'),
-    'dtype': ('auto', 'of activations and frozen weights: auto, float32 or bfloat16'),
+    'dtype': ('auto', 'of matrix products and, on a GPU, frozen weights: auto, float32 or bfloat16'),
     'compile': (False, 'torch.compile the networks'),
     'shard': (False, 'split weights and optimizer over the processes of torchrun (FSDP), for models that do not fit on one GPU'),
     'activation_checkpointing': (False, 'keep only what goes into each block and compute the rest again: less memory, a third more work'),
@@ -113,7 +113,7 @@ KEYS = {
     'language_tokens': (448, 'tokens a row, at a random place of the context; as many as the longest prompt will have'),
     'language_lr': (3e-3, 'peak learning rate'),
     # Stage 3
-    'flamingo_iters': (520, 'steps of the Flamingo stage'),
+    'flamingo_iters': (600, 'steps of the Flamingo stage'),
     'flamingo_lr': (2e-3, 'peak learning rate'),
     'flamingo_schedule': ('trapezoid', 'full until 70 % of the steps, then linear to zero; or one of the others (the paper: constant)'),
     'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, others for each picture'),
@@ -271,7 +271,7 @@ class FlamingoStage:
         self.module = Flamingo(self.size, contrastive.vision, lm)
         self.prepare()
         for frozen in self.module.frozen:
-            frozen.to(run.dtype)  # no float32 copy of what is never trained
+            frozen.to(frozen_dtype(run.dtype, run.device))
         self.sources = {name: run.config['lambda_' + name] for name in SOURCES if run.config[name]}
         if not self.sources:
             raise BadInput('the Flamingo stage needs a source: give m3w, align, ltip or vtp')

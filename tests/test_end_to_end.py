@@ -62,8 +62,7 @@ def test_it_trains_in_the_other_precision_too(tmp_path):
     """All stages, their evaluations and the table, in that of float32 and bfloat16 which this machine would not choose by itself."""
     other = 'float32' if pick_dtype('auto', 'cpu') is torch.bfloat16 else 'bfloat16'
     assert 'naming, 4-way' in run('train.py', f'--out_dir={tmp_path}/out', *TINY, f'--dtype={other}')
-    saved = torch.load(f'{tmp_path}/out/flamingo.pt', weights_only=True)['flamingo']
-    assert saved['lm.wte.weight'].dtype == getattr(torch, other) and saved['gated.0.to_q.weight'].dtype == torch.float32
+    assert {v.dtype for v in torch.load(f'{tmp_path}/out/flamingo.pt', weights_only=True)['flamingo'].values()} == {torch.float32}
 
 
 def test_a_finished_run_is_left_alone(trained):

@@ -22,7 +22,7 @@ import train
 import vision
 from data import Tokenizer
 from kit import accounting, checkpoint, distributed
-from kit.configurator import BadInput, configure
+from kit.configurator import BadInput, configure, frozen_dtype
 from model import GPT, PRESETS, Cache, Flamingo, FlamingoConfig
 from vision import NFNet
 
@@ -449,7 +449,9 @@ def test_activation_checkpointing_keeps_less(untrained):
     assert kept('--activation_checkpointing=True') < 0.75 * kept()
 
 
-def test_bfloat16_keeps_no_float32_copy_of_what_is_frozen(untrained):
+def test_bfloat16_keeps_no_float32_copy_of_what_is_frozen(untrained, monkeypatch):
+    assert frozen_dtype(torch.bfloat16, 'cpu') is frozen_dtype(torch.float32, 'cuda') is torch.float32
+    monkeypatch.setattr(train, 'frozen_dtype', lambda dtype, device: frozen_dtype(dtype, 'cuda'))  # here as there
     loss, gradient, _ = flamingo_gradient(untrained)
     low_loss, low, stage = flamingo_gradient(untrained, '--dtype=bfloat16')
     assert low_loss == pytest.approx(loss, rel=0.02) and F.cosine_similarity(low, gradient, dim=0) > 0.98

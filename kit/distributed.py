@@ -64,6 +64,7 @@ def begin(device, shard):
 
 def end():
     if dist.is_initialized():
+        barrier()  # together: what one process takes down, another may still be talking to
         dist.destroy_process_group()
 
 

@@ -254,7 +254,7 @@ class GPT(nn.Module):
         logits = self.ln_f(x) @ self.wte.weight.T                                    # (B,T,V)
         if targets is None:
             return logits
-        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+        return logits, F.cross_entropy(logits.flatten(0, 1).to(self.wte.weight.dtype), targets.flatten(), ignore_index=-100)
 
 
 class Cache:

@@ -110,8 +110,7 @@ def test_gpt_is_the_slow_sum_over_earlier_tokens():
     targets[0, 2:] = -100
     log_p = expected - expected.exp().sum(-1, keepdim=True).log()
     wanted = [-log_p[b, t, targets[b, t]] for b in range(2) for t in range(7) if targets[b, t] != -100]
-    # The loss is in float32, also of a float64 model.
-    torch.testing.assert_close(gpt(tokens, targets)[1], sum(wanted) / len(wanted), check_dtype=False, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gpt(tokens, targets)[1], sum(wanted) / len(wanted))
 
 
 def test_a_fresh_language_model_copies():

@@ -40,8 +40,7 @@ def test_attention_rounds_no_more_than_its_output(dtype, rounding, kind):
     """softmax(q kᵀ / √d) v in float64, and its gradient, are met as nearly as dtype can say them: also in bfloat16, under autocast."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 5, 4, dtype=dtype, requires_grad=True) for _ in range(3))
-    seen = torch.ones(5, 5).tril().bool() if kind == 'causal' else torch.rand(2, 1, 5, 5) < 0.6 if kind != 'all' else torch.ones(5, 5).bool()
-    seen = seen | torch.eye(5).bool()
+    seen = {'all': torch.ones(5, 5), 'causal': torch.ones(5, 5).tril()}.get(kind, torch.rand(2, 1, 5, 5) < 0.6).bool() | torch.eye(5).bool()
     mask = {'bool': seen, 'added': torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)}.get(kind)
     with torch.autocast('cpu', torch.bfloat16, enabled=dtype is torch.bfloat16):
         out = attention(q, k, v, mask, causal=kind == 'causal')

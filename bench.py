@@ -36,7 +36,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 import evaluate
 import train
 from data import Media, collate
-from kit import accounting, checkpoint, peers, pictures
+from kit import accounting, checkpoint, packed, peers, pictures
 from kit.configurator import BadInput, autocast, check_memory, check_range, command, configure, pick_device, pick_dtype
 from model import Flamingo, FlamingoConfig
 from resampler import PerceiverResampler
@@ -67,9 +67,13 @@ class Work:
     unit: str = 'tokens'
 
 
-# PyTorch counts the attention kernels of GPUs, but not the CPU's.
-CPU_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-CPU_ATTENTION = {CPU_FLASH: sdpa_flop_count, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default: sdpa_backward_flop_count}
+# PyTorch counts the kernels of GPUs, but not these of CPUs: {operator: (FLOPs from shapes, how many of its arguments have them)}
+CPU_ONLY = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: (sdpa_flop_count, 3),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default: (sdpa_backward_flop_count, 4),
+}
+if packed.OPERATOR is not None:
+    CPU_ONLY[packed.OPERATOR.default] = (lambda x, w: 2 * x.numel() * w[0], 2)
 
 
 class Counter(TorchDispatchMode):
@@ -82,21 +86,22 @@ class Counter(TorchDispatchMode):
         self.flops, self.now, self.peak, self.known = 0, 0, 0, {}
 
     def follow(self, tensor, new):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.known:
-            self.known[storage._cdata] = storage.nbytes() if new else 0
-            self.now += self.known[storage._cdata]
+        holder = tensor if tensor.layout is torch._mkldnn else tensor.untyped_storage()  # packed weights (kit/packed.py) show no storage
+        if holder._cdata not in self.known:
+            self.known[holder._cdata] = (tensor.numel() * tensor.itemsize if holder is tensor else holder.nbytes()) if new else 0
+            self.now += self.known[holder._cdata]
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.forget, storage._cdata)
+            weakref.finalize(holder, self.forget, holder._cdata)
 
-    def forget(self, storage):
-        self.now -= self.known.pop(storage, 0)
+    def forget(self, holder):
+        self.now -= self.known.pop(holder, 0)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = function(*args, **kwargs)
-        if function in CPU_ATTENTION:
-            self.flops += CPU_ATTENTION[function](*(x.shape for x in args[:3 if function is CPU_FLASH else 4]))
+        if function in CPU_ONLY:
+            count, n = CPU_ONLY[function]
+            self.flops += count(*(x.shape for x in args[:n]))
         elif function.overloadpacket in flop_registry:
             self.flops += flop_registry[function.overloadpacket](*args, **kwargs, out_val=out)
         for new, values in ((False, (args, kwargs)), (True, out)):

@@ -16,6 +16,7 @@ from torch import nn
 
 from kit import checkpoint
 from kit.configurator import BadInput
+from kit.packed import packed
 from resampler import PerceiverResampler, attention
 from vision import SIZES, NFNet
 from xattn import GatedCrossAttention, route_tokens
@@ -107,13 +108,12 @@ class SelfAttention(nn.Module):
         """x (B,T,D). With a cache, x are the tokens that come after what it holds. mask (B,1,T,T): what each token sees, where
         that is not simply all before it."""
         b, t, _ = x.shape
-        q, k, v = self.c_attn(x).view(b, t, 3, self.n_head, -1).unbind(2)            # (B,T,H,d) each
-        if cache is None:
-            q, k, v = (z.transpose(1, 2) for z in (q, k, v))                         # (B,H,T,d)
-            out = attention(q, k, v, mask, causal=mask is None)
-        else:
-            k, v = cache.extend(layer, k, v)                                         # (B,H,K,d): all keys so far
-            out = attention(q.transpose(1, 2), k, v, cache.mask)
+        qkv = self.c_attn(x).view(b, t, 3, self.n_head, -1)                          # (B,T,3,H,d)
+        q, k, v = (z.transpose(1, 2) for z in qkv.unbind(2))                         # (B,H,T,d) each
+        if cache is not None:
+            k, v = cache.extend(layer, qkv[:, :, 1:])                                # (B,H,K,d): all keys so far
+            mask = cache.mask
+        out = attention(q, k, v, mask, causal=mask is None)                          # (B,H,T,d)
         return self.c_proj(out.transpose(1, 2).reshape(b, t, -1))
 
 
@@ -266,9 +266,8 @@ class Cache:
     """
 
     def __init__(self, config, n_row, n_total, device, dtype, visual):
-        shape = (n_row, n_total, config.lm_head, config.lm_dim // config.lm_head)    # (B,K,H,d)
-        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.lm_layer)]
-        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.lm_layer)]
+        shape = (n_row, n_total, 2, config.lm_head, config.lm_dim // config.lm_head)  # (B,K,2,H,d): keys and values side by side
+        self.text = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.lm_layer)]
         self.length = torch.zeros(n_row, dtype=torch.long, device=device)            # (B,) tokens held
         self.visual = visual                                                         # per gated layer: keys and values (B,N,H,R,d)
         self.row = None                                                              # whose pictures each row sees (B,); None: its own
@@ -278,16 +277,16 @@ class Cache:
         """Before T more tokens: their positions, and which keys each of them may see."""
         self.position = self.length[:, None] + torch.arange(t, device=self.length.device)  # (B,T)
         self.n_key = int(self.length.max()) + t
-        self.place = (torch.arange(len(self.position), device=self.length.device)[:, None] * self.k[0].shape[1] + self.position).flatten()  # (B*T,)
+        self.place = (torch.arange(len(self.position), device=self.length.device)[:, None] * self.text[0].shape[1] + self.position).flatten()  # (B*T,)
         hidden = torch.arange(self.n_key, device=self.length.device) > self.position[:, :, None]  # (B,T,K)
         # In the form that attention adds to its scores, or every layer would make it anew.
-        self.mask = torch.zeros(hidden.shape, dtype=self.k[0].dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)[:, None]  # (B,1,T,K)
+        self.mask = torch.zeros(hidden.shape, dtype=self.text[0].dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)[:, None]  # (B,1,T,K)
 
-    def extend(self, layer, k, v):
-        """k, v (B,T,H,d) of the new tokens -> all keys and values (B,H,K,d)"""
-        for held, new in ((self.k[layer], k), (self.v[layer], v)):
-            held.flatten(0, 1).index_copy_(0, self.place, new.flatten(0, 1).to(held.dtype))
-        return self.k[layer][:, :self.n_key].transpose(1, 2), self.v[layer][:, :self.n_key].transpose(1, 2)
+    def extend(self, layer, kv):
+        """kv (B,T,2,H,d) of the new tokens -> all keys and values (B,H,K,d)"""
+        held = self.text[layer]
+        held.flatten(0, 1).index_copy_(0, self.place, kv.flatten(0, 1).to(held.dtype))
+        return held[:, :self.n_key].transpose(1, 3).unbind(2)
 
     def keep_only(self, index):
         """index (B,1): the picture that every further word of a row sees. The others are let go, so that no word has to
@@ -312,13 +311,12 @@ class Cache:
     def copy(self):
         """What is done to the copy leaves this one as it is; the pictures are shared."""
         other = copy(self)
-        other.k, other.v = [k.clone() for k in self.k], [v.clone() for v in self.v]
+        other.text = [kv.clone() for kv in self.text]
         return other
 
     def select(self, rows):
         """Keep these rows, in this order; a row may be taken several times (beams, candidates)."""
-        self.k = [k.index_select(0, rows) for k in self.k]
-        self.v = [v.index_select(0, rows) for v in self.v]
+        self.text = [kv.index_select(0, rows) for kv in self.text]
         self.length, self.row = self.length[rows], rows if self.row is None else self.row[rows]  # the pictures stay where they are
 
 
@@ -508,27 +506,28 @@ class Flamingo(nn.Module):
         score = torch.where(torch.arange(b * k, device=device) % k == 0, 0.0, -torch.inf)  # (B*K,)
         done = torch.zeros(b * k, dtype=torch.bool, device=device)
         answer = torch.zeros(b * k, 0, dtype=torch.long, device=device)
-        for i in range(n_new):
-            log_p = F.log_softmax(self.forbid(logits.float()), dim=-1)               # (B*K,V+2)
-            log_p[done] = -torch.inf
-            log_p[done, self.eoc] = 0.0                                              # a finished answer stays as it is
-            if temperature > 0:
-                word = sample(log_p, temperature, top_k, generator)                  # (B,)
-                parent = torch.arange(b, device=device)
-                score = score + log_p.gather(1, word[:, None]).squeeze(1)
-            else:
-                total = (score[:, None] + log_p).view(b, -1)                         # (B,K*(V+2))
-                score, choice = total.topk(k, dim=-1)
-                score = score.flatten()
-                word = (choice % log_p.shape[-1]).flatten()
-                parent = (choice // log_p.shape[-1] + torch.arange(b, device=device)[:, None] * k).flatten()
-            answer = torch.cat([answer[parent], word[:, None]], dim=1)
-            done = done[parent] | (word == self.eoc)
-            if done.all() or i + 1 == n_new:
-                break
-            if k > 1:
-                cache.select(parent)
-            logits = self.step(cache, word[:, None], index)[:, -1]
+        with packed(self, b * k, n_new):
+            for i in range(n_new):
+                log_p = F.log_softmax(self.forbid(logits.float()), dim=-1)           # (B*K,V+2)
+                log_p.masked_fill_(done[:, None], -torch.inf)
+                log_p[:, self.eoc].masked_fill_(done, 0.0)                           # a finished answer stays as it is
+                if temperature > 0:
+                    word = sample(log_p, temperature, top_k, generator)              # (B,)
+                    parent = torch.arange(b, device=device)
+                    score = score + log_p.gather(1, word[:, None]).squeeze(1)
+                else:
+                    total = (score[:, None] + log_p).view(b, -1)                     # (B,K*(V+2))
+                    score, choice = total.topk(k, dim=-1)
+                    score = score.flatten()
+                    word = (choice % log_p.shape[-1]).flatten()
+                    parent = (choice // log_p.shape[-1] + torch.arange(b, device=device)[:, None] * k).flatten()
+                answer = torch.cat([answer[parent], word[:, None]], dim=1)
+                done = done[parent] | (word == self.eoc)
+                if done.all() or i + 1 == n_new:
+                    break
+                if k > 1:
+                    cache.select(parent)
+                logits = self.step(cache, word[:, None], index)[:, -1]
         best = score.view(b, k).argmax(1) + torch.arange(b, device=device) * k
         answers = [[w for w in row if w != self.eoc] for row in answer[best].tolist()]
         return list(zip(answers, score[best].tolist()))

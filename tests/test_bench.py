@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import bench
-from kit import peers
+from kit import packed, peers
 from kit.configurator import BadInput
 from xattn import GatedCrossAttention
 
@@ -61,6 +61,13 @@ def test_peak_is_the_most_that_was_alive_at_one_time():
         torch.cat([b.flatten(), x[:250]])  # 2000 + 3000
 
     assert bench.cost(call, 'cpu')[1] == 6000
+
+
+@pytest.mark.skipif(packed.OPERATOR is None, reason='this build of PyTorch has no oneDNN')
+def test_packed_products_count_as_products_and_their_weights_as_memory():
+    weight, x = torch.randn(32, 16), torch.randn(4, 16)
+    flops, held = bench.cost(lambda: packed.product(weight, None, 4)(x), 'cpu')
+    assert flops == 2 * 4 * 16 * 32 and held >= 4 * (32 * 16 + 4 * 32)
 
 
 def test_implementations_take_turns():

@@ -366,7 +366,7 @@ def test_caches_are_those_of_generation():
     model = Flamingo(c)
     visual = model.visual_keys_values(features=torch.randn(1, 2, 1, 9, model.vision.dim))
     cache = Cache(c, 1, c.n_context, 'cpu', torch.float32, visual)
-    assert accounting.caches(c, torch.float32) == (sum(x.nbytes for x in cache.k + cache.v), sum(x.nbytes for kv in visual for x in kv))
+    assert accounting.caches(c, torch.float32) == (sum(x.nbytes for x in cache.text), sum(x.nbytes for kv in visual for x in kv))
 
 
 def test_the_report_is_printed_for_the_largest_without_allocating_it(capsys):

@@ -1,0 +1,105 @@
+"""Packed weights: the same products, words and log-probabilities, in their place only as long as an answer is written."""
+import pytest
+import torch
+from torch import nn
+
+from kit import packed
+from model import Flamingo, FlamingoConfig
+
+needs_operator = pytest.mark.skipif(packed.OPERATOR is None, reason='this build of PyTorch has no oneDNN; then nothing is packed')
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    sizes = dict(n_vocab=50, bos=48, pad=49, lm_layer=3, lm_dim=32, lm_head=2, n_context=64, xattn_every=2, xattn_head=2, xattn_head_dim=16, resampler_layer=1,
+                 resampler_dim=32, resampler_head=2, resampler_head_dim=16, n_latent=4, n_image=2)
+    model = Flamingo(FlamingoConfig(**sizes | changes)).eval()
+    with torch.no_grad():
+        for layer in model.gated:
+            layer.alpha_x.fill_(1.0)
+            layer.alpha_d.fill_(0.5)
+        for block in model.lm.h:  # a fresh block is silent
+            nn.init.normal_(block.mlp.c_proj.weight, std=0.2)
+            nn.init.normal_(block.attn.c_proj.weight, std=0.2)
+    return model
+
+
+def ask(model, n_new=12, **options):
+    """Two prompts of different lengths with one picture each."""
+    g = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 48, (2, 9), generator=g)
+    tokens[:, 1] = model.image
+    index = (tokens == model.image).cumsum(1)
+    media = torch.randn(2, 1, 1, 3, 48, 48, generator=g)
+    return model.generate(tokens, torch.tensor([9, 7]), index, n_new, media=media, generator=torch.Generator().manual_seed(2), **options)
+
+
+@pytest.fixture
+def small_pays(monkeypatch):
+    """-> the list of products packed, (D', D, rows) each"""
+    monkeypatch.setattr(packed, 'LEAST_WEIGHTS', 0)
+    made, product = [], packed.product
+    monkeypatch.setattr(packed, 'product', lambda w, b, n: made.append((*w.shape, n)) or product(w, b, n))
+    return made
+
+
+@needs_operator
+@pytest.mark.parametrize('n_row', [1, 3, 8, 24])
+@pytest.mark.parametrize('bias', [True, False])
+def test_a_packed_product_is_the_product(n_row, bias):
+    torch.manual_seed(n_row)
+    layer, x = nn.Linear(40, 56, bias=bias), torch.randn(n_row, 1, 40)
+    with torch.no_grad():
+        y = packed.product(layer.weight, layer.bias, n_row)(x)
+    w = layer.weight.double()
+    expected = torch.einsum('btd,ed->bte', x.double(), w) + (layer.bias.double() if bias else 0.0)
+    assert y.shape == (n_row, 1, 56) and y.dtype == torch.float32
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_operator
+@pytest.mark.parametrize('options', [dict(beam_size=1), dict(beam_size=3), dict(temperature=1.0)])
+def test_answers_are_the_same(small_pays, monkeypatch, options):
+    model = tiny()
+    answers = ask(model, **options)
+    n = 1 if 'temperature' in options else options['beam_size']
+    # Every matrix of the language model, those of the gated layers before blocks 0 and 2 (but for keys and values), and the head.
+    block, gated = [(96, 32), (32, 32), (128, 32), (32, 128)], [(32, 32), (32, 32), (128, 32), (32, 128)]
+    assert sorted(small_pays) == sorted((*shape, 2 * n) for shape in 3 * block + 2 * gated + [(52, 32)])
+    monkeypatch.setattr(packed, 'OPERATOR', None)
+    plain = ask(model, **options)
+    assert [words for words, _ in answers] == [words for words, _ in plain] and any(words for words, _ in plain)
+    torch.testing.assert_close([p for _, p in answers], [p for _, p in plain], rtol=1e-4, atol=1e-4)
+
+
+@needs_operator
+def test_the_model_is_afterwards_what_it_was(small_pays):
+    model = tiny()
+    before = [set(m.__dict__) for m in model.modules()]
+    ask(model)
+    with pytest.raises(RuntimeError, match='stopped'), packed.packed(model, 2, 12):
+        assert 'forward' in model.lm.h[0].attn.c_attn.__dict__ and 'head' in model.__dict__
+        raise RuntimeError('stopped')
+    assert [set(m.__dict__) for m in model.modules()] == before
+    with torch.no_grad():  # new weights are used, not those that were packed
+        model.lm.h[0].mlp.c_fc.weight.mul_(-2.0)
+    first = ask(model)
+    model.load_state_dict(model.state_dict())
+    assert ask(model) == first and first != ask(tiny())
+    loss = model(torch.tensor([[1, 2]]), torch.zeros(1, 2, dtype=torch.long), targets=torch.tensor([[2, 3]]))[1]
+    loss.backward()
+    assert model.new_rows.grad is not None
+
+
+@needs_operator
+def test_it_is_left_alone_where_it_does_not_pay(small_pays, monkeypatch):
+    model = tiny()
+    ask(model, n_new=packed.LEAST_WORDS - 1)
+    with torch.autocast('cpu', torch.bfloat16):
+        ask(model)
+    monkeypatch.setattr(packed, 'LEAST_WEIGHTS', 10 ** 6)
+    ask(model)
+    monkeypatch.setattr(packed, 'LEAST_WEIGHTS', 0)
+    monkeypatch.setattr(packed, 'MOST_WEIGHTS', 10 ** 3)
+    ask(model)
+    assert small_pays == []

@@ -271,7 +271,7 @@ class FlamingoStage:
         self.module = Flamingo(self.size, contrastive.vision, lm)
         self.prepare()
         for frozen in self.module.frozen:
-            frozen.to(frozen_dtype(run.dtype, run.device))
+            frozen.to(frozen_dtype(run.dtype, run.device, self.size.lm_dim))
         self.sources = {name: run.config['lambda_' + name] for name in SOURCES if run.config[name]}
         if not self.sources:
             raise BadInput('the Flamingo stage needs a source: give m3w, align, ltip or vtp')

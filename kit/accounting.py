@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kit.configurator import frozen_dtype
 from kit.pictures import text_table
 from model import PRESETS, Block, Flamingo, FlamingoConfig
 from resampler import ResamplerLayer, taken_apart
@@ -113,8 +114,9 @@ def n_position(c, model):
 # Memory
 
 
-def kept(make, call, dtype, frozen=False):
-    """Bytes that autograd keeps of one block's forward, parameters not counted. make() -> block, call(block) runs it."""
+def kept(make, call, dtype, frozen=None):
+    """Bytes that autograd keeps of one block's forward, parameters not counted. make() -> block, call(block) runs it; frozen: what its
+    weights are held in where they are not trained."""
     total, seen = 0, set()
 
     def pack(x):
@@ -128,9 +130,9 @@ def kept(make, call, dtype, frozen=False):
     alive = []
     # As on a GPU, whose attention needs no float32 in between.
     with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16), mock.patch('resampler.SLOW_IN_BFLOAT16', ()):
-        torch.set_default_dtype(dtype if frozen else torch.float32)
+        torch.set_default_dtype(frozen or torch.float32)
         try:
-            block = make().requires_grad_(not frozen)
+            block = make().requires_grad_(frozen is None)
         finally:
             torch.set_default_dtype(torch.float32)
         seen |= {p.untyped_storage()._cdata for p in block.parameters()}
@@ -144,9 +146,11 @@ def activations(c, model, dtype):
 
     Checkpointing keeps what goes into each block and, while one is computed again, all of that one.
     """
-    t, d, width = c.n_token, c.lm_dim, torch.finfo(dtype).bits // 8
+    t, d = c.n_token, c.lm_dim
+    frozen = frozen_dtype(dtype, 'cuda', d)  # so is the stream
+    width = torch.finfo(frozen).bits // 8
     n, r, n_gated, dim = c.n_image, c.n_latent, len(model.gated), c.visual_dim or c.resampler_dim
-    stream = lambda *shape, dtype=dtype: torch.empty(*shape, dtype=dtype, requires_grad=True)
+    stream = lambda *shape, dtype=frozen: torch.empty(*shape, dtype=dtype, requires_grad=True)
 
     def gate(layer):
         chunk = -(-t // n)  # text is spread evenly over the images
@@ -154,7 +158,7 @@ def activations(c, model, dtype):
         route = Route(token, image, True, place, torch.ones(1, t, 1, dtype=torch.bool), chunk)
         return layer(stream(1, t, d), stream(1, n, r, dim, dtype=torch.float32), torch.ones(1, t, dtype=torch.long), route=route)
 
-    block = kept(lambda: Block(d, c.lm_head), lambda b: b(stream(1, t, d)), dtype, frozen=True)
+    block = kept(lambda: Block(d, c.lm_head), lambda b: b(stream(1, t, d)), dtype, frozen)
     gated = kept(lambda: GatedCrossAttention(d, dim, c.xattn_head, c.xattn_head_dim), gate, dtype)
     s = n_position(c, model)
     wide = lambda *shape: stream(*shape, c.resampler_dim, dtype=torch.float32)
@@ -184,10 +188,10 @@ def caches(c, dtype):
 def memory(c, model, dtype, n_gpu, activation_bytes):
     """Bytes on each GPU in training, one sequence at a time with activation checkpointing -> {what: bytes}.
 
-    Trained weights, their gradients and AdamW's two moments are float32; what is frozen has `dtype`. Sharded, everything
+    Trained weights, their gradients and AdamW's two moments are float32; what is frozen is as `frozen_dtype` says. Sharded, everything
     is divided by the number of GPUs but the vision encoder, and a block and the next, or the resampler, are put together at a time.
     """
-    size, width = sizes(model), torch.finfo(dtype).bits // 8
+    size, width = sizes(model), torch.finfo(frozen_dtype(dtype, 'cuda', c.lm_dim)).bits // 8
     one_block = count(model.lm.h[0]) * width + count(model.gated[0]) * (4 + 4)  # with the gradient of the latter
     root = (model.lm.wte.weight.numel() + model.lm.wpe.weight.numel()) * width
     return {
@@ -248,8 +252,8 @@ def report(preset):
         total = [sum(table.values()) for table in tables]
         rows.append(['total', *[f'{x / GIB:.2f}' for x in total]])
         rows.append([f'fits {CARD} GB', *['yes' if x < 0.9 * CARD * 1e9 else 'no' for x in total]])
-        name = str(dtype).removeprefix('torch.')
-        out.append(f'\nmemory in GiB on each GPU, computed: frozen weights and activations in {name}, the trained part in float32;'
+        name, frozen = (str(d).removeprefix('torch.') for d in (dtype, frozen_dtype(dtype, 'cuda', c.lm_dim)))
+        out.append(f'\nmemory in GiB on each GPU, computed: matrix products in {name}, frozen weights in {frozen}, the trained part in float32;'
                    f'\none sequence of {c.n_token} tokens and {c.n_image} pictures, activation checkpointing, sharded over')
         out.append(text_table(rows, ['', *[f'{n:,} GPU{"s" if n > 1 else ""}' for n in GPUS]]))
         text, pictures = caches(c, dtype)

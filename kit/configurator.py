@@ -243,11 +243,12 @@ def pick_dtype(dtype, device):
     return choices[dtype]
 
 
-def frozen_dtype(dtype, device):
-    """What frozen weights are held in. On a GPU no float32 copy of what is never trained, as in the paper; the stream that goes through
-    the frozen blocks is then bfloat16, too, eight bits. A CPU has memory enough, and a model of width 128 needs the finer stream: with
-    one of bfloat16 "what color is it?" was answered with the shape as often as with the colour (questions 75 % right, and 96 %)."""
-    return torch.float32 if torch.device(device).type == 'cpu' else dtype
+def frozen_dtype(dtype, device, dim):
+    """What the frozen weights of a model of width dim are held in. On a GPU no float32 copy of what is never trained, as in the paper;
+    the stream that goes through the frozen blocks is then bfloat16, too, eight bits. A narrow model needs the finer stream: of width 128,
+    with one of bfloat16 "what color is it?" was answered with the shape as often as with the colour (questions 75 % right, and 96 %).
+    It costs memory, of which a narrow model takes little and a CPU has enough."""
+    return torch.float32 if dim < 512 or torch.device(device).type == 'cpu' else dtype
 
 
 def autocast(device, dtype, cache=True):

@@ -38,6 +38,7 @@ import train
 from data import Media, collate
 from kit import accounting, checkpoint, packed, peers, pictures
 from kit.configurator import BadInput, autocast, check_memory, check_range, command, configure, pick_device, pick_dtype
+from kit.run import SIZE_FIELDS
 from model import Flamingo, FlamingoConfig
 from resampler import PerceiverResampler
 from xattn import GatedCrossAttention
@@ -423,7 +424,10 @@ def main():
     config = configure(KEYS, usage=__doc__)
     train.check_values(config)
     if config.device == 'meta':
-        return print(accounting.report(config.preset))
+        try:
+            return print(accounting.report(config.preset, {f.name: getattr(config, f.name) for f in SIZE_FIELDS if f.name in config.given}))
+        except ValueError as e:
+            raise BadInput(f'--{e}') from e
     beginnings = tuple(part.strip() for part in config.what.split(',') if part.strip()) or ('',)
     for part in beginnings:
         if not any(name.startswith(part) for name in NAMES):

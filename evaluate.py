@@ -66,7 +66,7 @@ KEYS = {
     'coco_annotations': ('', 'a COCO captions_*.json'),
     'vqa_questions': ('', 'a VQA questions file'),
     'vqa_annotations': ('', 'the VQA annotations that belong to it'),
-    'images': ('', 'the folder of pictures of a COCO or VQA file'),
+    'images': ('', 'the folder of pictures of a COCO or VQA file, wherever one is given'),
     'predictions': ('', 'where to write the predictions: of episodes one line each, of COCO and VQA the official results file'),
     'zero_shot': ('', 'a folder of class folders: contrastive zero-shot'),
     'templates': ('{}|a {}|a photo of a {}', 'of zero_shot: class names are put into each of these, and the mean is taken'),
@@ -116,12 +116,15 @@ class Asker:
             raise BadInput(f'{where}: a prompt of {n_prompt} tokens and an answer of {longest} are longer than the context of {most - 1}')
         return ids
 
-    def check(self, episode):
-        """Raises BadInput where the prompt, with one of its choices, does not fit the context, and BadItem where a picture cannot
-        be read."""
+    def check_length(self, episode):
+        """Raises BadInput where the prompt, with one of its choices, does not fit the context."""
         prompt = encode(episode.document(), self.tokenizer, n_token=self.model.lm.n_context - 1)
         if episode.choices is not None:
             self.candidates(episode.choices, len(prompt.tokens), episode.where or 'episode')
+
+    def check(self, episode):
+        """The same, and raises BadItem where a picture cannot be read."""
+        self.check_length(episode)
         for e in [*episode.support, episode.query]:  # last: a prompt that is too long may have any number of them
             if e.media is not None:
                 self.features.pixels(e.media)
@@ -216,11 +219,22 @@ def value_of(metric, episodes, answers):
     return measure(np.arange(n)), metrics.bootstrap(measure, n, times=200)
 
 
+def check_lengths(asker, episodes, task, shots):
+    """Raises BadItem where one of them does not fit the context. All or nothing: those that happen to fit are not like the others.
+    All processes find out, before any of them begins to answer."""
+    try:
+        for e in episodes:
+            asker.check_length(e)
+    except BadInput as e:
+        raise BadItem('longer than the context', f'{task}, {shots} shots', str(e)) from e
+
+
 def measure(asker, task, shots, n, ways=None, control=None, seed=0, pairs=None, within=False):
-    """-> (row of the task's first metric, episodes, answers)"""
+    """-> (row of the task's first metric, episodes, answers). Raises BadItem where one is longer than the context."""
     episodes = episodes_of(task, shots, n, ways, seed, pairs, within=within)
     if control:
         episodes = spoil(control, episodes, seed)
+    check_lengths(asker, episodes, task, shots)
     answers = asker.answer(episodes)
     metric = tasks.TASKS[task][1][0]
     value, bounds = value_of(metric, episodes, answers)
@@ -285,17 +299,33 @@ def zero_shot(contrastive, tokenizer, features, n):
     return row('zero_shot', classify(contrastive, tokenizer, features, media, truth, shapes.zero_shot_classes()), n)
 
 
-def retrieval(pairs, contrastive, features, tokenizer, report):
-    """Which caption belongs to which picture, both ways: R@k = the right one is among the first k -> rows."""
+def retrieval(pairs, contrastive, features, tokenizer, report, most=None, block=1024):
+    """Which caption belongs to which picture, both ways: R@k = a right one is among the first k -> rows.
+
+    As is usual: each picture and each text is asked about once and stands among the answers once, however many captions a picture has
+    (COCO: five) or pictures a text (class folders), and any that belongs to it is right. most: so many pairs, always the same, stand for
+    all; block: so many questions are compared at a time."""
+    if most is not None and len(pairs) > most:
+        pairs = pairs.take(np.sort(np.random.default_rng(0).choice(len(pairs), most, replace=False)).tolist())
     pairs = readable_pairs(pairs, features.pixels, report)
-    media = [pairs.media(i) for i in range(len(pairs))]
-    v = embed_media(contrastive.vision, features, media)
-    l = embed_texts(contrastive.text, tokenizer, [item.text for item in pairs.items])
+    items, media = pairs.items, [pairs.media(i) for i in range(len(pairs))]
+    seen, said = {m.key: m for m in media}, dict.fromkeys(item.text for item in items)  # P pictures and T texts, each once
+    v = embed_media(contrastive.vision, features, list(seen.values()))                 # (P,E)
+    l = embed_texts(contrastive.text, tokenizer, list(said))                           # (T,E)
+    picture, text = ({key: n for n, key in enumerate(keys)} for keys in (seen, said))
+    belong = sorted({(picture[m.key], text[item.text]) for m, item in zip(media, items)})
     rows = []
-    for way, similarity in (('i2t', v @ l.T), ('t2i', l @ v.T)):
-        own = similarity.diagonal()[:, None]
-        rank = ((similarity >= own).sum(1) - 1)                                        # ties count against us
-        rows += [row('retrieval', (rank < k).float().mean().item(), len(media), metric=f'{way}_R@{k}') for k in (1, 5, 10)]
+    for way, asked, answers, own in (('i2t', v, l, belong), ('t2i', l, v, sorted((t, p) for p, t in belong))):
+        own, rank = torch.tensor(own, device=v.device), []                             # (pairs,2), sorted by question
+        for start in range(0, len(asked), block):
+            similarity = asked[start:start + block] @ answers.T
+            right = torch.zeros_like(similarity, dtype=torch.bool)
+            of_block = own[(own[:, 0] >= start) & (own[:, 0] < start + block)]
+            right[of_block[:, 0] - start, of_block[:, 1]] = True
+            best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+            rank.append(((similarity >= best) & ~right).sum(1))                        # ties count against us
+        rank = torch.cat(rank)
+        rows += [row('retrieval', (rank < k).float().mean().item(), len(rank), metric=f'{way}_R@{k}') for k in (1, 5, 10)]
     return rows
 
 
@@ -303,21 +333,27 @@ def retrieval(pairs, contrastive, features, tokenizer, report):
 # Tables
 
 
-def first_table(asker, contrastive, n=400, seed=1, pairs=None, all_ways=NAMING_WAYS, within=False):
+def first_table(asker, contrastive, n=400, seed=1, pairs=None, all_ways=NAMING_WAYS, within=False, report=None):
     """The table that train.py ends with -> (rows, [(title, Document, answer)] to look at). contrastive: None where no text
-    tower was trained, and there is nothing to say without a prompt. all_ways: of naming; within: as in `episodes_of`."""
+    tower was trained, and there is nothing to say without a prompt. all_ways: of naming; within: as in `episodes_of`; report: is told
+    of rows that are left out, as their prompts are longer than the context."""
+    report = report or Report()
     plan = [('naming', ways, shots, None) for ways in all_ways for shots in (1, 2, 4) if ways * shots <= 20]
     plan += [('naming', ways, 1, 'blank_support') for ways in all_ways]
     if pairs is None:
         rows = [zero_shot(contrastive, asker.tokenizer, asker.features, 2 * n)] if contrastive else []
         plan += [(task, None, shots, None) for task in ('caption', 'question', 'clip_caption') for shots in (0, 4, 8)]
     else:
-        rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, Report()) if contrastive else []
+        rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, report, most=10_000) if contrastive else []
         plan += [('caption', None, shots, None) for shots in (0, 4, 8)]
     plan = [(task, ways, shots, control) for task, ways, shots, control in plan if can_ask(pairs, ways, shots, within and task == 'naming')]
     shown = []
     for task, ways, shots, control in tqdm(plan, desc='few-shot table', leave=False):
-        result, episodes, answers = measure(asker, task, shots, n, ways, control, seed, pairs, within and task == 'naming')
+        try:
+            result, episodes, answers = measure(asker, task, shots, n, ways, control, seed, pairs, within and task == 'naming')
+        except BadItem as e:
+            report.add(e)
+            continue
         rows.append(result)
         if pairs is not None and task == 'naming' and control is None:
             rows += further_rows(asker, episodes, ways, shots)
@@ -343,11 +379,9 @@ def full_table(asker, contrastive, config, report):
             rng = np.random.default_rng(config.seed)
             episodes = [change(e, rng) for e in episodes]
         try:
-            for e in episodes:
-                asker.check(e)
-        except BadInput:  # all or nothing: the episodes that happen to fit are not like the others
-            report.add(BadItem('longer than the context', f'{task}, {shots} shots'))
-            return
+            check_lengths(asker, episodes, task, shots)
+        except BadItem as e:
+            return report.add(e)
         answers = asker.answer(episodes, task)
         for metric in wanted:
             try:
@@ -570,7 +604,8 @@ def open_classes(config, asker, report):
 def naming_episodes(config, ways, shots, pairs):
     """n episodes of each seed, of a folder (Pairs) or, with None, of the embedded world"""
     if config.trials and pairs is not None:
-        return [e for s in range(config.seeds) for e in tasks.folder_trials(np.random.default_rng([config.seed + s, ways]), pairs, ways, config.n)]
+        return [replace(e, where=f'{e.where}, seed {config.seed + s}') for s in range(config.seeds)
+                for e in tasks.folder_trials(np.random.default_rng([config.seed + s, ways]), pairs, ways, config.n)]
     return [e for s in range(config.seeds) for e in episodes_of('naming', shots, config.n, ways, config.seed + s, pairs, within=config.within_group)]
 
 
@@ -637,7 +672,7 @@ def run_encoders(config, asker, contrastive):
     """--zero_shot, --probe or --retrieval: what the contrastive encoders know -> rows"""
     report, features = Report(), asker.features
     path = config.zero_shot or config.probe or config.retrieval
-    pairs = open_folder(path, asker.model.config.n_frame, split=config.split or None, report=report)
+    pairs = open_folder(path, asker.model.config.n_frame, split=config.split or None, images=config.images, report=report)
     if config.retrieval:
         rows = retrieval(pairs, contrastive, features, asker.tokenizer, report)
     else:
@@ -685,6 +720,10 @@ def check_values(config):
     for key in ('write_episodes', 'trials', 'within_group'):
         if getattr(config, key) and not config.folder:
             raise BadInput(f'--{key}={getattr(config, key)}: of a --folder only')
+    if config.predictions and (config.controls or not {'episodes', 'coco_annotations', 'vqa_questions'} & set(asked)):
+        raise BadInput(f'--predictions={config.predictions}: of --episodes, COCO and VQA only, and not of --controls')
+    if config.written and not {'episodes', 'folder'} & set(asked):
+        raise BadInput('--written=True: of a --folder or --episodes only')
     if config.trials and config.shots not in ('', '1'):
         raise BadInput(f'--trials=True: one example of each name, not --shots={config.shots}')
     if config.controls and asked and asked[0] not in ('episodes', 'folder'):

@@ -3,7 +3,7 @@
     media ─► NFNet (frozen) ─► features (B,N,F,S,D_v) ─► PerceiverResampler ─► visual (B,N,R,D)
     tokens ─► embed ─► [ GatedCrossAttention(visual, image_index) ─► GPT block (frozen) ] × L ─► logits (B,T,V+2)
 
-Shapes, here and in all files: B batch, T tokens, N images in the sequence, F frames, S spatial positions,
+Shapes, in all files unless said there: B batch, T tokens, N images in the sequence, F frames, S spatial positions,
 R visual tokens per image, D width, V vocabulary of the language model, H heads, d head width, K beams.
 """
 import math
@@ -334,7 +334,7 @@ class Flamingo(nn.Module):
     a row, which of them each token belongs to; they do not see each other.
     Ids V and V+1 are <image> and <EOC>. With targets (B,T), -100 where there is nothing to learn, logits are
     computed only where the loss needs them and the mean loss is returned; with nothing to learn it is 0. each: instead of their
-    mean, the loss of every target (K,), row by row.
+    mean, the loss of every target, one after the other, row by row.
     """
 
     def __init__(self, config, vision=None, lm=None):
@@ -484,7 +484,7 @@ class Flamingo(nn.Module):
         temperature 0: beam search, the most likely answer by sum of log-probabilities (beam_size 1 is greedy, 3 the
         paper's). temperature > 0: sampling, from the top_k most likely words if top_k > 0. An answer ends at <EOC>.
         -> list of B pairs (token ids without <EOC>, log-probability of the answer with it).
-        Raises ValueError where a prompt fills the context.
+        Raises ValueError where a prompt is longer than the context.
         """
         room = self.lm.n_context - tokens.shape[1] + 1
         if room < 1:

@@ -97,9 +97,9 @@ def taken_apart(features, time, eps=1e-5):
     """What every layer reads of the media, LN(x + t), for features x (M,F,S,D) and the embedding t (F,D) of each frame's moment.
 
     With x° for x minus its mean over channels, and σ the deviation of x + t, LN(x + t) = γ (x° + t°) / σ + β. All layers read the
-    same, each with a γ, a β and a projection W of its own: W LN(x + t) = (Wγ x° + Wγ t°) / σ + W β. *Why so.* The features of a frozen
-    encoder want no gradient. As they stand alone here, backward has nothing to bring through W to each of the many places but a
-    number, that of σ: an eighth less to compute in training, and one normalisation instead of one in each layer.
+    same, each with a γ, a β and a projection W of its own: W LN(x + t) = (Wγ x° + Wγ t°) / σ + W β. *Why so.* One normalisation does
+    for all layers. And where an encoder's features are as wide as the resampler, they come here as they are and want no gradient:
+    backward then has nothing to bring through W to each of the many places but a number, that of σ, an eighth less to compute.
     -> x° (M,F,S,D), t° (F,1,D), 1/σ (M,F,S,1)
     """
     features, time = (x - x.mean(-1, keepdim=True) for x in (features, time.unsqueeze(1)))

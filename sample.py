@@ -39,6 +39,7 @@ KEYS = {
     'ways': (4, 'without a prompt: how many made-up names it shows'),
     'shots': (1, 'without a prompt: how many examples of each; with rices: how many in all'),
     'rices': ('', 'a folder: the prompt begins with its pictures most like the last one of the prompt, the nearest last'),
+    'images': ('', 'the folder of pictures, where rices is a COCO file'),
     'beam_size': (3, 'beams of the search for the most likely answer; 1 is greedy'),
     'temperature': (0.0, '0 for the most likely answer, above for sampling'),
     'top_k': (0, 'with a temperature: sample from this many most likely words; 0 for all'),
@@ -110,7 +111,7 @@ def with_examples(document, config, asker, contrastive):
     if not (config.prompt or config.prompt_file) or not shown:
         raise BadInput('--rices: give a --prompt with the picture that is asked about')
     report = Report()
-    pairs = open_folder(config.rices, asker.model.config.n_frame, split=None, report=report)
+    pairs = open_folder(config.rices, asker.model.config.n_frame, split=None, images=config.images, report=report)
     cache = os.path.join(config.out_dir, f'rices-{hashlib.sha256(os.path.realpath(config.rices).encode()).hexdigest()[:12]}.pt')
     found = rices.folder_embeddings(pairs, contrastive, asker.features, cache, report)
     examples = rices.nearest(shown[-1], *found, contrastive, asker.features, config.shots)
@@ -185,10 +186,10 @@ def main():
 
     answers = []
     if config.choices:
-        choices = config.choices.split('|')
-        if not all(c.strip() for c in choices):
+        choices = [c.strip() for c in config.choices.split('|')]
+        if not all(choices):
             raise BadInput('--choices: an answer is empty')
-        ids = asker.candidates([c.strip() for c in choices], prompts['tokens'].shape[1], '--choices')
+        ids = asker.candidates(choices, prompts['tokens'].shape[1], '--choices')
         ranked = dict(zip(choices, model.score(candidates=[ids], **prompts)[0]))
         best = max(ranked, key=ranked.get)
         answers.append((best, {'choices': ranked}))

@@ -14,7 +14,7 @@ On many GPUs (the batch of a step is dealt out, so the numbers of a run do not d
 
 Several machines need one out_dir that all of them can read.
 
-What it leaves in out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png.
+What it leaves in out_dir: vision.pt, language.pt, flamingo.pt (after --stage=finetune finetune.pt), results.json, log.csv, curves.png, samples.png.
 Run it again and it continues where it was interrupted (init_from=auto).
 
     vision     NFNet + text tower from random weights: which caption belongs to which picture?     (appendix B.1)
@@ -39,10 +39,11 @@ import evaluate
 from data import augment, collate, stack_frames
 from kit import checkpoint, distributed, pictures
 from kit.ahead import look_ahead
-from kit.configurator import BadInput, autocast, check_range, command, configure, frozen_dtype
+from kit.configurator import BadInput, BadItem, autocast, check_range, command, configure, frozen_dtype
 from kit.encoders import pad_texts
 from kit.features import FrozenFeatures
-from kit.run import SIZES, SOURCES, Run, check_same_keys, kind_of
+from kit.run import SIZE_FIELDS, SOURCES, Run, check_same_keys, kind_of
+from kit.tasks import BLANK
 from kit.words import SYLLABLES
 from model import GPT, PRESETS, Flamingo
 from vision import SIZES as ENCODERS
@@ -116,7 +117,7 @@ KEYS = {
     'flamingo_iters': (600, 'steps of the Flamingo stage'),
     'flamingo_lr': (2e-3, 'peak learning rate'),
     'flamingo_schedule': ('trapezoid', 'full until 70 % of the steps, then linear to zero; or one of the others (the paper: constant)'),
-    'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, others for each picture'),
+    'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, others for each picture; not in fine-tuning'),
     'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
     'finetune_iters': (200, 'steps of fine-tuning'),
     'finetune_lr': (1e-4, 'peak learning rate'),
@@ -130,13 +131,13 @@ KEYS = {
     'test_n': (400, 'episodes of each kind in the final table'),
     'max_minutes': (0.0, 'stop this sitting after so long, saved and ready to be continued; 0 for no limit'),
 }
-KEYS |= {f.name: (f.default, 'size; the preset decides unless said') for f in SIZES}
+KEYS |= {f.name: (f.default, 'size; the preset decides unless said') for f in SIZE_FIELDS}
 SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
 OUT_OF_TIME = 1000  # a reason to stop; the others are numbers of signals
 
 
 # ---------------------------------------------------------------------------------------------
-# The three stages. Each has: name, reads (which of Run's methods makes its batches), module, net (the module as training calls
+# The stages: three, and fine-tuning. Each has: name, reads (which of Run's methods makes its batches), module, net (the module as training calls
 # it: DDP around it, or itself), optimizer, n_iter, lr, n_part (micro-batches), sources {name: λ}, losses(sources, i, part),
 # one_pass (does it read all sources together?), n_token (read in the step at hand, padding included), clip(), evaluate(), state(),
 # content(). Batch number i of a source is the same whenever it is asked for, so the position in the data is the step number, and
@@ -188,7 +189,8 @@ class VisionStage:
         return dict(zip(sources, self.net(images, texts)))
 
     def clip(self):
-        """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm of all before, for nothing may be infinite."""
+        """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm of all before it, by which
+        a step that is not finite is told and skipped."""
         norm = distributed.grad_norm(self.module.parameters())
         adaptive_gradient_clip(self.module.vision.parameters(), self.config['agc'])
         distributed.clip_grad_norm(self.module.text.parameters(), 10.0)
@@ -204,7 +206,7 @@ class VisionStage:
         elif self.run.held_out is None:
             result = {'zero_shot': evaluate.zero_shot(self.module, self.run.tokenizer, features, 4 * self.config['eval_n'])['value']}
         else:
-            rows = evaluate.retrieval(self.run.held_out, self.module, features, self.run.tokenizer, self.run.report)
+            rows = evaluate.retrieval(self.run.held_out, self.module, features, self.run.tokenizer, self.run.report, most=2000)
             result = {r['metric']: r['value'] for r in rows if r['metric'] in ('i2t_R@1', 'i2t_R@5')}
         self.module.train()
         return result
@@ -245,7 +247,7 @@ class LanguageStage:
         return distributed.clip_grad_norm(self.module.parameters(), self.config['grad_clip'])
 
     def evaluate(self):
-        """How sure it is of a random word sequence the second time it sees it: the copying that Flamingo will need."""
+        """How often it is right about a random word sequence the second time it sees it: the copying that Flamingo will need."""
         return {'copying': copying(self.module, self.run)}
 
     def state(self):
@@ -297,7 +299,7 @@ class FlamingoStage:
         batches = {name: self.run.batch('sequences', name, i) for name in (self.sources if sources == ['merged'] else sources)}
         sequences = [s for batch in batches.values() for s in batch[part::self.n_part]]
         if not any(s.media for s in sequences):  # a picture that nobody looks at: every rank must do the same work, with or without pictures
-            sequences[0].media.append(evaluate.BLANK)
+            sequences[0].media.append(BLANK)
         # With all previous pictures in view, those of another document in the row would be, too.
         batch = collate(sequences, self.run.tokenizer, share=self.size.attend == 'last')
         tokens, image_index, targets, position, document = (
@@ -334,12 +336,15 @@ class FlamingoStage:
         return distributed.clip_grad_norm(self.module.parameters(), self.config['grad_clip'])
 
     def evaluate(self):
-        run, n = self.run, self.config['eval_n']
-        ask = lambda task, ways=None: evaluate.measure(self.asker, task, 1 if ways else 0, n, ways, pairs=run.held_out, within=run.within())[0]['value']
-        result = {f'naming_{ways}way': ask('naming', ways) for ways in run.ask_ways()}
-        result['caption'] = ask('caption')
-        if self.run.held_out is None:
-            result['clip'] = ask('clip_caption')
+        self.module.eval()
+        run, result = self.run, {}
+        plan = [(f'naming_{ways}way', 'naming', ways) for ways in run.ask_ways()] + [('caption', 'caption', None)]
+        for name, task, ways in plan + [('clip', 'clip_caption', None)] * (run.held_out is None):
+            try:
+                found, *_ = evaluate.measure(self.asker, task, 1 if ways else 0, self.config['eval_n'], ways, pairs=run.held_out, within=run.within())
+                result[name] = found['value']
+            except BadItem as e:  # longer than the context
+                run.report.add(e)
         self.module.train()
         return result
 
@@ -486,11 +491,12 @@ def train_stage(run, stage, missing, progress=None):
     bar = tqdm(range(start, stage.n_iter), desc=stage.name, initial=start, total=stage.n_iter)
     last_eval, skipped = '', 0
     clock, n_token = time.time(), 0
-    mixing = config['mixing'] if stage.name == 'flamingo' else 'accumulate'
+    few_shot = stage.name in ('flamingo', 'finetune')
+    mixing = config['mixing'] if few_shot else 'accumulate'
     # Which batches a step reads: (number, names of sources). In turns each source is asked once in so many steps, and skips none of its own.
     steps = [(i // len(names), [names[i % len(names)]]) if mixing == 'round_robin' else (i, names) for i in range(stage.n_iter)]
     prepared = look_ahead(run, stage.reads, steps[start:])
-    kind = config['flamingo_schedule' if stage.name in ('flamingo', 'finetune') else 'schedule']
+    kind = config['flamingo_schedule' if few_shot else 'schedule']
     for i in bar:
         for group in stage.optimizer.param_groups:
             group['lr'] = stage.lr * group['scale'] * schedule(kind, i, config['warmup'], stage.n_iter)
@@ -549,13 +555,14 @@ def check_values(config):
             raise BadInput(f'--{key}={getattr(config, key)}: expected {", ".join(allowed[:-1])} or {allowed[-1]}')
     if not config.out_dir:
         raise BadInput('--out_dir=: must name a folder')
-    check_range(config, 2, 100, 'ways', 'page_examples')
-    check_range(config, 0, 1, 'naming', 'within_group')
+    check_range(config, 2, 100, 'ways')
+    check_range(config, 3, 100, 'page_examples')  # half as many are two names, once each
+    check_range(config, 0, 1, 'within_group')
     if config.words * config.word_centres > len(SYLLABLES):
         raise BadInput(f'--words={config.words} --word_centres={config.word_centres}: there are {len(SYLLABLES)} syllables, and each place in a word has its own')
     most = {'seed': 2 ** 63 - 1, 'eval_n': 100_000, 'test_n': 100_000}  # a batch, or all episodes of an evaluation, are in memory at once
     most |= dict.fromkeys((key for key in KEYS if 'batch' in key), 16_384)  # the paper's largest
-    most |= {'p_next': 1, 'naming': 1, 'feature_dropout': 0.99}  # shares of a whole
+    most |= {'p_next': 1, 'naming': 1, 'feature_dropout': 0.99, 'word_dropout': 0.99}  # shares of a whole
     for key, (default, _) in KEYS.items():
         if type(default) in (int, float):
             taken_as_it_is = key == 'language_iters' and config.gpt2 or key == 'vision_iters' and config.nfnet
@@ -572,7 +579,8 @@ def finish(run):
     stage.module.eval()
     with autocast(run.device, run.dtype):
         contrastive = stage.contrastive if run.config['vision_iters'] and not run.config['words'] else None  # its captions were other words
-        rows, shown = evaluate.first_table(stage.asker, contrastive, run.config['test_n'], pairs=run.held_out, all_ways=run.ask_ways(), within=run.within())
+        rows, shown = evaluate.first_table(stage.asker, contrastive, run.config['test_n'], pairs=run.held_out, all_ways=run.ask_ways(), within=run.within(),
+                                           report=run.report)
     if distributed.rank() > 0:
         return
     with checkpoint.whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:

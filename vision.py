@@ -122,7 +122,7 @@ class NFNet(nn.Module):
     """NFNet F0–F6 and `nano` (see SIZES).
 
     forward(images (N,3,H,W) float, normalised) -> (N,S,D): the grid that Flamingo reads, after the last 1x1
-        convolution and its activation. S = ⌈H/32⌉·⌈W/32⌉ (nano: 16), D = `dim` = twice the last stage's width.
+        convolution and its activation. S = ⌈H/32⌉·⌈W/32⌉ (nano: by 16, 9 places at 48 pixels), D = `dim` = twice the last stage's width.
     embed(images) -> (N,E): mean over space, projected, of length 1. For comparing with text.
     normalise(pixels uint8) -> float: what `forward` expects.
 
@@ -318,7 +318,8 @@ def contrastive_loss(v, l, beta, label_smoothing=0.1, all_v=None, all_l=None, fi
     On many GPUs each compares its own rows with those of all, all_v and all_l (W·N,E), of which its own begin at `first`.
 
     L_txt2im = −1/N Σ_i log [ exp(β l_iᵀv_i) / Σ_j exp(β l_iᵀv_j) ]   and L_im2txt with the roles swapped.
-    The paper minimises their *sum* (CLIP halves it).
+    The paper minimises their *sum* (CLIP halves it). Its labels are smoothed, too: a tenth of each goes to all pairs alike, for in a
+    large batch a caption may well fit another picture.
     """
     all_v, all_l = v if all_v is None else all_v, l if all_l is None else all_l
     pair = first + torch.arange(len(v), device=v.device)

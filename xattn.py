@@ -130,14 +130,15 @@ class GatedCrossAttention(nn.Module):
         is generated, word by word."""
         k, v = (x[:, 0] if row is None else x[row, 0] for x in kv)                        # (B,H,R,d)
         out = attention(q.transpose(1, 2), k, v).transpose(1, 2)                          # (B,T,H,d)
-        return out.masked_fill((image_index != 1)[..., None, None], 0.0)
+        sees = image_index >= 1 if self.attend == 'all_previous' else image_index == 1
+        return out.masked_fill(~sees[..., None, None], 0.0)
 
     def attend_few(self, q, visual):
         """The same attention where an image has fewer tokens C than visual tokens R: q (M,H,C,d), visual (M,R,D_v) -> (M,H,C,d)
 
         q·(W_k x) = (W_kᵀ q)·x and Σ p (W_v x) = W_v Σ p x: the few tokens are brought to where the visual tokens are,
         instead of making keys and values of all of those. C·(R+d) multiplications where keys and values take R·d;
-        measured, it pays from half of them on.
+        measured, it pays where they are less than half of those.
         """
         x = self.norm_visual(visual)                                                      # (M,R,D_v)
         w_k, w_v = self.to_kv.weight.unflatten(0, (2, self.n_head, self.head_dim))        # (H,d,D_v) each

@@ -10,7 +10,7 @@ paper's is not public. To fetch public pictures with captions, see config/gpt2.p
 The batch of the contrastive stage is compared with itself and never split into micro-batches: the paper's 16,384 pairs took 512 TPUv4.
 On few GPUs lower vision_batch, and vision_lr with it.
 
-Computed, not measured: in bfloat16 270.6 GiB on one GPU, 52.0 on each of 8, 22.7 on each of 64, for one sequence of 256 tokens and 5
+Computed, not measured: in bfloat16 270.5 GiB on one GPU, 51.8 on each of 8, 22.6 on each of 64, for one sequence of 256 tokens and 5
 pictures at a time (bench.py); a batch larger than one sequence a GPU takes that many times the activations. Time: the paper trained its
 80B for 15 days on 1,536 TPUv4; this code has not been run at this size.
 

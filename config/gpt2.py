@@ -22,7 +22,7 @@ Other sizes: gpt2-medium with --lm_layer=24 --lm_dim=1024 --lm_head=16, -large w
 --vision=F1, and so on.
 
 Computed, not measured (no GPU was at hand), with the numbers of python bench.py --preset=gpt2 --device=meta, in bfloat16: 2.3 GiB of
-weights, gradients and optimizer, and 0.16 GiB for each sequence that is in work (0.57 without activation checkpointing): about 10 GiB
+weights, gradients and optimizer, and 0.17 GiB for each sequence that is in work (0.60 without activation checkpointing): about 10 GiB
 for the batch below. A step reads 80 sequences, at most 208 pictures of 256 x 256 and about 10,000 tokens: 5.2 TFLOP for the NFNet, 5.4
 for the resampler and its keys, 9.4 for the text, and a quarter more for what activation checkpointing computes again. At a third of an
 A100's 312 TFLOP/s that is a quarter of a second, an hour and a half for 20,000 steps, if pictures are decoded as fast.

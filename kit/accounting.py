@@ -229,12 +229,14 @@ def parameter_rows(preset, model):
     return rows
 
 
-def report(preset):
-    """All tables of a preset, as text."""
-    c = FlamingoConfig(**PRESETS[preset])
+def report(preset, changes={}):
+    """All tables of a preset, as text. changes: sizes that differ from it; what is then counted is no longer the paper's model.
+    Raises ValueError where they make no model."""
+    c = FlamingoConfig(**PRESETS[preset] | changes)
     model = meta_flamingo(c)
-    out = [f'{preset}: parameters']
-    rows = [[name, big(n), big(p) if p else '', f'{n / p - 1:+.1%}' if p else '', why] for name, n, p, why in parameter_rows(preset, model)]
+    out = [', '.join([preset, *(f'{k}={v}' for k, v in changes.items())]) + ': parameters']
+    rows = [[name, big(n), big(p) if p else '', f'{n / p - 1:+.1%}' if p else '', why]
+            for name, n, p, why in parameter_rows('' if changes else preset, model)]
     out.append(text_table(rows, ['', 'ours', 'paper', 'difference', 'why, where more than 3 %']))
 
     lm, gated = token_flops(c)

@@ -67,7 +67,7 @@ def look_ahead(run, reads, steps):
             if key not in run.pixels.kept:
                 run.pixels.kept.keep(key, torch.from_numpy(frames))
         for bad in bad_items:
-            run.report.add(bad)
+            run.leave_out(bad)
         yield names
 
 

@@ -53,6 +53,8 @@ class Chat:
     def image(self, media):
         """Show a picture; what is said from now on sees this one."""
         self.check_room(2, 'no room for a picture')
+        for kept in (self.asker.features.kept, self.asker.features.pixels.kept):
+            kept.drop(media.key)  # a file of the same name may be another picture by now
         features, frame_mask = self.asker.features([[media]])
         new = self.model.visual_keys_values(features=features, frame_mask=frame_mask)  # of this picture alone
         self.before.append((list(self.pieces), self.cache.length, self.n_image))

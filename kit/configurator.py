@@ -253,7 +253,7 @@ def frozen_dtype(dtype, device, dim):
 
 def autocast(device, dtype, cache=True):
     """The context to run a forward in: mixed precision for bfloat16, nothing at all for float32. cache: keep bfloat16
-    copies of float32 weights for the next use inside it; in training there is none, and the copies are as large as the weights."""
+    copies of float32 weights for the next use inside it; in training each is used once, and the copies are as large as the weights."""
     device_type = torch.device(device).type
     if dtype == torch.float32 or device_type == 'meta':  # nothing is computed on meta
         return contextlib.nullcontext()

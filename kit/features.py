@@ -19,7 +19,11 @@ class Kept(dict):
         self[key] = tensor
         self.size += tensor.nbytes
         while self.size > self.limit and len(self) > 1:
-            self.size -= self.pop(next(iter(self))).nbytes
+            self.drop(next(iter(self)))
+
+    def drop(self, key):
+        if key in self:
+            self.size -= self.pop(key).nbytes
 
     def clear(self):
         super().clear()

@@ -68,7 +68,7 @@ class Pages:
     def naming_text(self, rng):
         """Mostly a thing is told by a single word, next to its name: looking that up is the simplest copying there is, and on a
         page with pictures, where every token sees its picture, the look-up is as short."""
-        deal = [(self.pairs.items[k].text.rstrip('.'), name) for k, _, name in self.deal(rng, self.n_way[1])]
+        deal = [(self.pairs.items[k].text.rstrip('.') or self.pairs.items[k].text, name) for k, _, name in self.deal(rng, self.n_way[1])]
         link, end = [(': ', '. '), (' ', '. '), (' ', '. '), (' ', ' '), (' ', '\n')][int(rng.integers(5))]
         told = {}  # name -> what the thing is called
         for thing, name in deal:

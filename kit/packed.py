@@ -23,6 +23,11 @@ def product(weight, bias, n_row):
     return lambda x: OPERATOR(x, ordered, bias, 'none', [], '')
 
 
+def in_place_of(plain, fast):
+    """`fast` for the answer that is being written; `plain` for what another thread may ask of the same layer, with gradients, say."""
+    return lambda x: fast(x) if torch.is_inference_mode_enabled() else plain(x)
+
+
 def pays(weights, n_word):
     plain = all(type(w.data) is torch.Tensor and w.device.type == 'cpu' and w.dtype == torch.float32 for w in weights)  # not sharded, not on meta
     return (OPERATOR is not None and plain and not torch.is_autocast_enabled('cpu')
@@ -32,17 +37,18 @@ def pays(weights, n_word):
 @contextlib.contextmanager
 def packed(model, n_row, n_word):
     """As long as it lasts, a Flamingo's step to the next word is for n_row rows of one token, without gradients: its linear layers
-    and its head have their weights packed, and autograd is not even asked (an eighteenth of the time). Where that cannot be, or
+    and its head have their weights packed, and autograd is not even asked, which saves an eighteenth of the time. Where that cannot be, or
     does not pay for n_word words, all is as ever."""
     layers = [m for part in (model.lm.h, model.gated) for name, m in part.named_modules()
-              if isinstance(m, nn.Linear) and not name.endswith('to_kv')]  # keys and values of pictures are there already
+              if type(m) is nn.Linear and 'forward' not in m.__dict__      # and nobody has made more of it
+              and not name.endswith('to_kv')]                              # keys and values of pictures are there already
     if not pays([model.lm.wte.weight, model.new_rows, *(m.weight for m in layers)], n_word):
         yield
         return
     try:
-        model.head = product(torch.cat([model.lm.wte.weight, model.new_rows]), None, n_row)
-        for m in layers:
-            m.forward = product(m.weight, m.bias, n_row)  # an attribute of this one layer, found before its class's method
+        model.head = in_place_of(model.head, product(torch.cat([model.lm.wte.weight, model.new_rows]), None, n_row))
+        for m in layers:  # an attribute of this one layer, found before its class's method
+            m.forward = in_place_of(m.forward, product(m.weight, m.bias, n_row))
         with torch.inference_mode():
             yield
     finally:

@@ -22,11 +22,11 @@ from kit.configurator import BadInput, BadItem, check_memory, pick_device, pick_
 from kit.features import FrozenFeatures, Pixels
 from kit.pages import is_pages
 from kit.shapes import made_up_names
-from kit.sources import Classes, Pairs, Report, open_folder, open_source, readable_pairs, split_spec
+from kit.sources import SPLITS, Classes, Pairs, Report, open_folder, open_source, readable_pairs, split_spec
 from kit.tasks import can_ask
 from model import PRESETS, Flamingo, FlamingoConfig
 
-SIZES = [f for f in fields(FlamingoConfig) if f.name not in ('n_vocab', 'bos', 'pad')]
+SIZE_FIELDS = [f for f in fields(FlamingoConfig) if f.name not in ('n_vocab', 'bos', 'pad')]
 SOURCES = ('m3w', 'align', 'ltip', 'vtp')
 # Keys that say how a run is carried out, not what it computes; they may change when it continues.
 FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'shard', 'activation_checkpointing', 'micro_batches', 'workers', 'log_every',
@@ -44,7 +44,7 @@ class Run:
             raise BadInput(f'--preset={config.preset}: expected one of {", ".join(PRESETS)}')
         self.device = distributed.begin(pick_device(config.device, meta=False), config.shard)
         self.dtype = pick_dtype(config.dtype, self.device)
-        sizes = {f.name: self.config[f.name] for f in SIZES if f.name in config.given or f.name not in PRESETS[config.preset]}
+        sizes = {f.name: self.config[f.name] for f in SIZE_FIELDS if f.name in config.given or f.name not in PRESETS[config.preset]}
         self.config |= {k: v for k, v in PRESETS[config.preset].items() if k in self.config and k not in sizes}
         self.report = Report()
         # A source may be given as the name of another: m3w = 'align' makes pages of the same folder.
@@ -78,7 +78,7 @@ class Run:
         """-> FlamingoConfig. Raises BadInput where these sizes make no model, or none that this machine could hold."""
         t = self.tokenizer
         try:
-            size = FlamingoConfig(**{f.name: self.config[f.name] for f in SIZES}, n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
+            size = FlamingoConfig(**{f.name: self.config[f.name] for f in SIZE_FIELDS}, n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
         except ValueError as e:
             raise BadInput(f'--{e}') from e
         if size.n_context < 64:
@@ -356,13 +356,13 @@ def kind_of(stage_name):
 
 
 def held_out(specs, n_frame, images, classes):
-    """The val (or test) split of the first source of pairs; all of it, if it has none: then evaluation shows what was learned by
+    """The val (or valid, validation, test) split of the first source of pairs; all of it, if it has none: then evaluation shows what was learned by
     heart. None where there are no pairs but those of the embedded world."""
     for role in ('align', 'ltip', 'm3w', 'vtp'):
         for path, _ in split_spec(role, specs[role]) if specs[role] else []:
             if path != 'shapes' and not is_pages(path):
                 pairs = open_folder(path, n_frame, split=None, images=images, classes=classes)
-                return next((pairs.split(name) for name in ('val', 'test') if name in pairs.splits), pairs)
+                return next((pairs.split(name) for name in SPLITS if name != 'train' and name in pairs.splits), pairs)
     return None
 
 

@@ -151,6 +151,10 @@ class Pairs:
         if not kept:
             there = ', '.join(f'{split} ({n})' for split, n in self.splits.items())
             raise BadInput(f"{self.name}: no split '{name}'; there is {there}")
+        return self.take(kept)
+
+    def take(self, kept):
+        """Pairs of the items of these numbers."""
         items = [self.items[k] for k in kept] if isinstance(self.items, list) else self.items.take(kept)
         return Pairs(items, self.name, self.n_frame, self.n_variant, self.seed, self.flip, self.report)
 
@@ -230,7 +234,7 @@ def open_folder(path, n_frame=8, seed=0, split='train', report=None, n_variant=1
             items = items + list(shards) if len(roots) > 1 else shards
         elif found := find_coco(root):
             for file, file_split in found:
-                items += read_coco(file, images or os.path.dirname(file), file_split, here)
+                items += read_coco(file, images or os.path.dirname(file) or '.', file_split, here)
         else:
             check_folder(root)
             found = find_classes(root, here)

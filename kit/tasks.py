@@ -16,7 +16,7 @@ from PIL import Image
 from data import CAPTION_PROMPT, Episode, Example, Media, question_prompt
 from kit import shapes
 from kit.configurator import BadInput, BadItem, open_file
-from kit.decode import read_frames
+from kit.decode import Inside, is_picture, read_frames
 from kit.sources import check_caption, parse_json, read_lines
 
 # One small twin for each kind among the paper's 16 benchmarks: how episodes are made, and the metrics (the first one leads).
@@ -56,15 +56,18 @@ def episodes_of(task, shots, n, ways=None, seed=0, pairs=None, text_examples=0, 
     within: the things of an episode are of one group of class folders.
     """
     rng = np.random.default_rng([seed, shots, ways or 0, *task.encode()])
-    if pairs is not None:
-        if task == 'caption':
-            return [folder_caption(rng, pairs, shots) for _ in range(n)]
+    name = f'{pairs.name if pairs is not None else task}, ' + (f'{ways}-way, ' if ways else '') + f'{shots}-shot, seed {seed}'
+    if pairs is not None and task == 'caption':
+        episodes = [folder_caption(rng, pairs, shots) for _ in range(n)]
+    elif pairs is not None:
         groups = groups_of(pairs, ways, within)
-        return [folder_naming(rng, pairs, groups, ways, shots, i) for i in range(n)]
-    make, _ = TASKS[task]
-    sizes = (ways, shots) if task == 'naming' else (shots or text_examples,)
-    episodes = [make(rng, 'held', *sizes, **({'turn': i} if task in IN_TURN else {})) for i in range(n)]
-    return episodes if shots else [zero_shot_prompt(e) for e in episodes]
+        episodes = [folder_naming(rng, pairs, groups, ways, shots, i) for i in range(n)]
+    else:
+        make, _ = TASKS[task]
+        sizes = (ways, shots) if task == 'naming' else (shots or text_examples,)
+        episodes = [make(rng, 'held', *sizes, **({'turn': i} if task in IN_TURN else {})) for i in range(n)]
+        episodes = episodes if shots else [zero_shot_prompt(e) for e in episodes]
+    return [replace(e, where=f'{name}, episode {i + 1}') for i, e in enumerate(episodes)]
 
 
 def zero_shot_prompt(episode):
@@ -110,7 +113,7 @@ def folder_naming(rng, pairs, groups, ways, shots, i):
     shown = [views(kind, shots + (w == asked)) for w, kind in enumerate(kinds)]
     query = Example(shown[asked].pop(), CAPTION_PROMPT, names[asked])
     support = [Example(m, CAPTION_PROMPT, names[w]) for w, row in enumerate(shown) for m in row]
-    return Episode([support[k] for k in rng.permutation(len(support))], query, choices=names, where=f'{pairs.name}, episode {i + 1}')
+    return Episode([support[k] for k in rng.permutation(len(support))], query, choices=names)
 
 
 def folder_trials(rng, pairs, ways, n):
@@ -134,9 +137,15 @@ def folder_trials(rng, pairs, ways, n):
 
 
 def episode_line(episode, folder):
-    """Episode of pictures on disk -> the line that `read_episode` reads, for a file in `folder`."""
+    """Episode of pictures on disk -> the line that `read_episode` reads, for a file in `folder`. Raises BadInput where it shows a
+    picture that is no file by itself: inside a .tar, or a variant of another, for want of pictures."""
     def entry(example):
-        path = example.media.load.args[0]
+        path, _, variant, _, turn = example.media.load.args
+        if isinstance(path, Inside):
+            raise BadInput(f'{path.path}: a file of episodes names pictures by their paths, and these are inside; unpack it')
+        if variant or turn:
+            raise BadInput(f'{episode.where}: shows {path} ' + ('turned' if turn else 'twice, in variants, as its class has too few pictures')
+                           + ', and a file of episodes can only name pictures as they are')
         return {'image': os.path.relpath(path, folder), 'prompt': example.prompt}
     support = [entry(e) | {'answer': e.answer} for e in episode.support]
     return {'support': support, 'query': entry(episode.query), 'answer': episode.query.answer, 'choices': episode.choices}
@@ -214,7 +223,7 @@ def usable(episodes, check, report):
             report.add(BadItem(e.kind, f'{episode.where}: {e.where}', e.message))
             out.append(None)
         except BadInput as e:
-            report.add(BadItem('too long', str(e)))
+            report.add(BadItem('too long', f'{episode.where}: {str(e).removeprefix(episode.where + ": ")}'))
             out.append(None)
     return out
 
@@ -246,7 +255,7 @@ def picture_numbers(folder):
     found = {}
     for name in sorted(os.listdir(folder)):
         number = re.search(r'(\d+)\.\w+$', name)
-        if number:
+        if number and is_picture(name):  # '._…42.jpg', which macOS leaves behind, is none
             found.setdefault(int(number[1]), os.path.join(folder, name))
     return found
 

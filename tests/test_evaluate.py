@@ -1,6 +1,8 @@
 """Evaluation: prompts as the paper has them, controls that do what they say, people's own files, and numbers that add up."""
+import io
 import json
 import os
+import tarfile
 from collections import Counter
 from types import SimpleNamespace
 
@@ -387,8 +389,40 @@ def test_trials_in_the_published_form(asker, tmp_path, capsys):
     assert {line['query']['image'].split('/')[-3] for line in lines} == {'big', 'small'}
     rows = evaluate.run_episodes(config(f'--episodes={tmp_path}/trials.jsonl', '--written=True'), asker)  # and they can be asked
     assert [(r['metric'], r['n']) for r in rows] == [('accuracy', 20), ('nearest', 20), ('written', 20)]
+    for ignored in ('--predictions=p.json', '--written=True'):
+        with pytest.raises(BadInput, match=ignored.split('=')[0]):
+            evaluate.check_values(config(ignored))
     with pytest.raises(BadInput, match='in the largest group'):
         evaluate.run_folder(config(*options, '--ways=7'), asker)
+
+
+def test_a_file_of_episodes_shows_pictures_as_they_are_or_is_refused(asker, tmp_path):
+    """A class of one picture would be asked about by the picture that is shown."""
+    for name in ('a', 'b', 'c'):
+        pictures_in(tmp_path / 'one' / name, ['0.png'])
+    options = [f'--write_episodes={tmp_path}/e.jsonl', '--ways=2', '--n=4', '--seeds=1']
+    with pytest.raises(BadInput, match='0.png twice, in variants'):
+        evaluate.write_episodes(config(f'--folder={tmp_path}/one', *options), asker)
+    with tarfile.open(tmp_path / 'pairs.tar', 'w') as tar:
+        for k in range(6):
+            for name, content in ((f'{k}.txt', f'thing {k % 3}'.encode()), (f'{k}.png', (tmp_path / 'one' / 'abc'[k % 3] / '0.png').read_bytes())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(BadInput, match='pairs.tar: .* unpack it'):
+        evaluate.write_episodes(config(f'--folder={tmp_path}/pairs.tar', *options), asker)
+    assert not (tmp_path / 'e.jsonl').exists()
+
+
+def test_every_episode_that_is_left_out_is_counted(asker, tmp_path):
+    report, long = Report(), [e for seed in (0, 1) for e in tasks.episodes_of('naming', 40, 5, 4, seed)]
+    assert tasks.usable(long, asker.check, report) == [None] * 10 and report.as_dict() == {'too long': 10}
+
+
+def test_pictures_of_coco_are_found_for_retrieval_too(loaded, tmp_path):
+    argv = coco(tmp_path)
+    rows = evaluate.run_encoders(config(f'--retrieval={tmp_path}/captions.json', argv[1]), *loaded)
+    assert [(r['metric'], r['n']) for r in rows][:1] == [('i2t_R@1', 3)]
 
 
 def test_episodes_within_a_group_and_of_one_held_out(asker, tmp_path):
@@ -412,8 +446,30 @@ def test_the_nearest_neighbour_by_hand(monkeypatch):
     assert evaluate.nearest_row(None, episodes)['value'] == pytest.approx(2 / 3)
 
 
+def test_retrieval_by_hand(monkeypatch):
+    """Picture a has two captions, two pictures the caption "it"; each stands among the answers once, and any of its own is right."""
+    pictures = {'a': (1, 0), 'b': (0, 1), 'c': (-1, 0), 'd': (0.8, 0.6)}
+    texts = {'one': (1, 0), 'two': (0.9, -0.1), 'it': (0.1, 1), 'far': (-0.6, 0.8)}
+    pairs = [('a', 'one'), ('a', 'two'), ('b', 'it'), ('d', 'it'), ('c', 'far')]
+
+    class Found(list):
+        items = [SimpleNamespace(text=text) for _, text in pairs]
+        media = staticmethod(lambda i: Media(pairs[i][0], None))
+
+    monkeypatch.setattr(evaluate, 'readable_pairs', lambda pairs, *_: pairs)
+    monkeypatch.setattr(evaluate, 'embed_media', lambda vision, features, media: torch.tensor([pictures[m.key] for m in media], dtype=torch.float))
+    monkeypatch.setattr(evaluate, 'embed_texts', lambda tower, tokenizer, said: torch.tensor([texts[t] for t in said], dtype=torch.float))
+    rows = evaluate.retrieval(Found(pairs), SimpleNamespace(vision=None, text=None), SimpleNamespace(pixels=None), None, None)
+    values = {r['metric']: (r['value'], r['n']) for r in rows}
+    # Pictures: a's captions are first and second; b's "it" is first; c's "far" is; d is nearer to "one" and "two" than to "it".
+    assert values['i2t_R@1'] == (0.75, 4) and values['i2t_R@5'] == (1.0, 4)
+    # Texts: "one", "two" find a, "it" finds b (d is right as well), "far" finds b (0.8) before its c (0.6).
+    assert values['t2i_R@1'] == (0.75, 4) and values['t2i_R@10'] == (1.0, 4)
+    assert rows == evaluate.retrieval(Found(pairs), SimpleNamespace(vision=None, text=None), SimpleNamespace(pixels=None), None, None, most=5, block=3)
+
+
 def coco(folder):
-    pictures_in(folder / 'images', ['COCO_val2014_000000000007.jpg', 'COCO_val2014_000000000009.jpg', 'COCO_val2014_000000000012.jpg'])
+    pictures_in(folder / 'images', ['._COCO_val2014_000000000007.jpg', 'COCO_val2014_000000000007.jpg', 'COCO_val2014_000000000009.jpg', 'COCO_val2014_000000000012.jpg'])
     images = [{'id': n, 'file_name': f'COCO_val2014_{n:012d}.jpg'} for n in (7, 9, 12, 13, 14)]  # 13 has no file, 14 no caption
     said = [{'id': n * 10 + k, 'image_id': n, 'caption': f'a thing of kind {n} seen {k} times.'} for n in (7, 9, 12, 13) for k in range(2)]
     (folder / 'captions.json').write_text(json.dumps({'images': images, 'annotations': said + [{'id': 1, 'image_id': 7}]}))

@@ -1,4 +1,6 @@
 """Packed weights: the same products, words and log-probabilities, in their place only as long as an answer is written."""
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -89,6 +91,35 @@ def test_the_model_is_afterwards_what_it_was(small_pays):
     loss = model(torch.tensor([[1, 2]]), torch.zeros(1, 2, dtype=torch.long), targets=torch.tensor([[2, 3]]))[1]
     loss.backward()
     assert model.new_rows.grad is not None
+
+
+@needs_operator
+def test_layers_that_somebody_changed_stay_as_they_are(small_pays, monkeypatch):
+    class Adapted(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x.flip(-1)
+
+    model = tiny()
+    one, two = model.lm.h[0].attn.c_proj, model.lm.h[1].attn.c_proj
+    adapted = Adapted(32, 32)
+    adapted.load_state_dict(one.state_dict())
+    model.lm.h[0].attn.c_proj = adapted
+    two.forward = lambda x: nn.Linear.forward(two, x) - 0.5 * x
+    answers = ask(model)
+    assert len(small_pays) == 3 * 4 + 2 * 4 + 1 - 2 and 'forward' in two.__dict__
+    monkeypatch.setattr(packed, 'OPERATOR', None)
+    for (words, p), (plain_words, plain_p) in zip(answers, ask(model)):
+        assert words == plain_words and p == pytest.approx(plain_p, abs=1e-4)
+
+
+@needs_operator
+def test_what_another_thread_asks_meanwhile_has_its_gradients(small_pays):
+    model = tiny()
+    with packed.packed(model, 2, 12), ThreadPoolExecutor(1) as other:
+        def train():
+            model(torch.tensor([[1, 2, 3]]), torch.zeros(1, 3, dtype=torch.long), targets=torch.tensor([[2, 3, 4]]))[1].backward()
+        other.submit(train).result()
+    assert small_pays and model.new_rows.grad.abs().sum() > 0 and model.gated[0].feed_forward.up.weight.grad is not None
 
 
 @needs_operator

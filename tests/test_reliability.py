@@ -223,6 +223,34 @@ def test_a_log_that_is_none_is_one_line(tmp_path):
             run.read_log()
 
 
+@pytest.mark.parametrize('name', ['val', 'valid', 'validation', 'test'])
+def test_what_is_held_out_is_asked_about(tmp_path, name):
+    for split, colour in (('train', 'red'), ('train', 'green'), (name, 'blue')):
+        (tmp_path / 'data' / split / colour).mkdir(parents=True)
+        Image.new('RGB', (20, 20), colour).save(tmp_path / 'data' / split / colour / '0.png')
+    run = small_run(tmp_path / 'out', f'--align={tmp_path}/data', '--m3w=align', '--text=align', '--ltip=', '--vtp=')
+    assert [item.text for item in run.held_out.items] == ['blue']
+
+
+def test_captions_too_long_for_many_shots_leave_rows_out_of_the_table_and_say_so(tmp_path, monkeypatch):
+    """And not the run, which is at its end."""
+    for k in range(10):
+        (tmp_path / 'data').mkdir(exist_ok=True)
+        Image.new('RGB', (20 + k, 20), (25 * k, 90, 90)).save(tmp_path / 'data' / f'{k}.png')
+    lines = [{'file_name': f'{k}.png', 'text': f'number {k}, ' + 'very far away and ' * 6 + 'red'} for k in range(10)]
+    (tmp_path / 'data' / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    run = small_run(tmp_path / 'out', f'--align={tmp_path}/data', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--n_context=160', '--n_token=128', '--eval_n=3',
+                    '--ways=2')
+    (tmp_path / 'out').mkdir()
+    run.save_stage(train.VisionStage(run))
+    run.save_stage(train.LanguageStage(run))
+    stage = train.FlamingoStage(run)
+    assert 'caption' in stage.evaluate()
+    rows, _ = evaluate.first_table(stage.asker, None, 3, pairs=run.held_out, all_ways=(), report=run.report)
+    assert [(r['task'], r['shots']) for r in rows] == [('caption', 0)]
+    assert run.report.where['longer than the context'] == ['caption, 4 shots', 'caption, 8 shots']
+
+
 def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
     """Of three things with two pictures each one is damaged: it is left out and counted, and four names are not asked for."""
     for name in ('red', 'green', 'blue'):
@@ -827,7 +855,7 @@ def test_every_key_of_training_at_its_edges(tmp_path, monkeypatch):
     refused = {argument for argument, status in statuses if status == 2}
     assert len(reached) == len(statuses) - len(refused) > 50
     assert {'--seed=-1', '--out_dir=', '--vision_batch=1000000000', '--lm_dim=1000000000', '--dtype=float16', '--device=meta', '--tokenizer=/dev/zero', '--flamingo_lr=nan',
-            '--m3w=a:nan', '--n_token=1000000000', '--n_context=0', '--p_next=1e308', '--feature_dropout=1e308', '--naming=-1'} <= refused
+            '--m3w=a:nan', '--n_token=1000000000', '--n_context=0', '--p_next=1e308', '--feature_dropout=1e308', '--word_dropout=1e308', '--naming=-1'} <= refused
     assert 'GiB' in main_of(train, '--out_dir=out', f'--tokenizer={TOKENIZER}', '--preset=flamingo-80b', '--device=cpu')[2]
     assert not {'--m3w=', '--m3w=align', '--max_minutes=1e308', '--vision_iters=1000000000', '--augment=0'} & refused
 

@@ -174,6 +174,15 @@ def test_the_cache_of_a_chat_keeps_all_pictures(tmp_path, attend):
     assert chat.n_image == 1 and torch.allclose(*next_word(chat), atol=1e-4)
 
 
+def test_a_file_that_changed_is_looked_at_anew(chat, tmp_path):
+    keys = []
+    for colour in ('red', 'blue', 'blue'):
+        Image.new('RGB', (20, 20), colour).save(tmp_path / 'camera.png')
+        chat.image(file_media(tmp_path / 'camera.png'))
+        keys.append(chat.cache.visual[0][0][:, -1].clone())
+    assert not torch.allclose(keys[0], keys[1]) and torch.equal(keys[1], keys[2])
+
+
 def test_the_answers_are_those_of_generate(chat):
     chat.image(picture_media('held', 3))
     answer = chat.ask('what color is it?')

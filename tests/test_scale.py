@@ -369,6 +369,21 @@ def test_caches_are_those_of_generation():
     assert accounting.caches(c, torch.float32) == (sum(x.nbytes for x in cache.text), sum(x.nbytes for kv in visual for x in kv))
 
 
+def test_sizes_of_ones_own_are_counted_and_no_papers():
+    """Twice the layers: twice the blocks."""
+    c = FlamingoConfig()
+    grown = accounting.report('nano', {'lm_layer': 8, 'xattn_every': 2})
+    model = accounting.meta_flamingo(FlamingoConfig(lm_layer=8, xattn_every=2))
+    frozen = sum(p.numel() for p in model.lm.parameters())
+    block = sum(p.numel() for p in model.lm.h[0].parameters())
+    assert frozen == sum(p.numel() for p in accounting.meta_flamingo(c).lm.parameters()) + 4 * block
+    line = next(line for line in grown.splitlines() if line.startswith('language model'))
+    assert line.split()[2:] == accounting.big(frozen).split() and grown.startswith('nano, lm_layer=8, xattn_every=2: parameters')
+    assert '-6.2%' in accounting.report('flamingo-80b') and '+' not in accounting.report('flamingo-80b', {'lm_layer': 40}).split('FLOPs')[0]
+    with pytest.raises(ValueError, match='lm_dim=130'):
+        accounting.report('nano', {'lm_dim': 130})
+
+
 def test_the_report_is_printed_for_the_largest_without_allocating_it(capsys):
     out = accounting.report('flamingo-80b')
     fits = [line.split()[3:] for line in out.splitlines() if line.startswith('fits 80 GB')]

@@ -458,6 +458,13 @@ def test_coco(tmp_path):
     assert 'no such folder' in input_error(file, images=str(tmp_path / 'none'))
 
 
+def test_a_coco_file_beside_its_pictures_in_the_folder_at_hand(tmp_path, monkeypatch):
+    picture(tmp_path / '1.jpg')
+    coco(tmp_path / 'captions_x.json', [{'id': 1, 'image_id': 1, 'caption': 'a dog'}], [{'id': 1, 'file_name': '1.jpg'}])
+    monkeypatch.chdir(tmp_path)
+    assert [item.text for item in open_folder('captions_x.json').items] == ['a dog']
+
+
 def test_a_folder_of_coco_files(tmp_path):
     """As COCO comes: annotations/captions_train2017.json beside train2017/, and the other files there mean nothing to us."""
     for split in ('train', 'val'):
@@ -644,6 +651,14 @@ def test_caption_pages(tmp_path):
     mixed = Pages(pairs, NAMES, naming=0.6)
     naming = sum(read_page(mixed.document(i, np.random.default_rng(i)))[0][1] in NAMES for i in range(500))
     assert 250 < naming < 350
+
+
+def test_a_caption_of_nothing_but_dots_is_a_word(tmp_path):
+    pairs = Pairs(items(tmp_path, '...', 'tram', 'heart'), 'x')
+    for item in pairs.items:
+        item.text = item.label
+    said = ' '.join(Pages(pairs, NAMES, naming=1).text(i, np.random.default_rng(i)) for i in range(100))
+    assert '...: ' in said and 'tram: ' in said
 
 
 def test_text_pages(tmp_path, monkeypatch):

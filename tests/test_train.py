@@ -1,5 +1,6 @@
 """What train.py computes, piece by piece."""
 import json
+import math
 import pickle
 import types
 from functools import partial
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate
 import train
 from data import Document, Media, collate, encode
 from kit import shapes
@@ -68,6 +70,37 @@ def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monke
         stage.run.config['mixing'] = mixing
         asked.clear()
         assert train.train_stage(stage.run, stage, ['flamingo']) and asked == expected
+
+
+def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage, monkeypatch):
+    stage, asked = flamingo_stage, []
+    monkeypatch.setattr(train, 'gradients', lambda run, stage, names, i: (asked.append((*names, i)), (dict.fromkeys(names, 0.0), 0.0))[1])
+    stage.name, stage.n_iter, stage.n_token, stage.evaluate = 'finetune', 5, 1, lambda: {}
+    stage.run.config['mixing'] = 'round_robin'
+    assert train.train_stage(stage.run, stage, ['finetune']) and asked == [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1)]
+
+
+def test_a_batch_without_any_picture_is_learned_from(flamingo_stage, monkeypatch):
+    """As when windows of long pages were all cut after their picture. Every trained weight has a gradient, if of zero."""
+    stage = flamingo_stage
+    def page():
+        sequence = encode(Document(['A square is red.'], 'page'), stage.run.tokenizer)
+        sequence.source = 'm3w'
+        return sequence
+
+    monkeypatch.setattr(stage.run, 'batch', lambda kind, name, i: [page(), page()])
+    losses, together = gradient(stage, ['m3w'])
+    assert math.isfinite(losses['m3w']) and losses['m3w'] > 0 and together.abs().sum() > 0
+
+
+def test_questions_are_asked_without_dropout_or_stochastic_depth(flamingo_stage, monkeypatch):
+    stage, modes = flamingo_stage, []
+    stage.module.freeze(vision=False)  # as fine-tuning does: its encoder trains
+    stage.module.train()
+    assert stage.module.vision.training
+    monkeypatch.setattr(evaluate, 'measure', lambda *a, **k: (modes.append([m.training for m in stage.module.modules()]), [{'value': 1.0}])[1])
+    stage.evaluate()
+    assert modes and not any(map(any, modes)) and stage.module.vision.training
 
 
 def test_a_step_changes_what_is_trained_and_nothing_else(flamingo_stage):
@@ -150,7 +183,7 @@ def test_bad_pictures_are_replaced_and_counted(tmp_path):
         run.documents('align', 0, 1)
 
 
-@pytest.mark.parametrize('argument', ['--stage=eyes', '--mixing=stirred', '--vision_iters=0', '--flamingo_lr=-1', '--preset=huge'])
+@pytest.mark.parametrize('argument', ['--page_examples=2', '--stage=eyes', '--mixing=stirred', '--vision_iters=0', '--flamingo_lr=-1', '--preset=huge'])
 def test_values_that_make_no_sense(tmp_path, argument):
     with pytest.raises(BadInput, match=argument[2:argument.index('=')]):
         small_run(tmp_path, argument)
@@ -246,6 +279,7 @@ def test_workers_prepare_the_same_batches(tmp_path, reads, names):
                     assert (one.tokens == two.tokens).all() and (one.image_index == two.image_index).all() and (one.loss_mask == two.loss_mask).all()
                     assert all(torch.equal(alone.pixels(a), helped.pixels.kept[b.key]) for a, b in zip(one.media, two.media, strict=True))
     assert helped.report.as_dict() == alone.report.as_dict() == ({'truncated': 1} if reads == 'pairs' else {})
+    assert helped.left_out == alone.left_out == ({'x': 'truncated'} if reads == 'pairs' else {})  # saved, and known again after resuming
 
 
 def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
@@ -286,7 +320,8 @@ def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path, monkeypatch):
     """The text tower is told of fewer tokens, others each step, the same again for the same step; of each text at least one."""
     masks = []
     def step(i, share):
-        run = small_run(tmp_path, '--vision_batch=16', f'--word_dropout={share}')
+        run = small_run(tmp_path, '--vision_batch=16')
+        run.config['word_dropout'] = share
         torch.manual_seed(0)
         stage = train.VisionStage(run)
         monkeypatch.setattr(stage, 'net', lambda images, texts: [masks.append(mask) for _, mask, _ in texts])

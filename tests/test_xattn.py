@@ -64,6 +64,7 @@ PAGES = {
     'more tags than images': (2, [[0, 1, 2, 3, 3, 4, 9]]),
     'not monotone': (3, [[1, 3, 2, 2, 1, 0, 3, 1]]),
     'one image': (1, [[0, 1, 1, 1, 1]]),
+    'one image, and tags beyond it': (1, [[0, 1, 2, 1, 3]]),
     'one token': (3, [[2]]),
     'fewer tokens than images': (5, [[0, 5]]),
     'nobody sees anything': (2, [[0, 0, 0], [0, 3, 0]]),

@@ -299,12 +299,26 @@ def zero_shot(contrastive, tokenizer, features, n):
     return row('zero_shot', classify(contrastive, tokenizer, features, media, truth, shapes.zero_shot_classes()), n)
 
 
-def retrieval(pairs, contrastive, features, tokenizer, report, most=None, block=1024):
+def ranks(asked, answers, belong, block=1024):
+    """How many wrong answers stand before the first right one, ties against us -> (Q,). asked (Q,E), answers (A,E), of length 1; belong:
+    (question, answer) of all that are right. A block of questions at a time: all similarities at once may be too many for the memory."""
+    belong, rank = torch.tensor(belong, device=asked.device), []
+    for start in range(0, len(asked), block):
+        similarity = asked[start:start + block] @ answers.T                            # (questions of the block,A)
+        question, answer = belong[(belong[:, 0] >= start) & (belong[:, 0] < start + block)].T
+        right = torch.zeros_like(similarity, dtype=torch.bool)
+        right[question - start, answer] = True
+        best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        rank.append(((similarity >= best) & ~right).sum(1))
+    return torch.cat(rank)
+
+
+def retrieval(pairs, contrastive, features, tokenizer, report, most=None):
     """Which caption belongs to which picture, both ways: R@k = a right one is among the first k -> rows.
 
     As is usual: each picture and each text is asked about once and stands among the answers once, however many captions a picture has
     (COCO: five) or pictures a text (class folders), and any that belongs to it is right. most: so many pairs, always the same, stand for
-    all; block: so many questions are compared at a time."""
+    all."""
     if most is not None and len(pairs) > most:
         pairs = pairs.take(np.sort(np.random.default_rng(0).choice(len(pairs), most, replace=False)).tolist())
     pairs = readable_pairs(pairs, features.pixels, report)
@@ -313,18 +327,9 @@ def retrieval(pairs, contrastive, features, tokenizer, report, most=None, block=
     v = embed_media(contrastive.vision, features, list(seen.values()))                 # (P,E)
     l = embed_texts(contrastive.text, tokenizer, list(said))                           # (T,E)
     picture, text = ({key: n for n, key in enumerate(keys)} for keys in (seen, said))
-    belong = sorted({(picture[m.key], text[item.text]) for m, item in zip(media, items)})
+    belong = [(picture[m.key], text[item.text]) for m, item in zip(media, items)]
     rows = []
-    for way, asked, answers, own in (('i2t', v, l, belong), ('t2i', l, v, sorted((t, p) for p, t in belong))):
-        own, rank = torch.tensor(own, device=v.device), []                             # (pairs,2), sorted by question
-        for start in range(0, len(asked), block):
-            similarity = asked[start:start + block] @ answers.T
-            right = torch.zeros_like(similarity, dtype=torch.bool)
-            of_block = own[(own[:, 0] >= start) & (own[:, 0] < start + block)]
-            right[of_block[:, 0] - start, of_block[:, 1]] = True
-            best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-            rank.append(((similarity >= best) & ~right).sum(1))                        # ties count against us
-        rank = torch.cat(rank)
+    for way, rank in (('i2t', ranks(v, l, belong)), ('t2i', ranks(l, v, [(t, p) for p, t in belong]))):
         rows += [row('retrieval', (rank < k).float().mean().item(), len(rank), metric=f'{way}_R@{k}') for k in (1, 5, 10)]
     return rows
 

@@ -465,7 +465,20 @@ def test_retrieval_by_hand(monkeypatch):
     assert values['i2t_R@1'] == (0.75, 4) and values['i2t_R@5'] == (1.0, 4)
     # Texts: "one", "two" find a, "it" finds b (d is right as well), "far" finds b (0.8) before its c (0.6).
     assert values['t2i_R@1'] == (0.75, 4) and values['t2i_R@10'] == (1.0, 4)
-    assert rows == evaluate.retrieval(Found(pairs), SimpleNamespace(vision=None, text=None), SimpleNamespace(pixels=None), None, None, most=5, block=3)
+
+
+def test_ranks_do_not_depend_on_the_size_of_a_block():
+    """Against the definition, question by question, in float64."""
+    g = np.random.default_rng(0)
+    asked, answers = g.normal(size=(23, 4)), g.normal(size=(31, 4))
+    belong = [(q, int(g.integers(31))) for q in [*range(23), *g.integers(23, size=20).tolist()]]
+    expected = []
+    for q in range(23):
+        right = {a for other, a in belong if other == q}
+        near = asked[q] @ answers.T
+        expected.append(sum(near[a] >= max(near[list(right)]) for a in range(31) if a not in right))
+    for block in (1, 5, 100):
+        assert evaluate.ranks(torch.tensor(asked), torch.tensor(answers), belong, block).tolist() == expected
 
 
 def coco(folder):

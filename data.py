@@ -1,7 +1,7 @@
 """From a Document to tensors: everything Flamingo reads is an ordered list of texts and pictures.
 
 A web page, a captioned picture, a captioned clip, a few-shot prompt and a chat are all a `Document`.
-This file tells how a Document becomes what the model eats (Flamingo §2.1, §3.1.4 and appendix A.1):
+This file tells how a Document becomes what the model eats (Flamingo §3.1.3, §3.2 and appendix A.3):
 
     Document([Media, "Output: a red ring.", Media, ...])
        │  encode: insert <BOS>, <image>, <EOC>; find for each token the one picture it may look at
@@ -155,7 +155,7 @@ class Tokenizer:
 
     Ids 0 … V-1 belong to the language model and are frozen with it: the BPE ranks, then <BOS> and <PAD>.
     Ids V and V+1 are <image> and <EOC>, which the language model never met: Flamingo trains their two
-    rows itself (§3.1.3, and appendix A.1.1: <EOC> is the only thing it adds to the vocabulary).
+    rows itself (§3.2; the paper adds <EOC> only, and writes <image> as plain text).
     """
 
     def __init__(self, ranks, pattern=SPLIT, bos=None, pad=None):
@@ -279,12 +279,14 @@ class Encoded:
 
 
 def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5, blind_loss=True):
-    """Document -> Encoded (appendix A.1.1).
+    """Document -> Encoded (appendices A.3.2 and B.1.2).
 
-    <BOS> text <EOC> <image> text <EOC> <image> text <EOC>        (<EOC> before each image and at the end)
+    <BOS> text <EOC> <image> text <EOC> <image> text <EOC>        (<EOC> before each image and at the end; the paper's
+                                                                  pairs end with <EOC><EOS>, and GPT-2 has no <EOS>)
 
     n_token, n_image: L and N, at most this long; None for no limit. A longer page gives a window of L tokens that
-        starts at a random place (at its beginning without an rng), ending before the N+1st picture. A tag is one
+        starts at a random place (at its beginning without an rng), ending before the N+1st picture (the paper keeps
+        its text, which then sees a picture that it does not speak of). A tag is one
         token, so no window can cut a picture from its tag; text whose picture is outside sees none.
     rng: a numpy Generator; without one, nothing is left to chance: previous picture, no added space.
     p_next: for a page, the chance that its text sees the picture after it instead of the one before it. *Why:* on
@@ -313,7 +315,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
             if open_chunk:
                 put([tokenizer.eoc], sees, True)
             media.append(piece)
-            put([tokenizer.image], len(media), False)  # φ moves on at the tag itself (Figure 6)
+            put([tokenizer.image], len(media), False)  # φ moves on at the tag itself (Figure 7)
             sees = min(len(media) + 1, total) if follow else len(media)
         elif isinstance(piece, EndOfChunk):
             put([tokenizer.eoc], sees, True)
@@ -414,7 +416,7 @@ def collate(sequences, tokenizer, share=False):
 
 def to_pixels(image, size):
     """PIL RGB picture -> (3,size,size) uint8: aspect kept, longer side resized, the rest filled with the picture's
-    mean colour (appendix A.1.2)."""
+    mean colour (appendix B.1.2)."""
     if image.size != (size, size):
         scale = size / max(image.size)
         w, h = (max(1, round(side * scale)) for side in image.size)
@@ -466,7 +468,8 @@ def frame_mask(lengths):
 def augment(pixels, rng, flip=False, strength=1.0, colour=True, warp=0.0):
     """A batch of pictures (N,3,H,W) uint8, each turned, scaled, moved and recoloured a little -> the same, uint8.
 
-    Random colour and flips are the paper's augmentation of the contrastive stage; flips are off where left and
+    Random colour and flips are the paper's augmentation, of the Flamingo stage, too; there, ours has features that were kept, and shows
+    pictures as they are, but for the variants on pages made of a folder. Flips are off where left and
     right, or letters, mean something, colour where there is none. Pixels that come into view take the colour of the nearest edge.
     warp: how much each is slanted, stretched and bent besides, as two hands differ that draw the same.
     """
@@ -542,8 +545,8 @@ def check_pictures(document, config, report):
 def main():
     from kit import pictures
     from kit.sources import open_path
-    paths = [argument for argument in sys.argv[1:] if not argument.startswith('-')]
-    config = configure(KEYS, [argument for argument in sys.argv[1:] if argument.startswith('-')], usage=__doc__)
+    paths = [argument for argument in sys.argv[1:] if not argument.startswith('-') and not argument.endswith('.py')]
+    config = configure(KEYS, [argument for argument in sys.argv[1:] if argument not in paths], usage=__doc__)
     if len(paths) != 1:
         raise BadInput('write python data.py PATH: a folder, a .tar, a captions_*.json, a documents.jsonl')
     check_range(config, 1, LIMIT_SIDE, 'image_size')  # a sheet of these is in memory at once

@@ -89,7 +89,7 @@ MOST_NAMES = 100     # of one episode that are made up: there are a few hundred
 class Asker:
     """A trained Flamingo and all that is needed to put questions to it.
 
-    ensemble: how many orders of the examples a choice is scored in; the mean log-likelihood counts (§4, Table 8).
+    ensemble: how many orders of the examples a choice is scored in; the mean log-likelihood counts (appendix A.2, Table 7).
     """
 
     def __init__(self, model, tokenizer, features, batch_size=16, beam_size=3, max_new_tokens=24, ensemble=1):

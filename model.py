@@ -4,7 +4,8 @@
     tokens ─► embed ─► [ GatedCrossAttention(visual, image_index) ─► GPT block (frozen) ] × L ─► logits (B,T,V+2)
 
 Shapes, in all files unless said there: B batch, T tokens, N images in the sequence, F frames, S spatial positions,
-R visual tokens per image, D width, V vocabulary of the language model, H heads, d head width, K beams.
+R visual tokens per image, D width, V vocabulary of the language model, H heads, d head width, K beams. Sections (§) are those
+of the paper's first version on arXiv; tables, figures and appendices (A, B) those of its second.
 """
 import math
 from copy import copy
@@ -28,7 +29,7 @@ class FlamingoConfig:
     n_vocab: int = 1024
     bos: int = 1022
     pad: int = 1023
-    # language model (Table 5 of the paper: layers / width / heads)
+    # language model (Table 4 of the paper: layers / width / heads)
     lm_layer: int = 4
     lm_dim: int = 128
     lm_head: int = 4
@@ -55,7 +56,7 @@ class FlamingoConfig:
     text_dim: int = 128
     text_head: int = 4
     plain_words: bool = False   # the bag has no order, and a word counts as much as it learned to (see vision.TextTower)
-    # what a training sequence holds (§5 of the appendix: L=256 tokens, N=5 images)
+    # what a training sequence holds (§3.2: L=256 tokens, N=5 images)
     n_token: int = 448          # L
     n_image: int = 33           # N
 
@@ -76,7 +77,7 @@ class FlamingoConfig:
                 raise ValueError(f'{dim}={getattr(self, dim)}: must be a multiple of {head}={getattr(self, head)}')
 
 
-# The three large ones are the paper's (Table 5), with its vision encoder, NFNet-F6 at 320 pixels. Their visual tokens are
+# The three large ones are the paper's (Table 4), with its vision encoder, NFNet-F6 at 320 pixels. Their visual tokens are
 # widened to the language model's width: the paper does not say so, but its counts of 1.6 B and 10 B for the gated layers
 # are 12 D² a layer, keys and values from D-wide tokens; from 1536-wide ones they would be 1.4 B and 8.4 B.
 _PAPER = dict(n_vocab=32000, bos=1, pad=0, n_context=2048, xattn_head_dim=128, resampler_layer=6, resampler_dim=1536, resampler_head=16,

@@ -117,7 +117,7 @@ class PerceiverResampler(nn.Module):
     dim:       width D of the visual tokens;  dim_media: width of the features, projected to D if it differs
     head_dim:  D / n_head unless said. (The paper contradicts itself: 96 by Table 4, 128 by its text and by its
                parameter count of 194 M; see the presets in model.py.)
-    n_frame:   frames seen in training; longer clips interpolate the learned time embeddings (appendix A.1.1)
+    n_frame:   frames seen in training; longer clips interpolate the learned time embeddings (appendix B.1.2)
     """
 
     def __init__(self, dim, dim_media=None, n_latent=64, n_layer=6, n_head=16, head_dim=None, n_frame=8):

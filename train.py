@@ -19,7 +19,7 @@ Run it again and it continues where it was interrupted (init_from=auto).
 
     vision     NFNet + text tower from random weights: which caption belongs to which picture?     (appendix B.1)
     language   a GPT from random weights, on text alone
-    flamingo   both frozen; the resampler and the gated layers between them learn to answer         (§2, §3.3)
+    flamingo   both frozen; the resampler and the gated layers between them learn to answer         (§3.2)
     finetune   the same, the vision encoder training too, at a small learning rate                  (appendix)
 """
 import contextlib
@@ -74,15 +74,15 @@ KEYS = {
     'text': ('shapes', 'plain text for the language stage'),
     'images': ('', 'folder of the pictures that a COCO captions file or a documents.jsonl names, where they are not beside it'),
     'workers': (0, 'processes that read and decode the next steps while the model computes; for pictures larger than the nano size'),
-    'lambda_m3w': (1.0, 'weight of each source in the loss (λ; appendix A.1.3)'),
-    'lambda_align': (0.2, ''),
-    'lambda_ltip': (0.2, ''),
-    'lambda_vtp': (0.03, ''),
-    'mixing': ('accumulate', "accumulate gradients of all sources each step, 'round_robin' over steps, or 'merged' batches"),
+    'lambda_m3w': (1.0, 'weight of each source in the loss (λ; appendix B.1.2)'),
+    'lambda_align': (0.2, 'the same of align'),
+    'lambda_ltip': (0.2, 'the same of ltip'),
+    'lambda_vtp': (0.03, 'the same of vtp'),
+    'mixing': ('accumulate', "in the Flamingo stage: accumulate gradients of all sources each step, 'round_robin' over steps, or 'merged' batches, without λ"),
     'batch_m3w': (24, 'sequences of each source a step, in the Flamingo stage'),
-    'batch_align': (8, ''),
-    'batch_ltip': (16, ''),
-    'batch_vtp': (4, ''),
+    'batch_align': (8, 'the same of align'),
+    'batch_ltip': (16, 'the same of ltip'),
+    'batch_vtp': (4, 'the same of vtp'),
     'p_next': (0.5, 'chance that the text of a page sees the next picture instead of the one before'),
     'blind_loss': (True, 'learn text that can see no picture, too'),
     # Folders of class folders, and the pages made of any folder
@@ -120,7 +120,7 @@ KEYS = {
     'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, others for each picture; not in fine-tuning'),
     'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
     'finetune_iters': (200, 'steps of fine-tuning'),
-    'finetune_lr': (1e-4, 'peak learning rate'),
+    'finetune_lr': (1e-4, 'peak learning rate (the paper, for much larger models: 3e-8 to 1e-5)'),
     'schedule': ('cosine', 'of the first two stages, after warm-up: cosine, linear, trapezoid or constant (the paper: linear for vision)'),
     'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
     'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
@@ -258,7 +258,7 @@ class LanguageStage:
 
 
 class FlamingoStage:
-    """Resampler, gated layers and two embedding rows, between the frozen two (§3.3)."""
+    """Resampler, gated layers and two embedding rows, between the frozen two (§3.2)."""
     name, reads, one_pass, n_token = 'flamingo', 'sequences', True, 0
 
     def __init__(self, run):
@@ -312,6 +312,7 @@ class FlamingoStage:
         of_source = torch.tensor([number[s.source] for s in batch.sequences]).repeat_interleave(torch.tensor([s.n_learned for s in batch.sequences]))
         total = each.new_zeros(len(sources)).index_add(0, of_source.to(each.device), each)
         # The mean is over the whole batch: the targets of all its parts, and of all ranks.
+        # The mean over a source's tokens, where the paper has their sum: λ then says the same of long pages and of short captions.
         n_learned = [sum(s.n_learned for s in batch) for batch in batches.values()]
         n_learned = distributed.total(*([sum(n_learned)] if sources == ['merged'] else n_learned))
         return {name: total[k] * distributed.world() / max(n, 1) for k, (name, n) in enumerate(zip(sources, n_learned))}
@@ -358,7 +359,8 @@ class FlamingoStage:
 
 
 class FinetuneStage(FlamingoStage):
-    """The end of the paper's appendix: a trained Flamingo goes on at a small learning rate, and its eyes with it."""
+    """The end of the paper's appendix: a trained Flamingo goes on at a small learning rate, and its eyes with it. (The paper
+    also shows larger pictures here, 480 x 480.)"""
     name = 'finetune'
 
     def prepare(self):
@@ -398,8 +400,8 @@ STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoSt
 
 
 def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
-    """Weight decay pulls matrices only, and none of the resampler's (appendix A.1.3): a gate, gain or norm that
-    decays would undo what it is for. The gates learn `gate_scale` times as fast: while they are shut, everything
+    """Weight decay pulls matrices only, and none of the resampler's (appendix B.1.2, which spares nothing else): a gate, gain or norm that
+    decays would undo what it is for, and the two new rows stand among rows that do not decay. The paper does not say its betas. The gates learn `gate_scale` times as fast: while they are shut, everything
     behind them learns through a keyhole. (With 15 instead of 5 names are learned 100 steps sooner.)"""
     groups = {}
     for name, p in named_parameters:
@@ -454,7 +456,7 @@ def backward(run, stage, names, i, more=False):
 
 
 def gradients(run, stage, names, i):
-    """The gradients of step i: one batch from each source, weighted by λ, added up (appendix A.1.3), and clipped.
+    """The gradients of step i: one batch from each source, weighted by λ, added up (appendix B.1.2), and clipped.
 
     -> ({source: loss}, global norm before clipping), of all processes together, and the same on all.
     """

@@ -30,9 +30,9 @@ PAPER = {
 RELATIVE = "the paper's is 13 D² a layer: one more D x D matrix, as relative positions need; ours has GPT-2's 12 D² and learned positions"
 WHY = {
     ('flamingo-3b', 'language model'): RELATIVE,
-    ('flamingo-9b', 'language model'): "the paper's 7.1 B are 32 layers (of 13 D²), not the 40 of its own Table 5",
-    ('flamingo-9b', 'gated layers'): "the paper's 1.6 B are 8 layers (of 12 D²): one before every 4th of 32, not of the 40 of its Table 5",
-    ('flamingo-9b', 'total'): 'the 40 layers of Table 5; see the two rows above',
+    ('flamingo-9b', 'language model'): "the paper's 7.1 B are 32 layers (of 13 D²), not the 40 of its own Table 4",
+    ('flamingo-9b', 'gated layers'): "the paper's 1.6 B are 8 layers (of 12 D²): one before every 4th of 32, not of the 40 of its Table 4",
+    ('flamingo-9b', 'total'): 'the 40 layers of Table 4; see the two rows above',
     ('flamingo-80b', 'language model'): RELATIVE,
     ('flamingo-80b', 'gated layers'): 'printed as 10 B; 12 layers of 12 D² are 9.7 B',
     ('flamingo-80b', 'total'): 'the 5.4 B of relative positions that ours lacks; see above',

@@ -23,7 +23,7 @@ from data import Media
 from kit.configurator import BadItem
 
 VIDEOS = '.mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .ts .3gp'.split()
-FFMPEG = 'make a folder of frames of each: ffmpeg -i clip.mp4 -vf fps=1 clip/%05d.jpg'  # one frame a second (§3.2)
+FFMPEG = 'make a folder of frames of each: ffmpeg -i clip.mp4 -vf fps=1 clip/%05d.jpg'  # one frame a second (§3.1.1)
 
 PICTURES = ('.png .apng .jpg .jpeg .jfif .gif .webp .avif .bmp .tif .tiff .ppm .pgm .pbm .pnm .pfm .jp2 .ico').split()
 
@@ -101,7 +101,7 @@ def read_frames(path, n_frame=8, limit_pixels=64_000_000):
     """The frames of a picture (one), an animation, or a folder of frames (up to n_frame). path: of a file or a folder,
     or an Inside.
 
-    Animations are sampled at 1 frame a second (Flamingo §3.2). A folder of frames, in natural order (2 before
+    Animations are sampled at 1 frame a second (Flamingo §3.1.1). A folder of frames, in natural order (2 before
     10), is taken to be at 1 frame a second already. What is longer than n_frame seconds is spread evenly.
     Returns a list of PIL RGB pictures, at least one. Raises BadItem and nothing else.
     """

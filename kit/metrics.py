@@ -1,6 +1,7 @@
 """What the paper's tables are made of: CIDEr, VQA accuracy, NDCG, ROC AUC, mean average precision, top-1, and intervals.
 
-Each is the metric as its benchmark publishes it, written from its definition; nothing here knows about models.
+Each is the metric as its benchmark publishes it, written from its definition (three are missing: RareAct's mWAP, NextQA's WUPS and
+iVQA's accuracy; plain mean average precision and the same answer stand for them); nothing here knows about models.
 Values lie between 0 and 1, CIDEr's between 0 and 10 (papers print it times 100).
 """
 import math

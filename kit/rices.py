@@ -1,5 +1,5 @@
 """RICES: the examples of a prompt are those that look most like the query (retrieval-based in-context example selection;
-Yang et al. 2021; §4 and Table 8 of the Flamingo paper).
+Yang et al. 2021; appendix A.2 and Table 7 of the Flamingo paper).
 """
 import contextlib
 import hashlib

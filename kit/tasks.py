@@ -77,7 +77,8 @@ def zero_shot_prompt(episode):
 
 def frozen_episode(episode, rng, repeats=0, induction=True):
     """A naming episode after Frozen (Tsimpoukelli et al. 2021): the answer is written, not chosen. Each example is shown
-    `repeats` more times, and the task is announced: "Answer with dax or blicket."."""
+    `repeats` more times, and the task is announced: "Answer with dax or blicket.". The prompt is ours, "Output: dax" (Frozen's: "This is a
+    dax."), the search a beam, and neither case nor a full stop at the end counts."""
     support = [episode.support[k] for _ in range(repeats + 1) for k in rng.permutation(len(episode.support))]
     return replace(episode, support=support, choices=None, induction=f'Answer with {" or ".join(episode.choices)}.' if induction else '')
 

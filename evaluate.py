@@ -219,14 +219,14 @@ def value_of(metric, episodes, answers):
     return measure(np.arange(n)), metrics.bootstrap(measure, n, times=200)
 
 
-def check_lengths(asker, episodes, task, shots):
+def check_lengths(asker, episodes, task, shots, ways=None):
     """Raises BadItem where one of them does not fit the context. All or nothing: those that happen to fit are not like the others.
     All processes find out, before any of them begins to answer."""
     try:
         for e in episodes:
             asker.check_length(e)
     except BadInput as e:
-        raise BadItem('longer than the context', f'{task}, {shots} shots', str(e)) from e
+        raise BadItem('longer than the context', f'{task}, ' + (f'{ways}-way, ' if ways else '') + f'{shots} shots', str(e)) from e
 
 
 def measure(asker, task, shots, n, ways=None, control=None, seed=0, pairs=None, within=False):
@@ -234,7 +234,7 @@ def measure(asker, task, shots, n, ways=None, control=None, seed=0, pairs=None, 
     episodes = episodes_of(task, shots, n, ways, seed, pairs, within=within)
     if control:
         episodes = spoil(control, episodes, seed)
-    check_lengths(asker, episodes, task, shots)
+    check_lengths(asker, episodes, task, shots, ways)
     answers = asker.answer(episodes)
     metric = tasks.TASKS[task][1][0]
     value, bounds = value_of(metric, episodes, answers)
@@ -384,7 +384,7 @@ def full_table(asker, contrastive, config, report):
             rng = np.random.default_rng(config.seed)
             episodes = [change(e, rng) for e in episodes]
         try:
-            check_lengths(asker, episodes, task, shots)
+            check_lengths(asker, episodes, task, shots, ways)
         except BadItem as e:
             return report.add(e)
         answers = asker.answer(episodes, task)
@@ -410,11 +410,8 @@ def control_table(asker, config):
     report = Report()
     pairs = open_classes(config, asker, report) if config.folder else None
     rows = []
-    for ways in naming_ways(config):
-        for shots in numbers(config, 'shots', (1,), 1):
-            episodes = naming_episodes(config, ways, shots, pairs)
-            good = [e for e in usable(asker, episodes, report, config.folder or 'naming') if e is not None]
-            rows += control_rows(asker, 'naming', good, ways, shots)
+    for ways, shots, good in naming_cells(config, asker, pairs, report, (1,)):
+        rows += control_rows(asker, 'naming', good, ways, shots)
     tell(report)
     return rows
 
@@ -603,7 +600,7 @@ def run_episodes(config, asker):
 def open_classes(config, asker, report):
     """--folder=DIR -> Pairs"""
     classes = Classes(config.class_depth, held=config.held_groups)
-    return open_folder(config.folder, asker.model.config.n_frame, split=config.split or None, report=report, classes=classes)
+    return open_folder(config.folder, asker.model.config.n_frame, split=config.split or None, images=config.images, report=report, classes=classes)
 
 
 def naming_episodes(config, ways, shots, pairs):
@@ -614,18 +611,38 @@ def naming_episodes(config, ways, shots, pairs):
     return [e for s in range(config.seeds) for e in episodes_of('naming', shots, config.n, ways, config.seed + s, pairs, within=config.within_group)]
 
 
+def possible_ways(config, pairs, report):
+    """--ways -> [int]; where nothing is said, those of the usual ones that there are things enough for."""
+    for ways in naming_ways(config):
+        if config.ways or can_ask(pairs, ways, 1, config.within_group or config.trials):
+            yield ways
+        else:
+            report.add(BadItem('too few kinds of things', f'{ways}-way'))
+
+
+def naming_cells(config, asker, pairs, report, all_shots):
+    """(ways, shots, the episodes that can be asked) of every cell of a table; a cell that has none is left out and reported. Raises
+    BadInput where no cell has any, or where --ways asks for more names than there are things."""
+    found = False
+    for ways in possible_ways(config, pairs, report):
+        for shots in numbers(config, 'shots', all_shots, 1):
+            kept = tasks.usable(naming_episodes(config, ways, shots, pairs), asker.check, report)
+            if good := [e for e in kept if e is not None]:
+                found = True
+                yield ways, shots, good
+    if not found:
+        raise BadInput(f'{config.folder or "naming"}: no episode can be used: ' + '; '.join(report.lines() or ['there is none']))
+
+
 def run_folder(config, asker):
     """--folder=DIR: new names for its classes -> rows; and confusions.png, of those with the most names"""
     report, rows, wrong = Report(), [], {}
     pairs = open_classes(config, asker, report)
-    for ways in naming_ways(config):
-        for shots in numbers(config, 'shots', NAMING_SHOTS if not config.trials else (1,), 1):
-            episodes = naming_episodes(config, ways, shots, pairs)
-            good = [e for e in usable(asker, episodes, report, config.folder) if e is not None]
-            answers = asker.answer(good, f'{ways}-way {shots}-shot')
-            rows.append(row('naming', value_of('accuracy', good, answers)[0], len(good), ways, shots))
-            rows += further_rows(asker, good, ways, shots, config.written)
-            wrong[ways] = [(e, answer) for e, answer in zip(good, answers) if not answer['correct']]
+    for ways, shots, good in naming_cells(config, asker, pairs, report, (1,) if config.trials else NAMING_SHOTS):
+        answers = asker.answer(good, f'{ways}-way {shots}-shot')
+        rows.append(row('naming', value_of('accuracy', good, answers)[0], len(good), ways, shots))
+        rows += further_rows(asker, good, ways, shots, config.written)
+        wrong[ways] = [(e, answer) for e, answer in zip(good, answers) if not answer['correct']]
     wrong = {ways: mistakes for ways, mistakes in wrong.items() if mistakes}
     if wrong:
         pictures.save(confusions(wrong[max(wrong)]), os.path.join(config.out_dir, 'confusions.png'))
@@ -637,9 +654,11 @@ def write_episodes(config, asker):
     """--write_episodes=FILE: the episodes of a folder, for --episodes."""
     report, lines = Report(), []
     pairs = open_classes(config, asker, report)
-    for ways in naming_ways(config):
+    for ways in possible_ways(config, pairs, report):
         for shots in numbers(config, 'shots', (1,), 1):
             lines += [tasks.episode_line(e, os.path.dirname(os.path.abspath(config.write_episodes))) for e in naming_episodes(config, ways, shots, pairs)]
+    if not lines:
+        raise BadInput(f'{config.folder}: no episodes: ' + '; '.join(report.lines()))
     write_predictions(config.write_episodes, lines)
     tell(report)
     print(f'{config.write_episodes}: {len(lines)} episodes')

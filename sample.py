@@ -112,7 +112,7 @@ def with_examples(document, config, asker, contrastive):
         raise BadInput('--rices: give a --prompt with the picture that is asked about')
     report = Report()
     pairs = open_folder(config.rices, asker.model.config.n_frame, split=None, images=config.images, report=report)
-    cache = os.path.join(config.out_dir, f'rices-{hashlib.sha256(os.path.realpath(config.rices).encode()).hexdigest()[:12]}.pt')
+    cache = os.path.join(config.out_dir, f'rices-{hashlib.sha256(os.fsencode(os.path.realpath(config.rices))).hexdigest()[:12]}.pt')
     found = rices.folder_embeddings(pairs, contrastive, asker.features, cache, report)
     examples = rices.nearest(shown[-1], *found, contrastive, asker.features, config.shots)
     for line in report.lines():

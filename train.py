@@ -661,7 +661,9 @@ def main():
     distributed.end()
     if stopped is not None:
         if distributed.rank() == 0:
-            print(f'stopped and saved; to continue: python train.py {shlex.join(a for a in sys.argv[1:] if not a.startswith("--init_from"))}')
+            given = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
+            given += ['--init_from=auto'] * (config.init_from == 'scratch' and any(a.endswith('.py') for a in given))  # where a config file says so
+            print(f'stopped and saved; to continue: python train.py {shlex.join(given)}')
         sys.exit(0 if stopped == OUT_OF_TIME else 128 + stopped)
 
 

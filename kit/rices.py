@@ -3,7 +3,6 @@ Yang et al. 2021; appendix A.2 and Table 7 of the Flamingo paper).
 """
 import contextlib
 import hashlib
-import itertools
 import os
 
 import torch
@@ -49,10 +48,15 @@ def folder_embeddings(pairs, contrastive, features, cache, report):
 def nearest(query, items, embeddings, contrastive, features, n):
     """The n examples most like the query (a Media on disk), the nearest last, next to the question -> list of Example.
 
-    The query's own picture, if it lies in the folder, is not among them: it would give the answer away.
+    The query's own picture, if it lies in the folder, is not among them: it would give the answer away. Of a picture with several
+    captions the first stands for it.
     """
     similarity = embeddings @ embed_media(contrastive.vision, features, [query])[0].cpu()  # (N,)
     own = os.path.realpath(query.key)
-    others = (k for k in similarity.argsort(descending=True, stable=True).tolist() if os.path.realpath(str(items[k].path)) != own)
-    best = list(itertools.islice(others, n))
+    best = {own: None}
+    for k in similarity.argsort(descending=True, stable=True).tolist():
+        best.setdefault(os.path.realpath(str(items[k].path)), k)
+        if len(best) > n:
+            break
+    best = [k for k in best.values() if k is not None]
     return [Example(file_media(items[k].path), CAPTION_PROMPT, items[k].text) for k in reversed(best)]

@@ -63,6 +63,8 @@ class Run:
         paths = [path for path, _ in split_spec('m3w', specs['m3w'])] if specs['m3w'] else []
         self.held_out = None if 'shapes' in paths else held_out(specs, self.config['n_frame'], config.images, classes)
         if self.config['words']:
+            if not self.class_items():
+                raise BadInput(f'--words={config.words}: no source has class folders, whose names words could replace')
             self.call_classes(words.first_names({item.label for item in self.class_items()}))
         self.tokenizer = self.choose_tokenizer(specs['text'], classes)
         self.size = self.check_size()
@@ -229,7 +231,7 @@ class Run:
 
     def sequence(self, source, number):
         """Document of that number -> Encoded. Only the pictures in its window are decoded: a page may have many. One that
-        cannot be read is taken out of a page, which is then read again with the same luck."""
+        cannot be read is taken out of a page (of examples, with what is said about it), which is then read again with the same luck."""
         document = self.document(source, number)
         while True:
             rng = np.random.default_rng([self.config['seed'], 7, number, SOURCES.index(source)])  # of its own: whoever reads it, it is the same
@@ -240,14 +242,19 @@ class Run:
                 try:
                     self.pixels(media)
                 except BadItem as e:
-                    if document.kind != 'page':
+                    if document.kind not in ('page', 'examples'):
                         raise
                     self.leave_out(e)
                     bad.append(media)
             if not bad:
                 sequence.source, sequence.seed, sequence.start = source, int(rng.integers(2 ** 31)), self.place(rng, len(sequence.tokens))
                 return sequence
-            pieces = [piece for piece in document.pieces if not any(piece is media for media in bad)]
+            pieces, gone = [], False
+            for piece in document.pieces:
+                if isinstance(piece, Media):
+                    gone = any(piece is media for media in bad)
+                if not (gone and (isinstance(piece, Media) or document.kind == 'examples')):
+                    pieces.append(piece)
             if not any(isinstance(piece, Media) for piece in pieces):
                 raise BadItem('page without pictures', document.where)
             document = Document(pieces, document.kind, document.where)
@@ -356,14 +363,20 @@ def kind_of(stage_name):
 
 
 def held_out(specs, n_frame, images, classes):
-    """The val (or valid, validation, test) split of the first source of pairs; all of it, if it has none: then evaluation shows what was learned by
-    heart. None where there are no pairs but those of the embedded world."""
-    for role in ('align', 'ltip', 'm3w', 'vtp'):
-        for path, _ in split_spec(role, specs[role]) if specs[role] else []:
-            if path != 'shapes' and not is_pages(path):
-                pairs = open_folder(path, n_frame, split=None, images=images, classes=classes)
-                return next((pairs.split(name) for name in SPLITS if name != 'train' and name in pairs.splits), pairs)
-    return None
+    """What evaluation asks about: the val (valid, validation, test, or any but train) split of the first source of pairs; of the first with
+    held groups, where there are any. All of it, if it has no such split: then evaluation shows what was learned by heart, and that is
+    printed. None where there are no pairs but those of the embedded world."""
+    paths = [path for role in ('align', 'ltip', 'm3w', 'vtp') if specs[role] for path, _ in split_spec(role, specs[role])]
+    found = [open_folder(path, n_frame, split=None, images=images, classes=classes) for path in dict.fromkeys(paths) if path != 'shapes' and not is_pages(path)]
+    if not found:
+        return None
+    groups = {name.strip() for name in classes.held.split(',')} - {''}
+    pairs = next((p for p in found if groups and any(item.group in groups for item in p.items)), found[0])
+    if other := [name for name in (*SPLITS, *sorted(pairs.splits)) if name != 'train' and name in pairs.splits]:
+        return pairs.split(other[0])
+    if distributed.rank() == 0:
+        print(f'{pairs.name} has no val or test split: evaluation asks about what was trained on')
+    return pairs
 
 
 def check_same_keys(saved, now, path):

@@ -38,12 +38,11 @@ IN_TURN = ('naming', 'statement')  # whose maker takes `turn`, so that chance is
 
 def can_ask(pairs, ways, shots, within=False):
     """Are there enough things, and pictures, to ask this of them? pairs: None for the embedded world, which has enough."""
-    if pairs is None or not ways:
-        return pairs is None or len(pairs) > shots
-    groups = {}
-    for item in pairs.items:
-        groups.setdefault(item.group if within else None, set()).add(item.label)
-    return max(map(len, groups.values())) >= ways
+    if pairs is None:
+        return True
+    if not ways:
+        return len({picture_of(item) for item in pairs.items}) > shots
+    return max(map(len, things_of(pairs, within))) >= ways
 
 
 def episodes_of(task, shots, n, ways=None, seed=0, pairs=None, text_examples=0, within=False):
@@ -87,15 +86,28 @@ def frozen_episode(episode, rng, repeats=0, induction=True):
 # Folders
 
 
-def groups_of(pairs, ways, within=False):
-    """Pairs -> what the things of an episode are drawn from: a list of lists of things, each the indices of its items. within:
-    a list for each group of class folders that has at least `ways` things; else one of all. Raises BadInput where there is none."""
-    groups = {}
+def picture_of(item):
+    """What tells the pictures of items apart: several may be captions of one."""
+    return item.path, item.turn
+
+
+def things_of(pairs, within=False):
+    """Pairs -> list of lists of things, each the indices of its items, one for each group of class folders; without `within` one of all.
+    A picture that has several captions is what the first of them says."""
+    groups, known = {}, set()
     for k, item in enumerate(pairs.items):
-        groups.setdefault(item.group if within else None, {}).setdefault(item.label, []).append(k)
-    large = [list(labels.values()) for labels in groups.values() if len(labels) >= ways]
+        if picture_of(item) not in known:
+            known.add(picture_of(item))
+            groups.setdefault(item.group if within else None, {}).setdefault(item.label, []).append(k)
+    return [list(labels.values()) for labels in groups.values()]
+
+
+def groups_of(pairs, ways, within=False):
+    """What the things of an episode are drawn from: `things_of` where there are `ways` of them. Raises BadInput where that is nowhere."""
+    groups = things_of(pairs, within)
+    large = [things for things in groups if len(things) >= ways]
     if not large:
-        raise BadInput(f'{pairs.name}: {ways}-way episodes need {ways} kinds of things, and there are {max(map(len, groups.values()))}'
+        raise BadInput(f'{pairs.name}: {ways}-way episodes need {ways} kinds of things, and there are {max(map(len, groups))}'
                        + (' in the largest group' if within else ''))
     return large
 
@@ -153,8 +165,11 @@ def episode_line(episode, folder):
 
 
 def folder_caption(rng, pairs, shots):
-    """The caption of a picture, word for word."""
-    k, *rest = rng.choice(len(pairs), shots + 1, replace=False)
+    """The caption of a picture, word for word, after captions of others."""
+    k, *rest = chosen = rng.choice(len(pairs), shots + 1, replace=False)
+    if len({picture_of(pairs.items[j]) for j in chosen}) <= shots:  # several captions of one picture
+        k, *rest = {picture_of(pairs.items[j]): j for j in rng.permutation(len(pairs))}.values()
+        rest = rest[:shots]
     return Episode([Example(pairs.media(int(r)), CAPTION_PROMPT, pairs.items[r].text) for r in rest],
                    Example(pairs.media(int(k)), CAPTION_PROMPT, pairs.items[k].text))
 
@@ -336,6 +351,8 @@ def official_episodes(items, shots, n, seed, pixels, text_examples=2):
             other = items[j][1]
             if len(support) < wanted and other.media.key != query.media.key and (not shots or readable(other.media)):
                 support.append(other)
+        if len(support) < wanted and shots:
+            raise BadInput(f'{shots} shots need as many other pictures that can be read; of {where} there are {len(support)}')
         episode = Episode(support, query, people=people, where=where)
         episodes.append((number, episode if shots else zero_shot_prompt(episode)))
     return episodes

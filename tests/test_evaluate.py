@@ -17,7 +17,7 @@ from data import EndOfChunk, Episode, Example, Given, Media, dialogue_prompt, en
 from kit import checkpoint, encoders, shapes, tasks
 from kit.configurator import BadInput, configure
 from kit.features import Pixels
-from kit.sources import Report
+from kit.sources import Report, open_folder
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -417,6 +417,39 @@ def test_a_file_of_episodes_shows_pictures_as_they_are_or_is_refused(asker, tmp_
 def test_every_episode_that_is_left_out_is_counted(asker, tmp_path):
     report, long = Report(), [e for seed in (0, 1) for e in tasks.episodes_of('naming', 40, 5, 4, seed)]
     assert tasks.usable(long, asker.check, report) == [None] * 10 and report.as_dict() == {'too long': 10}
+
+
+def test_a_picture_with_several_captions_is_one_thing(tmp_path):
+    """It is not its own example, nor two things at once; three pictures are enough for two shots, not for three."""
+    argv = coco(tmp_path)
+    pairs = open_folder(f'{tmp_path}/captions.json', images=argv[1].split('=')[1])
+    assert len(pairs) == 6 and [tasks.can_ask(pairs, None, shots) for shots in (2, 3)] == [True, False]
+    assert [tasks.can_ask(pairs, ways, 1) for ways in (3, 4)] == [True, False]
+    path = lambda e: e.media.load.args[0]
+    for e in tasks.episodes_of('caption', 2, 60, pairs=pairs):
+        assert len({path(e.query), *map(path, e.support)}) == 3
+    for e in tasks.episodes_of('naming', 1, 60, 3, pairs=pairs):
+        assert len({path(s) for s in e.support}) == 3
+
+
+def test_cells_that_cannot_be_asked_are_left_out_and_said(asker, tmp_path, capsys):
+    """Two classes are enough for 2-way, and 60 examples of each are longer than the context."""
+    pictures_in(tmp_path / 'two' / 'a', [f'{k}.png' for k in range(3)]), pictures_in(tmp_path / 'two' / 'b', [f'{k}.png' for k in range(3)])
+    options = [f'--folder={tmp_path}/two', '--n=4', '--seeds=1', f'--out_dir={tmp_path}']
+    rows = evaluate.run_folder(config(*options, '--shots=1,60'), asker)
+    assert {(r['ways'], r['shots']) for r in rows} == {(2, 1)}
+    printed = capsys.readouterr()
+    assert 'too few kinds of things: 1 (4-way)' in printed.err + printed.out and 'too long: 4' in printed.err + printed.out
+    assert {(r['ways'], r['shots']) for r in evaluate.control_table(asker, config(*options, '--controls=True', '--shots=1,60'))} == {(2, 1)}
+    with pytest.raises(BadInput, match='no episode can be used'):
+        evaluate.run_folder(config(*options, '--shots=60'), asker)
+    with pytest.raises(BadInput, match='4-way'):
+        evaluate.run_folder(config(*options, '--ways=4'), asker)
+
+
+def test_more_shots_than_pictures_are_refused(asker, tmp_path):
+    with pytest.raises(BadInput, match='8 shots need as many other pictures'):
+        evaluate.run_official(config(*coco(tmp_path), '--shots=8'), asker)
 
 
 def test_pictures_of_coco_are_found_for_retrieval_too(loaded, tmp_path):

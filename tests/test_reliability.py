@@ -223,6 +223,51 @@ def test_a_log_that_is_none_is_one_line(tmp_path):
             run.read_log()
 
 
+def test_a_damaged_picture_costs_a_page_one_example(tmp_path):
+    """And what is said about it, not the page: of twelve pictures a page, one in ten is damaged."""
+    for name in ('red', 'green'):
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        for k in range(10):
+            Image.new('RGB', (20 + k, 20), name).save(tmp_path / 'data' / name / f'{k}.png')
+        (tmp_path / 'data' / name / '0.png').write_text('no picture')
+    run = small_run(tmp_path / 'out', f'--align={tmp_path}/data', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--naming=0', '--n_token=256', '--n_image=12')
+    sequences = [s for i in range(12) for s in run.sequences('m3w', i)]
+    assert set(run.left_out.values()) == {'not a picture'} and len(run.left_out) == 2
+    for s in sequences:
+        said = run.tokenizer.decode([t for t in s.tokens.tolist() if t < run.tokenizer.bos])
+        assert len(s.media) == said.count('Output: ') and all(os.path.basename(m.load.args[0]) != '0.png' for m in s.media)
+        for media, part in zip(s.media, said.split('Output: ')[1:]):
+            assert os.path.basename(os.path.dirname(media.load.args[0])) == part.strip()
+
+
+def test_a_split_of_another_name_is_held_out_too_and_none_is_said(tmp_path, capsys):
+    for split, colour in (('train', 'red'), ('dev', 'blue')):
+        (tmp_path / 'data').mkdir(exist_ok=True)
+        Image.new('RGB', (20, 20), colour).save(tmp_path / 'data' / f'{colour}.png')
+    lines = [{'file_name': 'red.png', 'text': 'red', 'split': 'train'}, {'file_name': 'blue.png', 'text': 'blue', 'split': 'dev'}]
+    (tmp_path / 'data' / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    few = ['--ltip=', '--vtp=', '--naming=0', '--m3w=align', '--text=align']
+    assert [item.text for item in small_run(tmp_path / 'out', f'--align={tmp_path}/data', *few).held_out.items] == ['blue']
+    assert 'trained on' not in capsys.readouterr().out
+    (tmp_path / 'data' / 'metadata.jsonl').write_text(json.dumps(lines[0]))
+    assert [item.text for item in small_run(tmp_path / 'out', f'--align={tmp_path}/data', *few).held_out.items] == ['red']
+    assert 'data has no val or test split: evaluation asks about what was trained on' in capsys.readouterr().out
+    with pytest.raises(BadInput, match='--words=2: no source has class folders'):
+        small_run(tmp_path / 'out', f'--align={tmp_path}/data', '--words=2', *few)
+
+
+def test_groups_held_out_are_asked_about_though_another_source_has_a_split(tmp_path):
+    for name in ('pairs/red', 'pairs/blue', 'nested/a/x', 'nested/a/y', 'nested/b/z', 'nested/b/w'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        for k in range(2 if 'nested' in name else 1):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new('RGB', (20 + k, 20)).save(tmp_path / name / f'{k}.png')
+    lines = [{'file_name': 'red/0.png', 'text': 'red', 'split': 'train'}, {'file_name': 'blue/0.png', 'text': 'blue', 'split': 'val'}]
+    (tmp_path / 'pairs' / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    run = small_run(tmp_path / 'out', f'--align={tmp_path}/pairs,{tmp_path}/nested', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--naming=0', '--held_groups=b')
+    assert {item.group for item in run.held_out.items} == {'b'}
+
+
 @pytest.mark.parametrize('name', ['val', 'valid', 'validation', 'test'])
 def test_what_is_held_out_is_asked_about(tmp_path, name):
     for split, colour in (('train', 'red'), ('train', 'green'), (name, 'blue')):

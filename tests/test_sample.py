@@ -2,6 +2,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from kit.chat import Chat
 from kit.configurator import BadInput, BadItem
 from kit.encoders import embed_media
 from kit.shapes import clip_media, picture_media
-from kit.sources import Report, open_folder
+from kit.sources import Pairs, Report, open_folder
 from kit.tasks import file_media
 from resampler import ResamplerLayer, taken_apart
 from xattn import GatedCrossAttention, route_tokens
@@ -90,6 +91,15 @@ def test_the_nearest_comes_last_and_the_query_is_not_among_them(loaded, out):
     assert examples[-1].answer == 'thing a'  # the other red one
     [best] = rices.nearest(query, items, embeddings, contrastive, asker.features, 1)
     assert best.answer == 'thing a'
+
+
+def test_a_picture_with_many_captions_is_one_example(loaded, out):
+    asker, contrastive = loaded
+    pairs = open_folder(str(out / 'pictures'), split=None)
+    twice = [replace(item, text=f'{item.text}, {k}') for item in pairs.items for k in range(3)]
+    items, embeddings = rices.folder_embeddings(Pairs(twice, 'x'), contrastive, asker.features, str(out / 'r3.pt'), Report())
+    examples = rices.nearest(file_media(str(out / 'pictures' / 'q.png')), items, embeddings, contrastive, asker.features, 8)
+    assert len(examples) == 3 and all(e.answer.endswith(', 0') for e in examples) and examples[-1].answer == 'thing a, 0'
 
 
 def test_embeddings_are_kept_until_a_picture_or_the_encoder_changes(loaded, out, monkeypatch, tmp_path):

@@ -363,15 +363,16 @@ def kind_of(stage_name):
 
 
 def held_out(specs, n_frame, images, classes):
-    """What evaluation asks about: the val (valid, validation, test, or any but train) split of the first source of pairs; of the first with
-    held groups, where there are any. All of it, if it has no such split: then evaluation shows what was learned by heart, and that is
-    printed. None where there are no pairs but those of the embedded world."""
+    """What evaluation asks about: the val (valid, validation, test, or any but train) split of the first source of pairs, or of the first
+    that has held groups. All of it, if it has no such split: then evaluation shows what was learned by heart, and that is printed. None
+    where there are no pairs but those of the embedded world."""
     paths = [path for role in ('align', 'ltip', 'm3w', 'vtp') if specs[role] for path, _ in split_spec(role, specs[role])]
-    found = [open_folder(path, n_frame, split=None, images=images, classes=classes) for path in dict.fromkeys(paths) if path != 'shapes' and not is_pages(path)]
-    if not found:
+    paths = [path for path in dict.fromkeys(paths) if path != 'shapes' and not is_pages(path)][:None if classes.held else 1]
+    opened = [open_folder(path, n_frame, split=None, images=images, classes=classes) for path in paths]
+    if not opened:
         return None
     groups = {name.strip() for name in classes.held.split(',')} - {''}
-    pairs = next((p for p in found if groups and any(item.group in groups for item in p.items)), found[0])
+    pairs = next((p for p in opened if groups and any(item.group in groups for item in p.items)), opened[0])
     if other := [name for name in (*SPLITS, *sorted(pairs.splits)) if name != 'train' and name in pairs.splits]:
         return pairs.split(other[0])
     if distributed.rank() == 0:

@@ -3,7 +3,10 @@
 Documents are addressed by number, so a worker needs no more than the number of a step: there is no position to hand over and
 no seed of its own, and a run is the same, to the bit, with any number of workers, interrupted or not.
 """
+import multiprocessing
+import os
 import signal
+import threading
 
 import torch
 
@@ -79,3 +82,10 @@ def quiet(number):
     """Ctrl-C is for the main process; SIGTERM, which that one catches, ends a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent():
+    """A worker whose main process was killed would wait for ever until somebody reads what it has prepared."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

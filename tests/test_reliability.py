@@ -164,6 +164,38 @@ def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path):
     same_end(tmp_path, [*TINY, '--language_iters=2'], [['--stage=vision'], ['--stage=language']], n_kill=3, seed=1)
 
 
+WORKERS = """
+import multiprocessing, sys, time
+import train
+from kit.ahead import look_ahead
+from kit.configurator import configure
+config = configure(train.KEYS, sys.argv[1:])
+run = train.Run(config, train.KEYS)
+batches = look_ahead(run, 'pairs', [(i, ['align']) for i in range(100)])
+next(batches)
+print(*[p.pid for p in multiprocessing.active_children()], flush=True)
+time.sleep(600)
+"""
+
+
+def test_workers_end_with_the_run_that_is_killed(tmp_path):
+    """Also those that have more to say than a pipe holds, which nobody empties any more."""
+    arguments = [f'--out_dir={tmp_path}', *TINY, '--workers=2', '--vision_batch=96']
+    run = subprocess.Popen([sys.executable, '-c', WORKERS, *arguments], stdout=subprocess.PIPE, text=True, env=os.environ | {'PYTHONPATH': str(ROOT)}, cwd=tmp_path)
+    workers = [int(pid) for pid in run.stdout.readline().split()]
+    time.sleep(1.0)  # until the pipes are full
+    run.kill()
+    run.wait()
+    until = time.monotonic() + 60
+    while len(workers) == 2 and time.monotonic() < until:
+        if not any(os.path.exists(f'/proc/{pid}') and 'Z' not in open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[0] for pid in workers):
+            return
+        time.sleep(0.1)
+    for pid in workers:
+        os.kill(pid, 9)
+    pytest.fail(f'workers {workers} are still there')
+
+
 @pytest.mark.long
 def test_killed_twenty_times_in_all_stages(tmp_path):
     """All stages, fine-tuning too, a process reading ahead; one source is a mixture, and one of its pictures is damaged."""

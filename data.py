@@ -286,8 +286,8 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
 
     n_token, n_image: L and N, at most this long; None for no limit. A longer page gives a window of L tokens that
         starts at a random place (at its beginning without an rng), ending before the N+1st picture (the paper keeps
-        its text, which then sees a picture that it does not speak of). A tag is one
-        token, so no window can cut a picture from its tag; text whose picture is outside sees none.
+        its text, which then sees a picture that it does not speak of). A tag is one token, so no window can cut a
+        picture from its tag; text whose picture is outside sees none.
     rng: a numpy Generator; without one, nothing is left to chance: previous picture, no added space.
     p_next: for a page, the chance that its text sees the picture after it instead of the one before it. *Why:* on
         the web both happen. Fixing either would teach the model to ignore half of the pages (Table 10: p_next 0 or 1
@@ -468,9 +468,9 @@ def frame_mask(lengths):
 def augment(pixels, rng, flip=False, strength=1.0, colour=True, warp=0.0):
     """A batch of pictures (N,3,H,W) uint8, each turned, scaled, moved and recoloured a little -> the same, uint8.
 
-    Random colour and flips are the paper's augmentation, of the Flamingo stage, too; there, ours has features that were kept, and shows
-    pictures as they are, but for the variants on pages made of a folder. Flips are off where left and
-    right, or letters, mean something, colour where there is none. Pixels that come into view take the colour of the nearest edge.
+    Random colour and flips are the paper's augmentation, of the Flamingo stage, too; there, ours has features that were kept, and
+    shows pictures as they are, but for the variants on pages made of a folder. Flips are off where left and right, or letters,
+    mean something, colour where there is none. Pixels that come into view take the colour of the nearest edge.
     warp: how much each is slanted, stretched and bent besides, as two hands differ that draw the same.
     """
     n = len(pixels)

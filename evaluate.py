@@ -31,7 +31,7 @@ from tqdm import tqdm
 from data import Media, Tokenizer, collate, encode
 from kit import checkpoint, metrics, pictures, shapes, tasks
 from kit.configurator import BadInput, BadItem, check_range, command, configure, one_line, pick_device
-from kit.encoders import classify, embed_media, embed_texts, linear_probe, pool_media
+from kit.encoders import classify, embed_media, embed_texts, linear_probe, pool_media, ranks
 from kit.features import FrozenFeatures, Pixels
 from kit.metrics import interval
 from kit.sources import Classes, Report, open_folder, readable_pairs
@@ -299,20 +299,6 @@ def zero_shot(contrastive, tokenizer, features, n):
     return row('zero_shot', classify(contrastive, tokenizer, features, media, truth, shapes.zero_shot_classes()), n)
 
 
-def ranks(asked, answers, belong, block=1024):
-    """How many wrong answers stand before the first right one, ties against us -> (Q,). asked (Q,E), answers (A,E), of length 1; belong:
-    (question, answer) of all that are right. A block of questions at a time: all similarities at once may be too many for the memory."""
-    belong, rank = torch.tensor(belong, device=asked.device), []
-    for start in range(0, len(asked), block):
-        similarity = asked[start:start + block] @ answers.T                            # (questions of the block,A)
-        question, answer = belong[(belong[:, 0] >= start) & (belong[:, 0] < start + block)].T
-        right = torch.zeros_like(similarity, dtype=torch.bool)
-        right[question - start, answer] = True
-        best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        rank.append(((similarity >= best) & ~right).sum(1))
-    return torch.cat(rank)
-
-
 def retrieval(pairs, contrastive, features, tokenizer, report, most=None):
     """Which caption belongs to which picture, both ways: R@k = a right one is among the first k -> rows.
 
@@ -416,11 +402,15 @@ def control_table(asker, config):
     return rows
 
 
+def none_usable(where, report):
+    return BadInput(f'{where}: no episode can be used: ' + '; '.join(report.lines() or ['there is none']))
+
+
 def usable(asker, episodes, report, where):
     """The episodes that can be asked, None in the places of the others. Raises BadInput where none can."""
     kept = tasks.usable(episodes, asker.check, report)
     if all(e is None for e in kept):
-        raise BadInput(f'{where}: no episode can be used: ' + '; '.join(report.lines() or ['there is none']))
+        raise none_usable(where, report)
     return kept
 
 
@@ -631,7 +621,7 @@ def naming_cells(config, asker, pairs, report, all_shots):
                 found = True
                 yield ways, shots, good
     if not found:
-        raise BadInput(f'{config.folder or "naming"}: no episode can be used: ' + '; '.join(report.lines() or ['there is none']))
+        raise none_usable(config.folder or 'naming', report)
 
 
 def run_folder(config, asker):

@@ -14,7 +14,8 @@ On many GPUs (the batch of a step is dealt out, so the numbers of a run do not d
 
 Several machines need one out_dir that all of them can read.
 
-What it leaves in out_dir: vision.pt, language.pt, flamingo.pt (after --stage=finetune finetune.pt), results.json, log.csv, curves.png, samples.png.
+What it leaves in out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png; finetune.pt after
+--stage=finetune.
 Run it again and it continues where it was interrupted (init_from=auto).
 
     vision     NFNet + text tower from random weights: which caption belongs to which picture?     (appendix B.1)
@@ -137,8 +138,8 @@ OUT_OF_TIME = 1000  # a reason to stop; the others are numbers of signals
 
 
 # ---------------------------------------------------------------------------------------------
-# The stages: three, and fine-tuning. Each has: name, reads (which of Run's methods makes its batches), module, net (the module as training calls
-# it: DDP around it, or itself), optimizer, n_iter, lr, n_part (micro-batches), sources {name: λ}, losses(sources, i, part),
+# The stages: three, and fine-tuning. Each has: name, reads (which of Run's methods makes its batches), module, net (the module as
+# training calls it: DDP around it, or itself), optimizer, n_iter, lr, n_part (micro-batches), sources {name: λ}, losses(sources, i, part),
 # one_pass (does it read all sources together?), n_token (read in the step at hand, padding included), clip(), evaluate(), state(),
 # content(). Batch number i of a source is the same whenever it is asked for, so the position in the data is the step number, and
 # resuming needs nothing else. Of each batch, a process reads its own rows only.
@@ -400,9 +401,10 @@ STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoSt
 
 
 def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
-    """Weight decay pulls matrices only, and none of the resampler's (appendix B.1.2, which spares nothing else): a gate, gain or norm that
-    decays would undo what it is for, and the two new rows stand among rows that do not decay. The paper does not say its betas. The gates learn `gate_scale` times as fast: while they are shut, everything
-    behind them learns through a keyhole. (With 15 instead of 5 names are learned 100 steps sooner.)"""
+    """Weight decay pulls matrices only, and none of the resampler's (appendix B.1.2, which spares nothing else): a gate, gain or norm
+    that decays would undo what it is for, and the two new rows stand among rows that do not decay. The paper does not say its betas.
+    The gates learn `gate_scale` times as fast: while they are shut, everything behind them learns through a keyhole. (With 15 instead
+    of 5 names are learned 100 steps sooner.)"""
     groups = {}
     for name, p in named_parameters:
         matrix = p.ndim >= 2 and not name.startswith('resampler.') and name != 'new_rows'
@@ -662,7 +664,8 @@ def main():
     if stopped is not None:
         if distributed.rank() == 0:
             given = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
-            given += ['--init_from=auto'] * (config.init_from == 'scratch' and any(a.endswith('.py') for a in given))  # where a config file says so
+            if config.init_from == 'scratch' and any(a.endswith('.py') for a in given):  # it may be a config file that says so
+                given.append('--init_from=auto')
             print(f'stopped and saved; to continue: python train.py {shlex.join(given)}')
         sys.exit(0 if stopped == OUT_OF_TIME else 128 + stopped)
 

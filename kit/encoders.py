@@ -1,4 +1,4 @@
-"""The two contrastive encoders at work: pictures and texts in one space, classes from descriptions, a linear probe."""
+"""The two contrastive encoders at work: pictures and texts in one space, classes from descriptions, retrieval, a linear probe."""
 import torch
 import torch.nn.functional as F
 
@@ -41,6 +41,20 @@ def pool_media(features, media, batch_size=64):
 def embed_media(vision, features, media):
     """list of N Media -> (N,E), of length 1"""
     return F.normalize(vision.projection(pool_media(features, media)), dim=-1)
+
+
+def ranks(asked, answers, belong, block=1024):
+    """How many wrong answers stand before the first right one, ties against us -> (Q,). asked (Q,E), answers (A,E), of length 1; belong:
+    (question, answer) of all that are right. A block of questions at a time: all similarities at once may be too many for the memory."""
+    belong, rank = torch.tensor(belong, device=asked.device), []
+    for start in range(0, len(asked), block):
+        similarity = asked[start:start + block] @ answers.T                            # (questions of the block,A)
+        question, answer = belong[(belong[:, 0] >= start) & (belong[:, 0] < start + block)].T
+        right = torch.zeros_like(similarity, dtype=torch.bool)
+        right[question - start, answer] = True
+        best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        rank.append(((similarity >= best) & ~right).sum(1))
+    return torch.cat(rank)
 
 
 def pad_texts(ids, longest):

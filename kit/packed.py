@@ -52,5 +52,6 @@ def packed(model, n_row, n_word):
         with torch.inference_mode():
             yield
     finally:
-        for m in (model, *layers):
-            m.__dict__.pop('head' if m is model else 'forward', None)
+        model.__dict__.pop('head', None)
+        for m in layers:
+            m.__dict__.pop('forward', None)

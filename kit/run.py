@@ -63,9 +63,10 @@ class Run:
         paths = [path for path, _ in split_spec('m3w', specs['m3w'])] if specs['m3w'] else []
         self.held_out = None if 'shapes' in paths else held_out(specs, self.config['n_frame'], config.images, classes)
         if self.config['words']:
-            if not self.class_items():
+            labels = {item.label for item in self.class_items()}
+            if not labels:
                 raise BadInput(f'--words={config.words}: no source has class folders, whose names words could replace')
-            self.call_classes(words.first_names({item.label for item in self.class_items()}))
+            self.call_classes(words.first_names(labels))
         self.tokenizer = self.choose_tokenizer(specs['text'], classes)
         self.size = self.check_size()
         self.pixels = Pixels(self.size.image_size, self.size.n_frame)
@@ -363,18 +364,18 @@ def kind_of(stage_name):
 
 
 def held_out(specs, n_frame, images, classes):
-    """What evaluation asks about: the val (valid, validation, test, or any but train) split of the first source of pairs, or of the first
-    that has held groups. All of it, if it has no such split: then evaluation shows what was learned by heart, and that is printed. None
-    where there are no pairs but those of the embedded world."""
+    """What evaluation asks about: the val (valid, validation, test, or any but train) split of the first source of pairs; where groups of
+    class folders are held out, of the first that has class folders. All of it, if it has no such split: then evaluation shows what was
+    learned by heart, and that is printed. None where there are no pairs but those of the embedded world."""
     paths = [path for role in ('align', 'ltip', 'm3w', 'vtp') if specs[role] for path, _ in split_spec(role, specs[role])]
     paths = [path for path in dict.fromkeys(paths) if path != 'shapes' and not is_pages(path)][:None if classes.held else 1]
     opened = [open_folder(path, n_frame, split=None, images=images, classes=classes) for path in paths]
     if not opened:
         return None
-    groups = {name.strip() for name in classes.held.split(',')} - {''}
-    pairs = next((p for p in opened if groups and any(item.group in groups for item in p.items)), opened[0])
-    if other := [name for name in (*SPLITS, *sorted(pairs.splits)) if name != 'train' and name in pairs.splits]:
-        return pairs.split(other[0])
+    pairs = next((p for p in opened if classes.held and any(item.group is not None for item in p.items)), opened[0])
+    for name in (*SPLITS, *sorted(pairs.splits)):
+        if name != 'train' and name in pairs.splits:
+            return pairs.split(name)
     if distributed.rank() == 0:
         print(f'{pairs.name} has no val or test split: evaluation asks about what was trained on')
     return pairs

@@ -511,7 +511,7 @@ def test_ranks_do_not_depend_on_the_size_of_a_block():
         near = asked[q] @ answers.T
         expected.append(sum(near[a] >= max(near[list(right)]) for a in range(31) if a not in right))
     for block in (1, 5, 100):
-        assert evaluate.ranks(torch.tensor(asked), torch.tensor(answers), belong, block).tolist() == expected
+        assert encoders.ranks(torch.tensor(asked), torch.tensor(answers), belong, block).tolist() == expected
 
 
 def coco(folder):

@@ -33,12 +33,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-import evaluate
 import train
-from data import Media, collate
-from kit import accounting, checkpoint, packed, peers, pictures
-from kit.configurator import BadInput, autocast, check_memory, check_range, command, configure, pick_device, pick_dtype
-from kit.run import SIZE_FIELDS
+from data import collate, Media
+from kit.cli import check_range, command, configure
+from kit.device import autocast, check_memory, pick_device, pick_dtype
+from kit.fast import packed
+from kit.files import BadInput, whole_file
+from kit.measure import accounting, peers
+from kit.run.run import SIZE_FIELDS
+from kit.show import lettering
+from kit.tasks.episodes import episodes_of
 from model import Flamingo, FlamingoConfig
 from resampler import PerceiverResampler
 from xattn import GatedCrossAttention
@@ -342,7 +346,7 @@ class Whole:
     @torch.no_grad()
     def answers(self):
         asker = self.flamingo.asker
-        episodes = evaluate.episodes_of('naming', 1, 16, ways=4)
+        episodes = episodes_of('naming', 1, 16, ways=4)
         prompts = self.autocast(asker.prompts)([e.document() for e in episodes[:8]])
         n_image = prompts['frame_mask'].shape[1]
 
@@ -453,12 +457,12 @@ def main():
             name = work.what + (f', {work.images} image{"s" if work.images != 1 else ""}' if work.images else '')
             ratios.append(f'{name}: {1 / slower[fastest]:.2f} × the time of {fastest}, the fastest peer ({", ".join(f"{who} {1 / r:.2f}" for who, r in slower.items())})')
         print('.', end='', flush=True)  # one for each piece of work done
-    print('\n' + pictures.text_table(lines, ['what', 'who', 'images', 'ms', '', 'rate', '', 'peak MiB', 'of limit']))
+    print('\n' + lettering.text_table(lines, ['what', 'who', 'images', 'ms', '', 'rate', '', 'peak MiB', 'of limit']))
     ms = {row['what']: row['ms'] for row in rows if row['who'] == 'ours'}
     ratios += [f'{data}: read {ms[step] / ms[data] - 1:.1f} × as fast as the model uses it up ({step}, which reads it too)' for data, step in STEP_OF.items() if data in ms]
     print(*ratios, sep='\n')
     if config.out:
-        with checkpoint.whole_file(config.out, 'w', encoding='utf-8') as f:
+        with whole_file(config.out, 'w', encoding='utf-8') as f:
             json.dump(rows, f, indent=1)
 
 

@@ -25,19 +25,23 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import Media, Tokenizer, collate, encode
-from kit import checkpoint, metrics, pictures, shapes, tasks
-from kit.configurator import BadInput, BadItem, check_range, command, configure, one_line, pick_device
-from kit.encoders import classify, embed_media, embed_texts, linear_probe, pool_media, ranks
-from kit.features import FrozenFeatures, Pixels
-from kit.metrics import interval
-from kit.sources import Classes, Report, open_folder, readable_pairs
-from kit.tasks import can_ask, episodes_of
-from model import GPT, Flamingo, FlamingoConfig
-from vision import new_contrastive
+from kit.cli import check_range, command, configure
+from kit.device import pick_device
+from kit.files import BadInput, BadItem, one_line, whole_file
+from kit.show import canvas, charts
+from kit.sources.base import readable_pairs, Report
+from kit.sources.folders import Classes
+from kit.sources.forms import open_folder
+from kit.tasks.asker import load, NANO
+from kit.tasks.encoders import classify, further_rows, linear_probe, pool_media, retrieval, zero_shot
+from kit.tasks.episodes import can_ask, episodes_of, folder_trials, frozen_episode, TASKS
+from kit.tasks.files import episode_line, official_episodes, read_coco, read_episodes, read_vqa, usable
+from kit.tasks.results import check_lengths, control_rows, row, value_of
+from kit.tasks.tables import confusions, control_text, NAMING_SHOTS, NAMING_WAYS, SHOTS, tables
+from kit.world.draw import HELD_PAIRS
+
 
 KEYS = {
     'out_dir': ('out', 'folder with the flamingo.pt to evaluate; results go there too'),
@@ -46,7 +50,7 @@ KEYS = {
     'seed': (1, 'of the episodes'),
     'seeds': (3, 'so many seeds, from this one on'),
     'n': (100, 'episodes of each kind and seed; of a COCO or VQA file all, unless said'),
-    'tasks': ('', f'some of {", ".join(tasks.TASKS)}; empty for all'),
+    'tasks': ('', f'some of {", ".join(TASKS)}; empty for all'),
     'ways': ('', 'naming: how many names, several with commas; empty for 2,4'),
     'shots': ('', 'examples in the prompt, several with commas (naming: of each name); empty for 0,4,8,16,32 (naming: 1,2,4,8)'),
     'text_examples': (2, "at 0 shots: examples as text alone, the paper's two; 0 for none"),
@@ -75,287 +79,14 @@ KEYS = {
     'split': ('', 'the split of a folder to use; empty for all'),
 }
 SOURCES = ('episodes', 'folder', 'coco_annotations', 'vqa_questions', 'zero_shot', 'probe', 'retrieval')  # the keys that say what to ask about
-SHOTS, NAMING_SHOTS, NAMING_WAYS = (0, 4, 8, 16, 32), (1, 2, 4, 8), (2, 4)
-NANO = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'assets', 'nano.pt')  # trained already, for the impatient
 
 MOST_BEAMS = 64      # of generation: each takes the memory of a prompt
-MOST_CHOICES = 1000  # of one episode: each takes the memory of a prompt
 MOST_NAMES = 100     # of one episode that are made up: there are a few hundred
-
-# ---------------------------------------------------------------------------------------------
-# Asking a model
-
-
-class Asker:
-    """A trained Flamingo and all that is needed to put questions to it.
-
-    ensemble: how many orders of the examples a choice is scored in; the mean log-likelihood counts (appendix A.2, Table 7).
-    """
-
-    def __init__(self, model, tokenizer, features, batch_size=16, beam_size=3, max_new_tokens=24, ensemble=1):
-        self.model, self.tokenizer, self.features, self.batch_size = model.eval(), tokenizer, features, batch_size
-        self.beam_size, self.max_new_tokens, self.ensemble = beam_size, max_new_tokens, ensemble
-
-    def prompts(self, documents):
-        """-> keyword arguments of `generate` and `score`. Raises BadInput where a prompt is too long."""
-        encoded = [encode(d, self.tokenizer, n_token=self.model.lm.n_context - 1) for d in documents]
-        batch = collate(encoded, self.tokenizer)
-        features, frame_mask = self.features(batch.media)
-        device = self.features.device
-        return dict(tokens=batch.tokens.to(device), length=batch.length.to(device), image_index=batch.image_index.to(device),
-                    features=features, frame_mask=frame_mask)
-
-    def candidates(self, choices, n_prompt, where):
-        """Answers to rank -> lists of token ids, each after a space and closed by <EOC>. n_prompt: tokens of the prompt before
-        them. Raises BadInput where there are too many, or one is too long to follow it."""
-        if len(choices) > MOST_CHOICES:
-            raise BadInput(f'{where}: {len(choices)} choices are more than {MOST_CHOICES}')
-        ids = [self.tokenizer.encode(' ' + c) + [self.tokenizer.eoc] for c in choices]
-        longest, most = max(map(len, ids)), self.model.lm.n_context + 1
-        if n_prompt + longest > most:
-            raise BadInput(f'{where}: a prompt of {n_prompt} tokens and an answer of {longest} are longer than the context of {most - 1}')
-        return ids
-
-    def check_length(self, episode):
-        """Raises BadInput where the prompt, with one of its choices, does not fit the context."""
-        prompt = encode(episode.document(), self.tokenizer, n_token=self.model.lm.n_context - 1)
-        if episode.choices is not None:
-            self.candidates(episode.choices, len(prompt.tokens), episode.where or 'episode')
-
-    def check(self, episode):
-        """The same, and raises BadItem where a picture cannot be read."""
-        self.check_length(episode)
-        for e in [*episode.support, episode.query]:  # last: a prompt that is too long may have any number of them
-            if e.media is not None:
-                self.features.pixels(e.media)
-
-    def score(self, episodes):
-        """-> for each episode the log-probabilities of its choices, in their order"""
-        prompts = self.prompts([e.document() for e in episodes])
-        ids = [self.candidates(e.choices, n, e.where or 'episode') for e, n in zip(episodes, prompts['length'].tolist())]
-        longest = max(len(answer) for answers in ids for answer in answers)
-        # One's long prompt and another's long answer need not fit together, nor all of their choices into memory.
-        if len(episodes) > 1 and (prompts['tokens'].shape[1] + longest > self.model.lm.n_context + 1 or sum(map(len, ids)) > MOST_CHOICES):
-            return [scores for e in episodes for scores in self.score([e])]
-        return self.model.score(candidates=ids, **prompts)
-
-    def choose(self, episodes):
-        """-> for each episode a dict {choice: log-probability}, the mean over so many orders of its examples"""
-        total = [dict.fromkeys(e.choices, 0.0) for e in episodes]
-        for order in range(self.ensemble):
-            if order > 0:
-                episodes = [replace(e, support=[e.support[k] for k in np.random.default_rng(order).permutation(len(e.support))]) for e in episodes]
-            for sums, e, scores in zip(total, episodes, self.score(episodes)):
-                for choice, score in dict(zip(e.choices, scores)).items():  # a choice may be there twice
-                    sums[choice] += score / self.ensemble
-        return total
-
-    def write(self, episodes):
-        """-> for each episode a pair (text, log-probability)"""
-        answers = self.model.generate(max_new_tokens=self.max_new_tokens, beam_size=self.beam_size,
-                                      **self.prompts([e.document() for e in episodes]))
-        return [(self.tokenizer.decode(ids).strip(), log_p) for ids, log_p in answers]
-
-    def answer(self, episodes, progress=None):
-        """-> for each episode a dict {"prediction", "answer", "correct", "logprob"}, in order; and "scores" {choice: log-probability}
-        where it has choices.
-
-        Similar episodes are asked together: those with choices, and prompts of like length, so that little is padding.
-        """
-        order = sorted(range(len(episodes)), key=lambda i: (episodes[i].choices is None, len(episodes[i].support)))
-        out = [None] * len(episodes)
-        bar = tqdm(total=len(episodes), desc=progress, disable=progress is None, leave=False)
-        while order:
-            closed = episodes[order[0]].choices is not None
-            part = [i for i in order[:self.batch_size] if (episodes[i].choices is not None) == closed]
-            order = order[len(part):]
-            asked = [episodes[i] for i in part]
-            if closed:
-                for i, e, scores in zip(part, asked, self.choose(asked)):
-                    best = max(scores, key=scores.get)
-                    out[i] = {'prediction': best, 'answer': e.query.answer, 'correct': best == e.query.answer, 'logprob': scores[best], 'scores': scores}
-            else:
-                for i, e, (text, log_p) in zip(part, asked, self.write(asked)):
-                    out[i] = {'prediction': text, 'answer': e.query.answer, 'correct': bool(e.is_right(text)), 'logprob': log_p}
-            bar.update(len(part))
-        bar.close()
-        return out
-
-
-# ---------------------------------------------------------------------------------------------
-# Numbers
-
-
-def row(task, value, n, ways=None, shots=None, control=None, metric='accuracy', bounds=None):
-    """bounds: the 95 % interval of what is no proportion."""
-    low, high = bounds or interval(value, n)
-    return {'task': task, 'ways': ways, 'shots': shots, 'control': control, 'metric': metric, 'value': value, 'low': low, 'high': high, 'n': n}
-
-
-def value_of(metric, episodes, answers):
-    """-> (value, interval or None for a proportion's). Episodes with choices have them in the same order of meaning where the
-    metric compares them between episodes (yes and no; the actions)."""
-    n = len(episodes)
-    if metric == 'accuracy':
-        return sum(a['correct'] for a in answers) / n, None
-    scores = [[a['scores'][c] for c in e.choices or []] for e, a in zip(episodes, answers)]
-    if metric in ('cider', 'vqa_accuracy', 'ndcg'):  # means over the episodes
-        if metric == 'cider':
-            people = [[metrics.tokenise(t) for t in e.people or [e.query.answer]] for e in episodes]
-            each = metrics.cider([metrics.tokenise(a['prediction']) for a in answers], people)[1]
-        elif metric == 'vqa_accuracy':
-            each = [metrics.vqa_accuracy(a['prediction'], e.people) for e, a in zip(episodes, answers)]
-        else:
-            each = [metrics.ndcg(s, e.relevance) for s, e in zip(scores, episodes)]
-        each = np.array(each)
-        return float(each.mean()), metrics.bootstrap(lambda k: each[k].mean(), n)
-    truth = np.array([[c == e.query.answer for c in e.choices] for e in episodes])
-    if metric == 'roc_auc':  # how much more likely yes is than no
-        margin, label = np.array(scores) @ [1.0, -1.0], truth[:, 0]
-        measure = lambda k: metrics.roc_auc(margin[k], label[k])
-    else:  # mean_average_precision: how likely the action is, of all actions of this thing
-        share = torch.tensor(scores).softmax(1).numpy()
-        measure = lambda k: metrics.mean_average_precision(share[k], truth[k])
-    return measure(np.arange(n)), metrics.bootstrap(measure, n, times=200)
-
-
-def check_lengths(asker, episodes, task, shots, ways=None):
-    """Raises BadItem where one of them does not fit the context. All or nothing: those that happen to fit are not like the others.
-    All processes find out, before any of them begins to answer."""
-    try:
-        for e in episodes:
-            asker.check_length(e)
-    except BadInput as e:
-        raise BadItem('longer than the context', f'{task}, ' + (f'{ways}-way, ' if ways else '') + f'{shots} shots', str(e)) from e
-
-
-def measure(asker, task, shots, n, ways=None, control=None, seed=0, pairs=None, within=False):
-    """-> (row of the task's first metric, episodes, answers). Raises BadItem where one is longer than the context."""
-    episodes = episodes_of(task, shots, n, ways, seed, pairs, within=within)
-    if control:
-        episodes = spoil(control, episodes, seed)
-    check_lengths(asker, episodes, task, shots, ways)
-    answers = asker.answer(episodes)
-    metric = tasks.TASKS[task][1][0]
-    value, bounds = value_of(metric, episodes, answers)
-    return row(task, value, n, ways, shots, control, metric, bounds), episodes, answers
-
-
-def nearest(features, episodes):
-    """What the frozen encoder would answer without any language model: of each episode, the name whose examples look most like the
-    query -> [answer]. A picture's features are the mean over places, as in the contrastive stage, and a name's the mean over its
-    examples; what all names have in common is taken away, and the cosine compares."""
-    out = []
-    for e in episodes:
-        x = pool_media(features, [*(s.media for s in e.support), e.query.media])  # (examples + 1,D)
-        names = list(dict.fromkeys(s.answer for s in e.support))
-        shown = torch.stack([torch.stack([row for row, s in zip(x, e.support) if s.answer == name]).mean(0) for name in names])
-        mean = shown.mean(0)
-        out.append(names[int((F.normalize(shown - mean, dim=-1) @ F.normalize(x[-1] - mean, dim=0)).argmax())])
-    return out
-
-
-def nearest_row(features, episodes, ways=None, shots=None):
-    right = [name == e.query.answer for name, e in zip(nearest(features, episodes), episodes)]
-    return row('naming', sum(right) / len(right), len(right), ways, shots, metric='nearest')
-
-
-def further_rows(asker, episodes, ways, shots, written=False):
-    """What else there is to say about naming episodes: the nearest neighbour, where all has pictures, and the written answer."""
-    rows = []
-    if all(e.media is not None for episode in episodes for e in [*episode.support, episode.query]) and all(e.support for e in episodes):
-        rows.append(nearest_row(asker.features, episodes, ways, shots))
-    if written:
-        asked = [replace(e, choices=None) for e in episodes]
-        rows.append(row('naming', value_of('accuracy', asked, asker.answer(asked, 'written'))[0], len(asked), ways, shots, metric='written'))
-    return rows
-
-
-def spoil(control, episodes, seed=0):
-    rng = np.random.default_rng([seed, *control.encode()])
-    return [tasks.CONTROLS[control](e, rng) for e in episodes]
-
-
-def control_rows(asker, task, episodes, ways, shots):
-    """The rows of every control, and of the episodes as they are, for comparison."""
-    rows = [row(task, value_of('accuracy', episodes, asker.answer(episodes))[0], len(episodes), ways, shots)]
-    for control in tasks.CONTROLS:
-        spoiled = spoil(control, episodes)
-        answers = asker.answer(spoiled)
-        rows.append(row(task, value_of('accuracy', spoiled, answers)[0], len(episodes), ways, shots, control))
-        if control == 'shuffle_answers':  # against the names that the prompt teaches now
-            follows = [a['prediction'] == tasks.taught(e, s) for e, s, a in zip(episodes, spoiled, answers)]
-            rows.append(row(task, sum(follows) / len(follows), len(follows), ways, shots, control, 'follows'))
-    return rows
-
-
-# ---------------------------------------------------------------------------------------------
-# The contrastive encoders
-
-
-def zero_shot(contrastive, tokenizer, features, n):
-    """Contrastive zero-shot: pictures of held-out pairs, the nearest description among all 64 pairs -> row."""
-    media, truth = shapes.zero_shot_pictures('held', n)
-    return row('zero_shot', classify(contrastive, tokenizer, features, media, truth, shapes.zero_shot_classes()), n)
-
-
-def retrieval(pairs, contrastive, features, tokenizer, report, most=None):
-    """Which caption belongs to which picture, both ways: R@k = a right one is among the first k -> rows.
-
-    As is usual: each picture and each text is asked about once and stands among the answers once, however many captions a picture has
-    (COCO: five) or pictures a text (class folders), and any that belongs to it is right. most: so many pairs, always the same, stand for
-    all."""
-    if most is not None and len(pairs) > most:
-        pairs = pairs.take(np.sort(np.random.default_rng(0).choice(len(pairs), most, replace=False)).tolist())
-    pairs = readable_pairs(pairs, features.pixels, report)
-    items, media = pairs.items, [pairs.media(i) for i in range(len(pairs))]
-    seen, said = {m.key: m for m in media}, dict.fromkeys(item.text for item in items)  # P pictures and T texts, each once
-    v = embed_media(contrastive.vision, features, list(seen.values()))                 # (P,E)
-    l = embed_texts(contrastive.text, tokenizer, list(said))                           # (T,E)
-    picture, text = ({key: n for n, key in enumerate(keys)} for keys in (seen, said))
-    belong = [(picture[m.key], text[item.text]) for m, item in zip(media, items)]
-    rows = []
-    for way, rank in (('i2t', ranks(v, l, belong)), ('t2i', ranks(l, v, [(t, p) for p, t in belong]))):
-        rows += [row('retrieval', (rank < k).float().mean().item(), len(rank), metric=f'{way}_R@{k}') for k in (1, 5, 10)]
-    return rows
-
-
-# ---------------------------------------------------------------------------------------------
-# Tables
-
-
-def first_table(asker, contrastive, n=400, seed=1, pairs=None, all_ways=NAMING_WAYS, within=False, report=None):
-    """The table that train.py ends with -> (rows, [(title, Document, answer)] to look at). contrastive: None where no text
-    tower was trained, and there is nothing to say without a prompt. all_ways: of naming; within: as in `episodes_of`; report: is told
-    of rows that are left out, as their prompts are longer than the context."""
-    report = report or Report()
-    plan = [('naming', ways, shots, None) for ways in all_ways for shots in (1, 2, 4) if ways * shots <= 20]
-    plan += [('naming', ways, 1, 'blank_support') for ways in all_ways]
-    if pairs is None:
-        rows = [zero_shot(contrastive, asker.tokenizer, asker.features, 2 * n)] if contrastive else []
-        plan += [(task, None, shots, None) for task in ('caption', 'question', 'clip_caption') for shots in (0, 4, 8)]
-    else:
-        rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, report, most=10_000) if contrastive else []
-        plan += [('caption', None, shots, None) for shots in (0, 4, 8)]
-    plan = [(task, ways, shots, control) for task, ways, shots, control in plan if can_ask(pairs, ways, shots, within and task == 'naming')]
-    shown = []
-    for task, ways, shots, control in tqdm(plan, desc='few-shot table', leave=False):
-        try:
-            result, episodes, answers = measure(asker, task, shots, n, ways, control, seed, pairs, within and task == 'naming')
-        except BadItem as e:
-            report.add(e)
-            continue
-        rows.append(result)
-        if pairs is not None and task == 'naming' and control is None:
-            rows += further_rows(asker, episodes, ways, shots)
-        if control is None and shots <= 4:
-            shown.append((f'{task}{f", {ways}-way" if ways else ""}, {shots} shot{"s" if shots != 1 else ""}', episodes[0].document(), answers[0]))
-    return rows, shown
 
 
 def full_table(asker, contrastive, config, report):
     """Every task of the embedded world over the number of shots, and Frozen's naming protocol -> rows."""
-    names = listed(config, 'tasks', list(tasks.TASKS))
+    names = listed(config, 'tasks', list(TASKS))
     plan = []
     for task in names:
         if task == 'naming':
@@ -382,12 +113,12 @@ def full_table(asker, contrastive, config, report):
             rows.append(row(task, value, len(episodes), ways, shots, metric=label or metric, bounds=bounds))
 
     for task, ways, shots in tqdm(plan, desc='tasks × shots', leave=False):
-        ask(task, ways, shots, tasks.TASKS[task][1])
+        ask(task, ways, shots, TASKS[task][1])
     if 'naming' in names and not (config.ways or config.shots):  # Frozen: 2- and 5-way, inner shots 1, 3, 5, repeats 0, 1, 3, 5
         for ways in (2, 5):
             for shots, repeats, induction in [(1, 0, False), (1, 0, True), (3, 0, True), (5, 0, True), (1, 1, True), (1, 3, True), (1, 5, True)]:
                 label = 'written' + (f', {repeats} repeats' if repeats else '') + ('' if induction else ', no induction')
-                ask('naming', ways, shots, ['accuracy'], lambda e, rng: tasks.frozen_episode(e, rng, repeats, induction), label)
+                ask('naming', ways, shots, ['accuracy'], lambda e, rng: frozen_episode(e, rng, repeats, induction), label)
     return rows
 
 
@@ -406,76 +137,12 @@ def none_usable(where, report):
     return BadInput(f'{where}: no episode can be used: ' + '; '.join(report.lines() or ['there is none']))
 
 
-def usable(asker, episodes, report, where):
+def usable_or_fail(asker, episodes, report, where):
     """The episodes that can be asked, None in the places of the others. Raises BadInput where none can."""
-    kept = tasks.usable(episodes, asker.check, report)
+    kept = usable(episodes, asker.check, report)
     if all(e is None for e in kept):
         raise none_usable(where, report)
     return kept
-
-
-def table(rows):
-    """Rows of results as text: tasks down, shots across."""
-    shots = sorted({r['shots'] for r in rows if r['shots'] is not None})
-    lines = {}
-    for r in rows:
-        name = r['task'] + (f', {r["ways"]}-way' if r['ways'] else '') + (f', {r["control"]}' if r['control'] else '')
-        name += '' if r['metric'] == 'accuracy' else f', {r["metric"]}'
-        if r['metric'] == 'cider':  # times 100, as the papers print it; it may be more than 100
-            cell = f'{100 * r["value"]:.1f} ({100 * r["low"]:.0f}–{100 * r["high"]:.0f})'
-        else:
-            cell = f'{r["value"]:.1%} ({r["low"]:.0%}–{r["high"]:.0%})'
-        lines.setdefault(name, {})[r['shots']] = cell
-    header = ['task', *(['no prompt'] if any(r['shots'] is None for r in rows) else []), *[f'{s} shot{"s" if s != 1 else ""}' for s in shots]]
-    columns = [None, *shots] if 'no prompt' in header else shots
-    return pictures.text_table([[name, *[cells.get(s, '') for s in columns]] for name, cells in lines.items()], header)
-
-
-def tables(rows):
-    """The table of the tasks, and apart from it those of naming: there, shots count the examples of each name."""
-    parts = {'': [], 'naming: the likeliest of the names, examples of each': [], "naming after Frozen: the name is written, examples of each": []}
-    for r in rows:
-        list(parts.values())[(r['task'] == 'naming') + (r['metric'].startswith('written'))].append(r)
-    return '\n\n'.join(f'{title}\n{table(part)}'.lstrip() for title, part in parts.items() if part)
-
-
-def control_text(rows):
-    """Rows of controls as text: controls down, episodes across, and what chance would give."""
-    columns = list(dict.fromkeys((r['ways'], r['shots']) for r in rows))
-    lines = {}
-    for r in rows:
-        name = (r['control'] or 'as they are').replace('_', ' ') + (', the new name counts' if r['metric'] == 'follows' else '')
-        lines.setdefault(name, {})[r['ways'], r['shots']] = f'{r["value"]:.1%} ({r["low"]:.0%}–{r["high"]:.0%})'
-    header = [f'{f"{ways}-way" if ways else "your episodes"}{f", {shots}-shot" if shots else ""}' for ways, shots in columns]
-    lines['chance'] = {(ways, shots): f'{1 / ways:.1%}' if ways else '' for ways, shots in columns}
-    return pictures.text_table([[name, *[cells.get(c, '') for c in columns]] for name, cells in lines.items()], ['control', *header])
-
-
-def sheet(shown, columns=1, title=''):
-    """[(name, Document, answer)] -> one picture with a title: prompts with their pictures, and what the model said."""
-    prompts = []
-    for name, document, answer in shown:
-        pieces = []
-        for piece in document.pieces:
-            if isinstance(piece, Media):
-                frames = piece.load()
-                pieces.append(frames[0] if len(frames) == 1 else frames)
-            elif isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
-                pieces[-1] += piece  # an example's prompt and its answer are one text
-            elif isinstance(piece, str):
-                pieces.append(str(piece))
-        prompts.append({'title': name, 'pieces': pieces, 'answer': answer['prediction'], 'truth': answer['answer']})
-    return pictures.prompt_sheet(prompts, columns, title=title)
-
-
-def confusions(wrong, most=9):
-    """[(Episode, answer)] of naming, answered wrongly -> one picture: of each, the example of the right name, that of the name it said,
-    and the query."""
-    shown = []
-    for e, answer in wrong[:most]:
-        two = [next(s for s in e.support if s.answer == name) for name in (e.query.answer, answer['prediction'])]
-        shown.append(('', replace(e, support=two).document(), answer))
-    return sheet(shown, 3, 'mistakes: the right one, what it said, the query')
 
 
 # ---------------------------------------------------------------------------------------------
@@ -490,31 +157,6 @@ def find_checkpoint(config):
     print(f'there is no {one_line(path)}; using {os.path.relpath(NANO)}, which was trained already (python train.py trains your own)', file=sys.stderr)
     os.makedirs(config.out_dir, exist_ok=True)
     return NANO
-
-
-def load(path, device='cpu', batch_size=16):
-    """flamingo.pt -> (Asker, Contrastive with the same encoder). The file needs nothing beside it. Raises BadInput."""
-    content = checkpoint.load(path, 'flamingo', config=dict, tokenizer=dict, flamingo=dict, contrastive=dict)
-    try:
-        config, tokenizer = FlamingoConfig(**content['config']), Tokenizer.from_state(content['tokenizer'])
-        if (config.n_vocab, config.bos, config.pad) != (tokenizer.n_vocab, tokenizer.bos, tokenizer.pad):
-            raise BadInput(f'its tokenizer has {tokenizer.n_vocab} words, and its model {config.n_vocab}')
-    except (TypeError, ValueError) as e:  # sizes with another name, of another type, or that no model has
-        raise BadInput(f'{path}: {e}') from e
-
-    def fill(check):
-        contrastive = new_contrastive(config)
-        model = Flamingo(config, contrastive.vision, GPT.from_config(config))
-        check(model, content['flamingo'], path)
-        vision = {'vision.' + k: v for k, v in model.vision.state_dict().items()}  # in the file once
-        check(contrastive, content['contrastive'] | vision, path)
-        return contrastive, model
-
-    with torch.device('meta'):  # before any memory is taken: do the tensors in the file have the sizes that it claims?
-        fill(checkpoint.check_state)
-    contrastive, model = fill(checkpoint.load_into)
-    features = FrozenFeatures(model.vision, Pixels(config.image_size, config.n_frame), device)
-    return Asker(model.to(device), tokenizer, features, batch_size), contrastive.to(device).eval()
 
 
 def tell(report):
@@ -545,7 +187,7 @@ def numbers(config, key, default, least=0, most=100):
 
 def naming_ways(config):
     """--ways -> [int]. Raises BadInput."""
-    return numbers(config, 'ways', NAMING_WAYS, 2, MOST_NAMES if config.folder else len(shapes.HELD_PAIRS))
+    return numbers(config, 'ways', NAMING_WAYS, 2, MOST_NAMES if config.folder else len(HELD_PAIRS))
 
 
 def templates(config):
@@ -558,7 +200,7 @@ def templates(config):
 
 def write_predictions(path, lines=None, whole=None):
     """lines: one JSON object a line; whole: one JSON document."""
-    with checkpoint.whole_file(path, 'w', encoding='utf-8') as f:
+    with whole_file(path, 'w', encoding='utf-8') as f:
         if whole is not None:
             json.dump(whole, f)
         for line in lines or []:
@@ -568,7 +210,7 @@ def write_predictions(path, lines=None, whole=None):
 def run_episodes(config, asker):
     """--episodes=FILE: accuracy with its interval, and one prediction a line -> rows."""
     report = Report()
-    episodes = usable(asker, tasks.read_episodes(config.episodes, report), report, config.episodes)
+    episodes = usable_or_fail(asker, read_episodes(config.episodes, report), report, config.episodes)
     good = [e for e in episodes if e is not None]
     tell(report)
     ways = {len(e.choices) if e.choices is not None else None for e in good}
@@ -597,7 +239,7 @@ def naming_episodes(config, ways, shots, pairs):
     """n episodes of each seed, of a folder (Pairs) or, with None, of the embedded world"""
     if config.trials and pairs is not None:
         return [replace(e, where=f'{e.where}, seed {config.seed + s}') for s in range(config.seeds)
-                for e in tasks.folder_trials(np.random.default_rng([config.seed + s, ways]), pairs, ways, config.n)]
+                for e in folder_trials(np.random.default_rng([config.seed + s, ways]), pairs, ways, config.n)]
     return [e for s in range(config.seeds) for e in episodes_of('naming', shots, config.n, ways, config.seed + s, pairs, within=config.within_group)]
 
 
@@ -616,7 +258,7 @@ def naming_cells(config, asker, pairs, report, all_shots):
     found = False
     for ways in possible_ways(config, pairs, report):
         for shots in numbers(config, 'shots', all_shots, 1):
-            kept = tasks.usable(naming_episodes(config, ways, shots, pairs), asker.check, report)
+            kept = usable(naming_episodes(config, ways, shots, pairs), asker.check, report)
             if good := [e for e in kept if e is not None]:
                 found = True
                 yield ways, shots, good
@@ -635,7 +277,7 @@ def run_folder(config, asker):
         wrong[ways] = [(e, answer) for e, answer in zip(good, answers) if not answer['correct']]
     wrong = {ways: mistakes for ways, mistakes in wrong.items() if mistakes}
     if wrong:
-        pictures.save(confusions(wrong[max(wrong)]), os.path.join(config.out_dir, 'confusions.png'))
+        canvas.save(confusions(wrong[max(wrong)]), os.path.join(config.out_dir, 'confusions.png'))
     tell(report)
     return rows
 
@@ -646,7 +288,7 @@ def write_episodes(config, asker):
     pairs = open_classes(config, asker, report)
     for ways in possible_ways(config, pairs, report):
         for shots in numbers(config, 'shots', (1,), 1):
-            lines += [tasks.episode_line(e, os.path.dirname(os.path.abspath(config.write_episodes))) for e in naming_episodes(config, ways, shots, pairs)]
+            lines += [episode_line(e, os.path.dirname(os.path.abspath(config.write_episodes))) for e in naming_episodes(config, ways, shots, pairs)]
     if not lines:
         raise BadInput(f'{config.folder}: no episodes: ' + '; '.join(report.lines()))
     write_predictions(config.write_episodes, lines)
@@ -663,13 +305,13 @@ def run_official(config, asker):
         raise BadInput(f'--predictions: holds one run; --shots={config.shots} are {len(shots)}')
     report, rows = Report(), []
     if config.coco_annotations:
-        file, task, metric, items = config.coco_annotations, 'caption', 'cider', tasks.read_coco(config.coco_annotations, config.images, report)
+        file, task, metric, items = config.coco_annotations, 'caption', 'cider', read_coco(config.coco_annotations, config.images, report)
     else:
         file, task, metric = config.vqa_questions, 'question', 'vqa_accuracy'
-        items = tasks.read_vqa(config.vqa_questions, config.vqa_annotations, config.images, report)
+        items = read_vqa(config.vqa_questions, config.vqa_annotations, config.images, report)
     for count in shots:
-        asked = tasks.official_episodes(items, count, config.n if 'n' in config.given else 0, config.seed, asker.features.pixels, config.text_examples)
-        episodes = usable(asker, [e for _, e in asked], report, file)
+        asked = official_episodes(items, count, config.n if 'n' in config.given else 0, config.seed, asker.features.pixels, config.text_examples)
+        episodes = usable_or_fail(asker, [e for _, e in asked], report, file)
         good = [e for e in episodes if e is not None]
         answers = asker.answer(good, task)
         value, bounds = value_of(metric, good, answers)
@@ -725,7 +367,7 @@ def check_values(config):
     check_range(config, 1, MOST_BEAMS, 'beam_size')
     check_range(config, 1, 1 << 40, 'max_new_tokens')
     check_range(config, 0, 2 ** 63 - 1, 'seed')
-    listed(config, 'tasks', list(tasks.TASKS)), naming_ways(config), numbers(config, 'shots', SHOTS), templates(config)
+    listed(config, 'tasks', list(TASKS)), naming_ways(config), numbers(config, 'shots', SHOTS), templates(config)
     asked = [key for key in SOURCES if getattr(config, key)]
     if len(asked) > 1:
         raise BadInput(f'--{asked[0]} and --{asked[1]}: give one of the two')
@@ -765,9 +407,9 @@ def main():
         report = Report()
         rows = full_table(asker, contrastive, config, report)
         tell(report)
-    drawn = [r for r in rows if r['metric'] == tasks.TASKS.get(r['task'], ('', (r['metric'],)))[1][0]]  # one metric a task
-    pictures.save(pictures.shots_chart(drawn or rows, 'Few-shot learning'), os.path.join(config.out_dir, 'evaluate.png'))
-    with checkpoint.whole_file(os.path.join(config.out_dir, 'evaluate.json'), 'w', encoding='utf-8') as f:
+    drawn = [r for r in rows if r['metric'] == TASKS.get(r['task'], ('', (r['metric'],)))[1][0]]  # one metric a task
+    canvas.save(charts.shots_chart(drawn or rows, 'Few-shot learning'), os.path.join(config.out_dir, 'evaluate.png'))
+    with whole_file(os.path.join(config.out_dir, 'evaluate.json'), 'w', encoding='utf-8') as f:
         json.dump(rows, f, indent=1)
     print(control_text(rows) if config.controls else tables(rows))
 

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kit import checkpoint
-from kit.configurator import BadInput
-from kit.packed import packed
-from resampler import PerceiverResampler, attention
-from vision import SIZES, NFNet
+from kit.fast.packed import packed
+from kit.files import BadInput
+from kit.weights import checkpoint
+from resampler import attention, PerceiverResampler
+from vision import NFNet, SIZES
 from xattn import GatedCrossAttention, route_tokens
 
 

@@ -22,12 +22,19 @@ import torch
 
 import evaluate
 from data import Document, EndOfChunk, Given, Media
-from kit import attention, checkpoint, pictures, rices
-from kit.chat import Chat
-from kit.configurator import BadInput, BadItem, check_range, command, configure, one_line, open_file, pick_device
-from kit.shapes import HELD_PAIRS, naming_episode
-from kit.sources import Report, open_folder
-from kit.tasks import file_media
+from kit.cli import check_range, command, configure
+from kit.device import pick_device
+from kit.files import BadInput, BadItem, one_line, open_file, whole_file
+from kit.show import canvas, lettering, sheets
+from kit.sources.base import Report
+from kit.sources.forms import open_folder
+from kit.tasks import attention, rices
+from kit.tasks.asker import load
+from kit.tasks.chat import Chat
+from kit.tasks.files import file_media
+from kit.tasks.tables import sheet
+from kit.world.draw import HELD_PAIRS
+from kit.world.tasks import naming_episode
 
 KEYS = {
     'out_dir': ('out', 'folder with the flamingo.pt to prompt'),
@@ -138,8 +145,8 @@ def chat_turn(chat, line, out_dir):
         chat.reset()
         return 'a new chat'
     if name == '/save':
-        pictures.save(evaluate.sheet([('', chat.document(), {'prediction': '', 'answer': ''})]), os.path.join(out_dir, 'chat.png'))
-        with checkpoint.whole_file(os.path.join(out_dir, 'chat.txt'), 'w') as f:  # --prompt_file reads it
+        canvas.save(sheet([('', chat.document(), {'prediction': '', 'answer': ''})]), os.path.join(out_dir, 'chat.png'))
+        with whole_file(os.path.join(out_dir, 'chat.txt'), 'w') as f:  # --prompt_file reads it
             f.write(as_text(chat.document()))
         return f'saved as {os.path.join(out_dir, "chat.png")} and chat.txt'
     raise BadInput(CHAT_HELP)
@@ -172,7 +179,7 @@ def main():
     check_range(config, 0, float('inf'), 'temperature', 'top_k')
     check_range(config, 0, 2 ** 63 - 1, 'seed')
     device = pick_device(config.device, meta=False)
-    asker, contrastive = evaluate.load(evaluate.find_checkpoint(config), device)
+    asker, contrastive = load(evaluate.find_checkpoint(config), device)
     model, tokenizer = asker.model, asker.tokenizer
     search = dict(beam_size=config.beam_size, temperature=config.temperature, top_k=config.top_k, generator=torch.Generator(device).manual_seed(config.seed))
     if config.chat:
@@ -203,18 +210,18 @@ def main():
         for _, said in answers:
             print(json.dumps(said, ensure_ascii=False))
     else:
-        print(pictures.printable(as_text(document)))
+        print(lettering.printable(as_text(document)))
         for answer, said in answers:
             if config.choices:
                 for choice, log_p in sorted(said['choices'].items(), key=lambda item: -item[1]):
-                    print(f'  {pictures.printable(choice)}  {log_p:.2f}')
+                    print(f'  {lettering.printable(choice)}  {log_p:.2f}')
             else:
-                print(f'  → {pictures.printable(answer)}' + (f'   (it is: {truth})' if truth else ''))
+                print(f'  → {lettering.printable(answer)}' + (f'   (it is: {truth})' if truth else ''))
     if config.attention:
         steps, title = attention.words(asker, document, tokenizer.encode(' ' + answers[0][0]))
-        pictures.save(pictures.attention_sheet(steps, title=title), config.attention)
+        canvas.save(sheets.attention_sheet(steps, title=title), config.attention)
     path = os.path.join(config.out_dir, 'sample.png')
-    pictures.save(evaluate.sheet([('', document, {'prediction': answers[0][0], 'answer': truth})]), path)
+    canvas.save(sheet([('', document, {'prediction': answers[0][0], 'answer': truth})]), path)
     if not config.json:
         print(f'saved as {path}', file=sys.stderr)
 

@@ -36,19 +36,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import evaluate
-from data import augment, collate, stack_frames
-from kit import checkpoint, distributed, pictures
-from kit.ahead import look_ahead
-from kit.configurator import BadInput, BadItem, autocast, check_range, command, configure, frozen_dtype
-from kit.encoders import pad_texts
+from data import collate, stack_frames
+from kit.augment import augment
+from kit.cli import check_range, command, configure
+from kit.device import autocast, frozen_dtype
 from kit.features import FrozenFeatures
-from kit.run import SIZE_FIELDS, SOURCES, Run, check_same_keys, kind_of
-from kit.tasks import BLANK
-from kit.words import SYLLABLES
-from model import GPT, PRESETS, Flamingo
-from vision import SIZES as ENCODERS
-from vision import TEXT_CONTEXT, NFNet, adaptive_gradient_clip, new_contrastive
+from kit.files import BadInput, BadItem, only_run, whole_file
+from kit.run import distributed
+from kit.run.ahead import look_ahead
+from kit.run.run import check_same_keys, kind_of, Run, SIZE_FIELDS, SOURCES
+from kit.show import canvas
+from kit.tasks.asker import Asker
+from kit.tasks.controls import BLANK
+from kit.tasks.encoders import nearest_row, pad_texts, retrieval, zero_shot
+from kit.tasks.episodes import episodes_of
+from kit.tasks.results import measure
+from kit.tasks.tables import first_table, sheet, table
+from kit.weights import checkpoint
+from kit.world.words import made_up_names, SYLLABLES
+from model import Flamingo, GPT, PRESETS
+from vision import adaptive_gradient_clip, new_contrastive, NFNet, SIZES, TEXT_CONTEXT
 
 KEYS = {
     'stage': ('all', 'all, vision, language, flamingo or finetune'),
@@ -202,12 +209,12 @@ class VisionStage:
         self.module.eval()
         if self.config['words']:  # class names that say nothing: are new things told apart?
             ways = self.run.ask_ways()
-            episodes = {w: evaluate.episodes_of('naming', 1, self.config['eval_n'], w, pairs=self.run.held_out, within=self.run.within()) for w in ways}
-            result = {f'nearest_{w}way': evaluate.nearest_row(features, found)['value'] for w, found in episodes.items()}
+            episodes = {w: episodes_of('naming', 1, self.config['eval_n'], w, pairs=self.run.held_out, within=self.run.within()) for w in ways}
+            result = {f'nearest_{w}way': nearest_row(features, found)['value'] for w, found in episodes.items()}
         elif self.run.held_out is None:
-            result = {'zero_shot': evaluate.zero_shot(self.module, self.run.tokenizer, features, 4 * self.config['eval_n'])['value']}
+            result = {'zero_shot': zero_shot(self.module, self.run.tokenizer, features, 4 * self.config['eval_n'])['value']}
         else:
-            rows = evaluate.retrieval(self.run.held_out, self.module, features, self.run.tokenizer, self.run.report, most=2000)
+            rows = retrieval(self.run.held_out, self.module, features, self.run.tokenizer, self.run.report, most=2000)
             result = {r['metric']: r['value'] for r in rows if r['metric'] in ('i2t_R@1', 'i2t_R@5')}
         self.module.train()
         return result
@@ -343,7 +350,7 @@ class FlamingoStage:
         plan = [(f'naming_{ways}way', 'naming', ways) for ways in run.ask_ways()] + [('caption', 'caption', None)]
         for name, task, ways in plan + [('clip', 'clip_caption', None)] * (run.held_out is None):
             try:
-                found, *_ = evaluate.measure(self.asker, task, 1 if ways else 0, self.config['eval_n'], ways, pairs=run.held_out, within=run.within())
+                found, *_ = measure(self.asker, task, 1 if ways else 0, self.config['eval_n'], ways, pairs=run.held_out, within=run.within())
                 result[name] = found['value']
             except BadItem as e:  # longer than the context
                 run.report.add(e)
@@ -379,7 +386,7 @@ class FinetuneStage(FlamingoStage):
         return super().evaluate()
 
 
-class Asker(evaluate.Asker):
+class Asker(Asker):
     """Puts the questions of an evaluation to the model, each rank its share of them. Not where the model itself is
     shared out (sharded): then every answer needs all ranks, and all ask the same."""
 
@@ -425,7 +432,6 @@ def schedule(kind, i, warmup, n):
 
 def copying(lm, run):
     """Accuracy on the second half of random word sequences that come twice; 1.0 = copies perfectly."""
-    from kit.shapes import made_up_names
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(32):
@@ -553,7 +559,7 @@ def check_values(config):
     """Values of the right type that make no sense. Raises BadInput."""
     choices = {'stage': ('all', *STAGES), 'init_from': ('auto', 'scratch', 'resume'), 'mixing': ('accumulate', 'round_robin', 'merged'),
                'schedule': SCHEDULES, 'flamingo_schedule': SCHEDULES, 'preset': tuple(PRESETS), 'attend': ('last', 'all_previous'),
-               'vision': tuple(ENCODERS)}
+               'vision': tuple(SIZES)}
     for key, allowed in choices.items():
         if getattr(config, key) not in allowed:
             raise BadInput(f'--{key}={getattr(config, key)}: expected {", ".join(allowed[:-1])} or {allowed[-1]}')
@@ -583,14 +589,14 @@ def finish(run):
     stage.module.eval()
     with autocast(run.device, run.dtype):
         contrastive = stage.contrastive if run.config['vision_iters'] and not run.config['words'] else None  # its captions were other words
-        rows, shown = evaluate.first_table(stage.asker, contrastive, run.config['test_n'], pairs=run.held_out, all_ways=run.ask_ways(), within=run.within(),
+        rows, shown = first_table(stage.asker, contrastive, run.config['test_n'], pairs=run.held_out, all_ways=run.ask_ways(), within=run.within(),
                                            report=run.report)
     if distributed.rank() > 0:
         return
-    with checkpoint.whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:
+    with whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:
         json.dump(rows, f, indent=1)
-    pictures.save(evaluate.sheet(shown), run.path('samples.png'))
-    print(evaluate.table(rows))
+    canvas.save(sheet(shown), run.path('samples.png'))
+    print(table(rows))
     print(f'\n{run.minutes():.1f} minutes. Look at {run.path("samples.png")} and {run.path("curves.png")}; then: python sample.py'
           + ('' if run.config['out_dir'] == 'out' else f' --out_dir={run.config["out_dir"]}'))
 
@@ -654,7 +660,7 @@ def carry_out(run, config):
 def main():
     config = configure(KEYS, usage=__doc__)
     check_values(config)
-    with checkpoint.only_run(config.out_dir) if distributed.rank() == 0 else contextlib.nullcontext():
+    with only_run(config.out_dir) if distributed.rank() == 0 else contextlib.nullcontext():
         run = Run(config, KEYS)
         try:
             stopped = carry_out(run, config)

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kit import checkpoint, distributed
-from kit.configurator import BadInput
+from kit.files import BadInput
+from kit.run import distributed
+from kit.weights import checkpoint
 
 # What each size is made of. F0–F6 share everything but depth; `nano` is small enough for two cores.
 #   stem: channels of the four 3x3 convolutions in front    widths, depths: of the four (three) stages

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from resampler import FeedForward, attention
+from resampler import attention, FeedForward
 
 
 @dataclass

@@ -7,8 +7,9 @@ from collections import Counter
 
 import numpy as np
 
-from data import Tokenizer
-from kit.configurator import check_range, command, configure
+from kit.cli import check_range, command, configure
+from kit.tokenizer import Tokenizer
+from kit.world.pages import Shapes
 
 # data.SPLIT in the words of Python's own `re`, which has no \p{L}.
 WORDS = re.compile(r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+""")
@@ -49,7 +50,6 @@ def merge(parts, pair):
 
 
 def main():
-    from kit.shapes import Shapes
     keys = {
         'out': ('assets/tokenizer.tiktoken', 'file to write'),
         'n_rank': (1022, 'size of the vocabulary, without <BOS>, <PAD>, <image> and <EOC>'),

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import bench
-from kit import packed, peers
-from kit.configurator import BadInput
+from kit.fast import packed
+from kit.files import BadInput
+from kit.measure import peers
 from xattn import GatedCrossAttention
 
 TINY = ['--width=32', '--runs=1', '--device=cpu', '--batch_m3w=1', '--batch_align=1', '--batch_ltip=1', '--batch_vtp=1', '--vision_batch=2', '--language_batch=2']

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from kit import checkpoint
-from kit.configurator import BadInput
+from kit.files import BadInput, only_run, whole_file
+from kit.weights import checkpoint
 
 
 def load_error(path, kind='flamingo'):
@@ -34,12 +34,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / 'log.csv'
     path.write_text('old')
     with pytest.raises(ZeroDivisionError):
-        with checkpoint.whole_file(path, 'w') as f:
+        with whole_file(path, 'w') as f:
             f.write('half of the new')
             f.flush()
             1 / 0
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['log.csv']
-    with checkpoint.whole_file(path, 'w') as f:
+    with whole_file(path, 'w') as f:
         f.write('new é')
         f.flush()
         assert path.read_text() == 'old'
@@ -48,8 +48,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 KILLED = """
 import sys, time
-from kit import checkpoint
-with checkpoint.only_run(sys.argv[1]), checkpoint.whole_file(sys.argv[1] + '/a.pt') as f:
+from kit import files
+with files.only_run(sys.argv[1]), files.whole_file(sys.argv[1] + '/a.pt') as f:
     f.write(b'half of the new')
     f.flush()
     print('writing', flush=True)
@@ -64,27 +64,27 @@ def test_a_run_killed_while_writing(tmp_path):
     with python(KILLED, tmp_path) as run:
         assert run.stdout.readline() == 'writing\n'
         with pytest.raises(BadInput, match=rf'in use by another run \(pid {run.pid}\)'):
-            with checkpoint.only_run(tmp_path):
+            with only_run(tmp_path):
                 pass
         assert len(os.listdir(tmp_path)) == 4  # the refused run deleted nothing
         run.send_signal(signal.SIGKILL)
     assert (tmp_path / 'a.pt').read_bytes() == b'old'
-    with checkpoint.only_run(tmp_path):
+    with only_run(tmp_path):
         assert sorted(os.listdir(tmp_path)) == ['.hidden.tmp-old', '.lock', 'a.pt']
-    with checkpoint.only_run(tmp_path):  # free again
+    with only_run(tmp_path):  # free again
         pass
 
 
 def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
     read, write = os.pipe()
-    with checkpoint.only_run(tmp_path):
+    with only_run(tmp_path):
         worker = os.fork()
         if worker == 0:  # what a data loader's worker process does: it inherits every open file
             os.close(write)
             os.read(read, 1)
             os._exit(0)
     try:
-        attempt = 'import sys\nfrom kit import checkpoint\nwith checkpoint.only_run(sys.argv[1]): print("mine")'
+        attempt = 'import sys\nfrom kit import files\nwith files.only_run(sys.argv[1]): print("mine")'
         with python(attempt, tmp_path) as run:
             assert run.stdout.read() == 'mine\n'
     finally:
@@ -95,11 +95,11 @@ def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
 
 
 def test_only_run_makes_the_folder_or_says_why_not(tmp_path):
-    with checkpoint.only_run(tmp_path / 'a' / 'b'):
+    with only_run(tmp_path / 'a' / 'b'):
         assert (tmp_path / 'a' / 'b').is_dir()
     (tmp_path / 'file').write_text('')
     with pytest.raises(BadInput, match='file'):
-        with checkpoint.only_run(tmp_path / 'file'):
+        with only_run(tmp_path / 'file'):
             pass
 
 
@@ -113,7 +113,7 @@ def test_unwritable_places_are_one_line(tmp_path):
 
 FULL = """
 import resource, signal, sys, torch
-from kit import checkpoint
+from kit.weights import checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # past the limit a write fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:

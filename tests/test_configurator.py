@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 
-from kit.configurator import BadInput, BadItem, autocast, command, configure, one_line, pick_device, pick_dtype
+from kit.cli import command, configure
+from kit.device import autocast, pick_device, pick_dtype
+from kit.files import BadInput, BadItem, one_line
 
 KEYS = {
     'out_dir': ('out', 'folder for everything the run leaves behind'),
@@ -222,7 +224,7 @@ def test_command_does_not_hide_bugs(monkeypatch):
 
 
 SCRIPT = """
-from kit.configurator import command, configure
+from kit.cli import command, configure
 def main():
     for _ in range(configure({'lines': (3, 'how many lines to print')}).lines):
         print('line')

@@ -13,11 +13,15 @@ from PIL import Image
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
 
-import data
-from data import (Document, EndOfChunk, Episode, Example, Given, Media, Tokenizer, augment, collate, encode, load_pixels,
-                  stack_frames, to_pixels)
+import look as look_command
+from data import (
+    collate, Document, encode, EndOfChunk, Episode, Example, Given, load_pixels, Media, stack_frames,
+    to_pixels)
+from kit.augment import augment
 from kit.bpe import train_bpe
-from kit.configurator import BadInput, BadItem, command
+from kit.cli import command
+from kit.files import BadInput, BadItem
+from kit.tokenizer import Tokenizer
 
 BYTES = Tokenizer({bytes([b]): b for b in range(256)})  # a letter is a token
 SHIPPED = Tokenizer.load(Path(__file__).parent.parent / 'assets' / 'tokenizer.tiktoken')
@@ -489,16 +493,16 @@ def test_warping_slants_stretches_and_bends():
 
 
 # ---------------------------------------------------------------------------------------------
-# python data.py PATH
+# python look.py PATH
 
 
 @pytest.fixture()
 def look(monkeypatch, capsys):
     """look(arguments, code=0) -> what the command prints; where it fails, its one line on stderr."""
     def look(*arguments, code=0):
-        monkeypatch.setattr(sys, 'argv', ['data.py', *map(str, arguments)])
+        monkeypatch.setattr(sys, 'argv', ['look.py', *map(str, arguments)])
         try:
-            command(data.main)
+            command(look_command.main)
             found = 0
         except SystemExit as e:
             found = e.code
@@ -543,7 +547,7 @@ def test_looking_at_pages(folder, look):
 
 
 def test_looking_at_nonsense(folder, look):
-    assert look(code=2).startswith('error: write python data.py PATH')
+    assert look(code=2).startswith('error: write python look.py PATH')
     assert 'no such folder' in look(folder / 'none', code=2)
     assert 'image_size' in look(folder, '--image_size=0', code=2)
     for name in 'abc':
@@ -555,5 +559,5 @@ def test_looking_at_nonsense(folder, look):
 def test_the_command_itself(folder):
     """As a script its classes must be the ones that the readers make."""
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, 'data.py', folder, '--picture='], cwd=root, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, 'look.py', folder, '--picture='], cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and '3 documents, 3 images' in done.stdout, done.stderr[-2000:]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kit.configurator import pick_dtype
+from kit.device import pick_dtype
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = ['--vision_iters=4', '--language_iters=4', '--flamingo_iters=4', '--eval_every=2', '--log_every=1', '--eval_n=2', '--test_n=4', '--vision_batch=8',

@@ -13,11 +13,25 @@ from PIL import Image
 from tiny_model import save_tiny
 
 import evaluate
-from data import EndOfChunk, Episode, Example, Given, Media, dialogue_prompt, encode, question_prompt, statement_prompt
-from kit import checkpoint, encoders, shapes, tasks
-from kit.configurator import BadInput, configure
+from data import (
+    dialogue_prompt, encode, EndOfChunk, Episode, Example, Given, Media, question_prompt, statement_prompt)
+from kit.cli import configure
 from kit.features import Pixels
-from kit.sources import Report, open_folder
+from kit.files import BadInput
+from kit.sources.base import Report
+from kit.sources.forms import open_folder
+from kit.show import sheets
+from kit.tasks import asker as asker_file, encoders
+from kit.tasks.asker import load, NANO
+from kit.tasks.controls import CONTROLS, taught
+from kit.tasks.encoders import nearest, nearest_row, classify, linear_probe, ranks, retrieval, zero_shot
+from kit.tasks.episodes import can_ask, episodes_of, frozen_episode, TASKS
+from kit.tasks.files import official_episodes, read_coco, read_episodes, usable
+from kit.tasks.results import control_rows, measure, row, value_of
+from kit.tasks.tables import control_text, tables
+from kit.weights.small import halve
+from kit.world.draw import clip, EVENTS, scene
+from kit.world.words import clip_questions, happening, phrase
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -32,7 +46,7 @@ def out(tmp_path_factory):
 @pytest.fixture(scope='module')
 def loaded(out):
     torch.set_num_threads(1)
-    return evaluate.load(str(out / 'flamingo.pt'))
+    return load(str(out / 'flamingo.pt'))
 
 
 @pytest.fixture()
@@ -65,23 +79,23 @@ def test_templates_are_the_papers():
 
 
 def test_zero_shots_are_two_examples_without_pictures_and_tags(asker):
-    [episode] = tasks.episodes_of('caption', 0, 1, text_examples=2)
+    [episode] = episodes_of('caption', 0, 1, text_examples=2)
     pieces = episode.document().pieces
     assert [type(p) for p in pieces] == [Given, str, EndOfChunk] * 2 + [Media, Given]
     said = encode(episode.document(), asker.tokenizer)
     assert (said.tokens == asker.tokenizer.image).sum() == 1 and (said.tokens == asker.tokenizer.eoc).sum() == 2
     assert (said.image_index[:np.flatnonzero(said.tokens == asker.tokenizer.image)[0]] == 0).all()
-    assert [type(p) for p in tasks.episodes_of('choice', 0, 1, text_examples=2)[0].document().pieces] == [Media, Given]  # choices say enough
-    assert [type(p) for p in tasks.episodes_of('caption', 0, 1)[0].document().pieces] == [Media, Given]
+    assert [type(p) for p in episodes_of('choice', 0, 1, text_examples=2)[0].document().pieces] == [Media, Given]  # choices say enough
+    assert [type(p) for p in episodes_of('caption', 0, 1)[0].document().pieces] == [Media, Given]
 
 
 def test_frozens_protocol():
-    [episode] = tasks.episodes_of('naming', 1, 1, ways=2)
-    again = tasks.frozen_episode(episode, np.random.default_rng(0), repeats=3)
+    [episode] = episodes_of('naming', 1, 1, ways=2)
+    again = frozen_episode(episode, np.random.default_rng(0), repeats=3)
     assert again.choices is None and len(again.support) == 8
     assert again.document().pieces[0] == f'Answer with {episode.choices[0]} or {episode.choices[1]}.' and type(again.document().pieces[0]) is Given
     assert set(Counter((e.media.key, e.answer) for e in again.support).values()) == {4}
-    assert not tasks.frozen_episode(episode, np.random.default_rng(0), induction=False).induction
+    assert not frozen_episode(episode, np.random.default_rng(0), induction=False).induction
 
 
 # ---------------------------------------------------------------------------------------------
@@ -94,48 +108,48 @@ def number(media):
 
 def truth(media):
     kind, split, i = number(media)
-    return shapes.scene(split, i) if kind == 'shapes' else shapes.clip(split, i)
+    return scene(split, i) if kind == 'shapes' else clip(split, i)
 
 
-@pytest.mark.parametrize('task', [t for t in tasks.TASKS if t != 'naming'])
+@pytest.mark.parametrize('task', [t for t in TASKS if t != 'naming'])
 def test_tasks_ask_about_new_pairs_after_known_ones(task):
     for shots in (0, 3):
-        for e in tasks.episodes_of(task, shots, 30, seed=3):
+        for e in episodes_of(task, shots, 30, seed=3):
             assert len(e.support) == shots and number(e.query.media)[1] == 'held' and {number(s.media)[1] for s in e.support} <= {'train'}
             assert e.choices is None or (e.query.answer in e.choices and len(set(e.choices)) == len(e.choices))
-    one, two = (tasks.episodes_of(task, 3, 5, seed=3) for _ in range(2))
+    one, two = (episodes_of(task, 3, 5, seed=3) for _ in range(2))
     assert [e.document().pieces[-1] for e in one] == [e.document().pieces[-1] for e in two]
 
 
 def test_reading_is_what_the_sign_says():
-    assert all(e.query.answer == truth(e.query.media).glyph != '' for e in tasks.episodes_of('reading', 2, 50))
+    assert all(e.query.answer == truth(e.query.media).glyph != '' for e in episodes_of('reading', 2, 50))
 
 
 def test_statements_are_true_when_they_say_so():
-    episodes = tasks.episodes_of('statement', 4, 60)
+    episodes = episodes_of('statement', 4, 60)
     assert [e.query.answer for e in episodes[:4]] == ['no', 'yes', 'no', 'yes'] and all(e.choices == ['yes', 'no'] for e in episodes)
     for e in [s for e in episodes for s in [*e.support, e.query]]:
         told = e.prompt.split('"')[1]
-        assert (told == shapes.phrase(truth(e.media), size=False, fill=False)) == (e.answer == 'yes')
+        assert (told == phrase(truth(e.media), size=False, fill=False)) == (e.answer == 'yes')
 
 
 def test_choices_hold_one_truth_and_clip_answers_are_true():
-    for e in tasks.episodes_of('choice', 0, 50):
-        assert len(e.choices) == 4 and shapes.happening(truth(e.query.media)) == e.query.answer
-    asked = [e.query for e in tasks.episodes_of('clip_question', 0, 80)]
+    for e in episodes_of('choice', 0, 50):
+        assert len(e.choices) == 4 and happening(truth(e.query.media)) == e.query.answer
+    asked = [e.query for e in episodes_of('clip_question', 0, 80)]
     for q in asked:
-        assert (q.prompt[len('Question: '):-len(' Answer:')], q.answer) in [(question, a) for _, question, a in shapes.clip_questions(truth(q.media))]
+        assert (q.prompt[len('Question: '):-len(' Answer:')], q.answer) in [(question, a) for _, question, a in clip_questions(truth(q.media))]
     assert len({q.prompt for q in asked}) == 4
 
 
 def test_actions_come_in_one_order():
-    for e in tasks.episodes_of('action', 0, 30):
-        assert len(e.choices) == 7 and [event in said for event, said in zip(shapes.EVENTS, e.choices)] == [True] * 7
-        assert e.choices.index(e.query.answer) == list(shapes.EVENTS).index(truth(e.query.media).event)
+    for e in episodes_of('action', 0, 30):
+        assert len(e.choices) == 7 and [event in said for event, said in zip(EVENTS, e.choices)] == [True] * 7
+        assert e.choices.index(e.query.answer) == list(EVENTS).index(truth(e.query.media).event)
 
 
 def test_dialogues_rank_the_truth_first():
-    for e in tasks.episodes_of('dialogue', 1, 50):
+    for e in episodes_of('dialogue', 1, 50):
         relevance = dict(zip(e.choices, e.relevance))
         assert relevance.pop(e.query.answer) == 1.0 and max(relevance.values()) <= 0.5 and len(relevance) >= 6
         assert e.query.prompt.count('Question:') == e.query.prompt.count('Answer:') >= 2
@@ -162,9 +176,9 @@ class Learner:
 
 
 def test_controls_tell_a_learner_by_its_pictures():
-    episodes = tasks.episodes_of('naming', 1, 400, ways=4)
-    rows = {(r['control'], r['metric']): r for r in evaluate.control_rows(Learner(), 'naming', episodes, 4, 1)}
-    assert {c for c, _ in rows} == {None, *tasks.CONTROLS}
+    episodes = episodes_of('naming', 1, 400, ways=4)
+    rows = {(r['control'], r['metric']): r for r in control_rows(Learner(), 'naming', episodes, 4, 1)}
+    assert {c for c, _ in rows} == {None, *CONTROLS}
     value = {key: r['value'] for key, r in rows.items()}
     assert value[None, 'accuracy'] == value['rename_answers', 'accuracy'] == value['shuffle_answers', 'follows'] == 1.0
     for control in ('blank_support', 'swap_support', 'shuffle_answers', 'blank_query', 'text_only'):
@@ -174,9 +188,9 @@ def test_controls_tell_a_learner_by_its_pictures():
 
 @pytest.mark.parametrize('ways, shots', [(2, 1), (4, 3)])
 def test_controls_change_what_they_say_and_nothing_else(ways, shots):
-    [e] = tasks.episodes_of('naming', shots, 1, ways=ways)
+    [e] = episodes_of('naming', shots, 1, ways=ways)
     rng = np.random.default_rng(1)
-    changed = {name: change(e, rng) for name, change in tasks.CONTROLS.items()}
+    changed = {name: change(e, rng) for name, change in CONTROLS.items()}
     media, answers = lambda x: [s.media and s.media.key for s in x.support], lambda x: [s.answer for s in x.support]
     n = ways * shots
     assert media(changed['blank_support']) == ['blank'] * n and answers(changed['blank_support']) == answers(e)
@@ -189,7 +203,7 @@ def test_controls_change_what_they_say_and_nothing_else(ways, shots):
     assert sorted(answers(changed['shuffle_answers'])) == sorted(answers(e))
     renamed = changed['rename_answers']
     assert not set(answers(renamed)) & set(answers(e)) and set(renamed.choices) == set(answers(renamed))
-    assert renamed.query.answer == tasks.taught(e, renamed) == renamed.choices[e.choices.index(e.query.answer)]
+    assert renamed.query.answer == taught(e, renamed) == renamed.choices[e.choices.index(e.query.answer)]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -197,7 +211,7 @@ def test_controls_change_what_they_say_and_nothing_else(ways, shots):
 
 
 def test_an_ensemble_is_the_mean_over_orders(asker):
-    episodes = tasks.episodes_of('naming', 2, 3, ways=2)
+    episodes = episodes_of('naming', 2, 3, ways=2)
     asker.ensemble = 3
     together = asker.choose(episodes)
     asker.ensemble = 1
@@ -213,8 +227,8 @@ def test_an_ensemble_is_the_mean_over_orders(asker):
 def test_batches_that_do_not_fit_are_asked_one_by_one(asker, monkeypatch):
     """A long prompt beside a long answer, or more choices than memory has room for: the same scores; and a choice that is there
     twice counts once."""
-    [short] = tasks.episodes_of('naming', 1, 1, ways=2)
-    long = tasks.episodes_of('naming', 10, 1, ways=2)[0]
+    [short] = episodes_of('naming', 1, 1, ways=2)
+    long = episodes_of('naming', 10, 1, ways=2)[0]
     wordy = Episode(short.support, short.query, [*short.choices, short.choices[0], 'a ' * 140])
     prompt, answer = (int(asker.prompts([long.document()])['length']), len(asker.tokenizer.encode(' ' + wordy.choices[-1])) + 1)
     assert prompt + answer > 257  # tokens: a context of 256, and one more that is never read
@@ -228,7 +242,7 @@ def test_batches_that_do_not_fit_are_asked_one_by_one(asker, monkeypatch):
     asker.ensemble = 1
     assert asker.choose([wordy])[0][short.choices[0]] == pytest.approx(asker.choose([short])[0][short.choices[0]], abs=1e-4)
     sizes.clear()
-    monkeypatch.setattr(evaluate, 'MOST_CHOICES', 3)
+    monkeypatch.setattr(asker_file, 'MOST_CHOICES', 3)
     asker.choose([short, short])
     assert sizes == [1, 1]
     with pytest.raises(BadInput, match='4 choices are more than 3'):
@@ -241,30 +255,30 @@ def asked(answer, choices=None, **more):
 
 def test_values_of_every_metric_by_hand():
     said = lambda prediction, correct=False, **scores: {'prediction': prediction, 'correct': correct, 'scores': scores}
-    assert evaluate.value_of('accuracy', [asked('a')] * 4, [said('a', True)] * 3 + [said('b')]) == (0.75, None)
-    value, (low, high) = evaluate.value_of('cider', [asked('A b.'), asked('x', people=['A c!'])], [said('a b'), said('a, c')])
+    assert value_of('accuracy', [asked('a')] * 4, [said('a', True)] * 3 + [said('b')]) == (0.75, None)
+    value, (low, high) = value_of('cider', [asked('A b.'), asked('x', people=['A c!'])], [said('a b'), said('a, c')])
     assert value == pytest.approx(5.0) and low <= value <= high  # tokenised first, references from people
-    value, _ = evaluate.value_of('vqa_accuracy', [asked('x', people=['two'] * 10), asked('x', people=['no'] * 10)], [said('2.'), said('yes')])
+    value, _ = value_of('vqa_accuracy', [asked('x', people=['two'] * 10), asked('x', people=['no'] * 10)], [said('2.'), said('yes')])
     assert value == 0.5
-    value, _ = evaluate.value_of('ndcg', [asked('a', ['a', 'b'], relevance=[1.0, 0.0])] * 2, [said('a', a=1.0, b=0.0), said('b', a=0.0, b=1.0)])
+    value, _ = value_of('ndcg', [asked('a', ['a', 'b'], relevance=[1.0, 0.0])] * 2, [said('a', a=1.0, b=0.0), said('b', a=0.0, b=1.0)])
     assert value == pytest.approx(0.5)  # one relevant answer: one place counts
     yes_no = [asked('yes', ['yes', 'no']), asked('no', ['yes', 'no']), asked('yes', ['yes', 'no'])]
     scores = [said('', yes=-9.0, no=-11.0), said('', yes=-1.0, no=-2.0), said('', yes=-5.0, no=-4.0)]  # margins 2, 1, -1
-    assert evaluate.value_of('roc_auc', yes_no, scores)[0] == pytest.approx(0.5)
+    assert value_of('roc_auc', yes_no, scores)[0] == pytest.approx(0.5)
     acts = [asked('p', ['p', 'q']), asked('v', ['u', 'v'])]  # each thing has its own words for the two actions
     scores = [said('', p=-1.0, q=-2.0), said('', u=-50.0, v=-40.0)]
-    assert evaluate.value_of('mean_average_precision', acts, scores)[0] == 1.0
+    assert value_of('mean_average_precision', acts, scores)[0] == 1.0
     with pytest.raises(ValueError):
-        evaluate.value_of('roc_auc', yes_no[:1], [said('', yes=-9.0, no=-11.0)])
+        value_of('roc_auc', yes_no[:1], [said('', yes=-9.0, no=-11.0)])
 
 
 def test_tables_have_a_row_for_everything():
-    rows = [evaluate.row('caption', 0.5, 10, shots=s) for s in (0, 4)] + [evaluate.row('caption', 1.138, 10, shots=4, metric='cider', bounds=(1.0, 1.2))]
-    rows += [evaluate.row('naming', 0.9, 10, 4, 1), evaluate.row('naming', 0.1, 10, 5, 1, metric='written')]
-    text = evaluate.tables(rows)
+    rows = [row('caption', 0.5, 10, shots=s) for s in (0, 4)] + [row('caption', 1.138, 10, shots=4, metric='cider', bounds=(1.0, 1.2))]
+    rows += [row('naming', 0.9, 10, 4, 1), row('naming', 0.1, 10, 5, 1, metric='written')]
+    text = tables(rows)
     assert '113.8 (100–120)' in text and text.count('\n\n') == 2 and '5-way, written' in text
     assert all(set(r) == {'task', 'ways', 'shots', 'control', 'metric', 'value', 'low', 'high', 'n'} for r in rows)
-    text = evaluate.control_text([evaluate.row('naming', 0.9, 10, 4, 1), evaluate.row('naming', 0.2, 10, 4, 1, 'swap_support')])
+    text = control_text([row('naming', 0.9, 10, 4, 1), row('naming', 0.2, 10, 4, 1, 'swap_support')])
     assert 'swap support' in text and text.splitlines()[-1].split() == ['chance', '25.0%']
 
 
@@ -306,7 +320,7 @@ def test_bad_episodes_are_named_by_line(asker, tmp_path):
     path = tmp_path / 'e.jsonl'
     path.write_text('\n'.join([*map(json.dumps, lines), '{', '']))
     report = Report()
-    episodes = evaluate.usable(asker, tasks.read_episodes(str(path), report), report, str(path))
+    episodes = evaluate.usable_or_fail(asker, read_episodes(str(path), report), report, str(path))
     assert [e is not None for e in episodes] == [True] + [False] * 9
     kinds = {'missing': [2], 'no prompt': [4], 'choices lack the answer': [5], 'empty choice': [7], 'too long': [8], 'not an episode': [3, 6], 'not JSON': [9, 10]}
     assert report.as_dict() == {kind: len(lines) for kind, lines in kinds.items()}
@@ -326,7 +340,7 @@ def test_controls_of_your_own_episodes(asker, tmp_path):
     line = {'support': support, 'query': {'image': 'q.png', 'prompt': 'Output:'}, 'answer': 'dax', 'choices': ['dax', 'wug']}
     (tmp_path / 'e.jsonl').write_text(json.dumps(line))
     rows = evaluate.run_episodes(config(f'--episodes={tmp_path}/e.jsonl', '--controls=True'), asker)
-    assert {r['control'] for r in rows} == {None, *tasks.CONTROLS} and {r['ways'] for r in rows} == {2}
+    assert {r['control'] for r in rows} == {None, *CONTROLS} and {r['ways'] for r in rows} == {2}
 
 
 def test_folders_of_classes(asker, tmp_path):
@@ -342,7 +356,7 @@ def test_a_picture_of_its_mistakes(asker, tmp_path, monkeypatch):
     """Of each: the example of the right name, that of the name it said, and the query; and none where there is no mistake."""
     folder, seen = pictures_in(tmp_path / 'classes', [f'{c}/{i}.png' for c in ('cat', 'dog', 'fox') for i in range(3)]), []
     titles = []
-    monkeypatch.setattr(evaluate.pictures, 'prompt_sheet',
+    monkeypatch.setattr(sheets, 'prompt_sheet',
                         lambda prompts, columns, title: seen.extend(prompts) or titles.append(title) or Image.new('RGB', (4, 4)))
     options = config(f'--folder={folder}', '--ways=2,3', '--shots=1', '--n=12', '--seeds=1', f'--out_dir={tmp_path}')
     wrong = lambda episodes, progress=None: [{'prediction': next(c for c in e.choices if c != e.query.answer), 'answer': e.query.answer,
@@ -415,20 +429,20 @@ def test_a_file_of_episodes_shows_pictures_as_they_are_or_is_refused(asker, tmp_
 
 
 def test_every_episode_that_is_left_out_is_counted(asker, tmp_path):
-    report, long = Report(), [e for seed in (0, 1) for e in tasks.episodes_of('naming', 40, 5, 4, seed)]
-    assert tasks.usable(long, asker.check, report) == [None] * 10 and report.as_dict() == {'too long': 10}
+    report, long = Report(), [e for seed in (0, 1) for e in episodes_of('naming', 40, 5, 4, seed)]
+    assert usable(long, asker.check, report) == [None] * 10 and report.as_dict() == {'too long': 10}
 
 
 def test_a_picture_with_several_captions_is_one_thing(tmp_path):
     """It is not its own example, nor two things at once; three pictures are enough for two shots, not for three."""
     argv = coco(tmp_path)
     pairs = open_folder(f'{tmp_path}/captions.json', images=argv[1].split('=')[1])
-    assert len(pairs) == 6 and [tasks.can_ask(pairs, None, shots) for shots in (2, 3)] == [True, False]
-    assert [tasks.can_ask(pairs, ways, 1) for ways in (3, 4)] == [True, False]
+    assert len(pairs) == 6 and [can_ask(pairs, None, shots) for shots in (2, 3)] == [True, False]
+    assert [can_ask(pairs, ways, 1) for ways in (3, 4)] == [True, False]
     path = lambda e: e.media.load.args[0]
-    for e in tasks.episodes_of('caption', 2, 60, pairs=pairs):
+    for e in episodes_of('caption', 2, 60, pairs=pairs):
         assert len({path(e.query), *map(path, e.support)}) == 3
-    for e in tasks.episodes_of('naming', 1, 60, 3, pairs=pairs):
+    for e in episodes_of('naming', 1, 60, 3, pairs=pairs):
         assert len({path(s) for s in e.support}) == 3
 
 
@@ -464,19 +478,19 @@ def test_episodes_within_a_group_and_of_one_held_out(asker, tmp_path):
     assert {item.group for item in pairs.items} == {'small'}
     pairs = evaluate.open_classes(config(f'--folder={folder}'), asker, Report())
     groups = [{e.media.load.args[0].split('/')[-3] for e in [*episode.support, episode.query]}
-              for episode in tasks.episodes_of('naming', 1, 12, 4, pairs=pairs, within=True)]
+              for episode in episodes_of('naming', 1, 12, 4, pairs=pairs, within=True)]
     assert groups[:2] in ([{'big'}, {'small'}], [{'small'}, {'big'}]) and groups == groups[:2] * 6
-    assert tasks.can_ask(pairs, 6, 1, True) and not tasks.can_ask(pairs, 7, 1, True) and tasks.can_ask(pairs, 11, 1)
+    assert can_ask(pairs, 6, 1, True) and not can_ask(pairs, 7, 1, True) and can_ask(pairs, 11, 1)
 
 
 def test_the_nearest_neighbour_by_hand(monkeypatch):
     """Two examples of each name, their mean counts; what all have in common (here 100 in every dimension) tells nothing."""
     points = {'a1': (1, 0), 'a2': (3, 0), 'b1': (0, 1), 'b2': (0, 3), 'q': (0.4, 0.3), 'r': (0, 9)}
-    monkeypatch.setattr(evaluate, 'pool_media', lambda features, media: torch.tensor([points[m.key] for m in media]) + 100.0)
+    monkeypatch.setattr(encoders, 'pool_media', lambda features, media: torch.tensor([points[m.key] for m in media]) + 100.0)
     support = [Example(Media(k, None), 'Output:', name) for k, name in (('a1', 'dax'), ('b1', 'wug'), ('a2', 'dax'), ('b2', 'wug'))]
     episodes = [Episode(support, Example(Media(k, None), 'Output:', answer), ['dax', 'wug']) for k, answer in (('q', 'dax'), ('r', 'wug'), ('r', 'dax'))]
-    assert evaluate.nearest(None, episodes) == ['dax', 'wug', 'wug']
-    assert evaluate.nearest_row(None, episodes)['value'] == pytest.approx(2 / 3)
+    assert nearest(None, episodes) == ['dax', 'wug', 'wug']
+    assert nearest_row(None, episodes)['value'] == pytest.approx(2 / 3)
 
 
 def test_retrieval_by_hand(monkeypatch):
@@ -489,10 +503,10 @@ def test_retrieval_by_hand(monkeypatch):
         items = [SimpleNamespace(text=text) for _, text in pairs]
         media = staticmethod(lambda i: Media(pairs[i][0], None))
 
-    monkeypatch.setattr(evaluate, 'readable_pairs', lambda pairs, *_: pairs)
-    monkeypatch.setattr(evaluate, 'embed_media', lambda vision, features, media: torch.tensor([pictures[m.key] for m in media], dtype=torch.float))
-    monkeypatch.setattr(evaluate, 'embed_texts', lambda tower, tokenizer, said: torch.tensor([texts[t] for t in said], dtype=torch.float))
-    rows = evaluate.retrieval(Found(pairs), SimpleNamespace(vision=None, text=None), SimpleNamespace(pixels=None), None, None)
+    monkeypatch.setattr(encoders, 'readable_pairs', lambda pairs, *_: pairs)
+    monkeypatch.setattr(encoders, 'embed_media', lambda vision, features, media: torch.tensor([pictures[m.key] for m in media], dtype=torch.float))
+    monkeypatch.setattr(encoders, 'embed_texts', lambda tower, tokenizer, said: torch.tensor([texts[t] for t in said], dtype=torch.float))
+    rows = retrieval(Found(pairs), SimpleNamespace(vision=None, text=None), SimpleNamespace(pixels=None), None, None)
     values = {r['metric']: (r['value'], r['n']) for r in rows}
     # Pictures: a's captions are first and second; b's "it" is first; c's "far" is; d is nearer to "one" and "two" than to "it".
     assert values['i2t_R@1'] == (0.75, 4) and values['i2t_R@5'] == (1.0, 4)
@@ -511,7 +525,7 @@ def test_ranks_do_not_depend_on_the_size_of_a_block():
         near = asked[q] @ answers.T
         expected.append(sum(near[a] >= max(near[list(right)]) for a in range(31) if a not in right))
     for block in (1, 5, 100):
-        assert encoders.ranks(torch.tensor(asked), torch.tensor(answers), belong, block).tolist() == expected
+        assert ranks(torch.tensor(asked), torch.tensor(answers), belong, block).tolist() == expected
 
 
 def coco(folder):
@@ -537,12 +551,12 @@ def test_coco_captions_with_official_results(asker, tmp_path, capsys):
 
 def test_examples_of_official_files_never_show_the_query(tmp_path):
     coco(tmp_path)
-    items = tasks.read_coco(str(tmp_path / 'captions.json'), str(tmp_path / 'images'), Report())
+    items = read_coco(str(tmp_path / 'captions.json'), str(tmp_path / 'images'), Report())
     pixels = Pixels(48, 8)
-    for number, e in tasks.official_episodes(items, 1, 0, 0, pixels):
+    for number, e in official_episodes(items, 1, 0, 0, pixels):
         assert len(e.support) == 1 and pixels(e.support[0].media) is not None  # never the one that is missing
         assert e.query.media.key not in [s.media.key for s in e.support] and len(e.people) == 2
-    assert all(s.media is None for _, e in tasks.official_episodes(items, 0, 0, 0, pixels) for s in e.support)
+    assert all(s.media is None for _, e in official_episodes(items, 0, 0, 0, pixels) for s in e.support)
 
 
 def test_vqa_with_official_results(asker, tmp_path, capsys):
@@ -573,7 +587,7 @@ def test_vqa_with_official_results(asker, tmp_path, capsys):
 def test_annotation_files_that_are_none(tmp_path, text, message):
     (tmp_path / 'c.json').write_text(text)
     with pytest.raises(BadInput, match=message):
-        tasks.read_coco(str(tmp_path / 'c.json'), str(tmp_path), Report())
+        read_coco(str(tmp_path / 'c.json'), str(tmp_path), Report())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -585,10 +599,10 @@ def test_linear_probe_is_logistic_regression():
     torch.manual_seed(0)
     truth = torch.arange(60) % 3
     x = torch.randn(60, 5) + 4 * torch.nn.functional.one_hot(truth, 5)
-    assert (encoders.linear_probe(x, truth, x, 3) == truth).all()
-    assert encoders.linear_probe(x[:, :1] * 0, torch.tensor([1] * 40 + [0] * 20), x[:4, :1] * 0, 2).tolist() == [1] * 4  # only the bias can tell
+    assert (linear_probe(x, truth, x, 3) == truth).all()
+    assert linear_probe(x[:, :1] * 0, torch.tensor([1] * 40 + [0] * 20), x[:4, :1] * 0, 2).tolist() == [1] * 4  # only the bias can tell
     far = torch.zeros(3, 5).index_put((torch.arange(3), torch.arange(3)), torch.tensor(9.0))
-    assert encoders.linear_probe(x, truth, far, 3).tolist() == [0, 1, 2]
+    assert linear_probe(x, truth, far, 3).tolist() == [0, 1, 2]
 
 
 def test_zero_shot_classes_are_means_over_templates(monkeypatch):
@@ -596,7 +610,7 @@ def test_zero_shot_classes_are_means_over_templates(monkeypatch):
     vectors = {'p': [1.0, 0.0], 'q': [0.0, 1.0], 'r': [-1.0, 0.0]}
     monkeypatch.setattr(encoders, 'embed_texts', lambda tower, tokenizer, texts: torch.tensor([vectors[t] for t in texts]))
     monkeypatch.setattr(encoders, 'embed_media', lambda vision, features, media: torch.tensor(media))
-    value = encoders.classify(SimpleNamespace(text=None, vision=None), None, None, [[0.8, 0.6], [-0.6, 0.8], [-1.0, 0.1]], [0, 1, 0], [['p', 'q'], ['r', 'q']])
+    value = classify(SimpleNamespace(text=None, vision=None), None, None, [[0.8, 0.6], [-0.6, 0.8], [-1.0, 0.1]], [0, 1, 0], [['p', 'q'], ['r', 'q']])
     assert value == pytest.approx(2 / 3)
 
 
@@ -625,33 +639,33 @@ def test_without_a_checkpoint_the_small_one_is_used_and_said(out, tmp_path, monk
 
 
 def test_a_halved_checkpoint_answers_nearly_the_same(out, tmp_path, asker):
-    (out / 'results.json').write_text(json.dumps([evaluate.row('naming', 0.9, 10, 4, 1)]))
-    checkpoint.halve(str(out / 'flamingo.pt'), str(tmp_path / 'small.pt'))
+    (out / 'results.json').write_text(json.dumps([row('naming', 0.9, 10, 4, 1)]))
+    halve(str(out / 'flamingo.pt'), str(tmp_path / 'small.pt'))
     assert os.path.getsize(tmp_path / 'small.pt') < 0.55 * os.path.getsize(out / 'flamingo.pt')
     beside = json.load(open(tmp_path / 'small.json'))
     assert beside['made by'] == 'python train.py --n_latent=4' and beside['rows'][0]['value'] == 0.9
-    small, _ = evaluate.load(str(tmp_path / 'small.pt'))
+    small, _ = load(str(tmp_path / 'small.pt'))
     assert all(p.dtype == torch.float32 for p in small.model.parameters())
-    episodes = tasks.episodes_of('naming', 1, 4, ways=2)
+    episodes = episodes_of('naming', 1, 4, ways=2)
     for a, b in zip(asker.choose(episodes), small.choose(episodes)):
         assert list(a.values()) == pytest.approx(list(b.values()), abs=0.1)
     with pytest.raises(BadInput, match='must end in .pt'):
-        checkpoint.halve(str(out / 'flamingo.pt'), str(tmp_path / 'small'))
+        halve(str(out / 'flamingo.pt'), str(tmp_path / 'small'))
     with pytest.raises(BadInput, match='results.json'):
-        checkpoint.halve(str(tmp_path / 'small.pt'), str(tmp_path / 'x' / 'y.pt'))
+        halve(str(tmp_path / 'small.pt'), str(tmp_path / 'x' / 'y.pt'))
 
 
 def test_the_small_checkpoint_keeps_to_its_table():
     """assets/nano.pt, fresh from a clone, does what assets/nano.json says it did: the same episodes, fewer of them."""
-    assert os.path.getsize(evaluate.NANO) <= 8_000_000
-    told = json.load(open(evaluate.NANO.replace('.pt', '.json')))
+    assert os.path.getsize(NANO) <= 8_000_000
+    told = json.load(open(NANO.replace('.pt', '.json')))
     assert told['made by'].startswith('python train.py')
-    nano, contrastive = evaluate.load(evaluate.NANO)
+    nano, contrastive = load(NANO)
     rows = [r for r in told['rows'] if r['task'] == 'naming' and r['shots'] == 1] + [r for r in told['rows'] if r['task'] in ('caption', 'question') and r['shots'] == 0]
     assert {(r['ways'], r['control']) for r in rows} >= {(2, None), (4, None), (2, 'blank_support'), (4, 'blank_support')}
     for r in rows:
-        found = evaluate.measure(nano, r['task'], r['shots'], 100, r['ways'], r['control'], seed=1)[0]
+        found = measure(nano, r['task'], r['shots'], 100, r['ways'], r['control'], seed=1)[0]
         assert found['low'] <= r['high'] and r['low'] <= found['high'], (r, found)
     [seen] = [r for r in told['rows'] if r['task'] == 'zero_shot']
-    found = evaluate.zero_shot(contrastive, nano.tokenizer, nano.features, 200)
+    found = zero_shot(contrastive, nano.tokenizer, nano.features, 200)
     assert found['low'] <= seen['high'] and seen['low'] <= found['high']

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from data import Media
-from kit.configurator import BadItem
 from kit.features import FrozenFeatures, Kept, Pixels
+from kit.files import BadItem
 from vision import NFNet
 
 SIZE = 32

@@ -4,8 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from kit.metrics import (average_precision, bootstrap, cider, interval, mean_average_precision, ndcg, normalise_answer, roc_auc, tokenise, top_1,
-                         vqa_accuracy)
+from kit.tasks.metrics import (
+    average_precision, bootstrap, cider, interval, mean_average_precision, ndcg, normalise_answer, roc_auc,
+    tokenise, top_1, vqa_accuracy)
 
 # ---------------------------------------------------------------------------------------------
 # CIDEr. Two items with the references "a b" and "a c": a is in both, so it weighs log(2/2) = 0; every other n-gram weighs log 2.

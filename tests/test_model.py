@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import GPT, PRESETS, Flamingo, FlamingoConfig
+from model import Flamingo, FlamingoConfig, GPT, PRESETS
 from vision import NFNet
 
 PIXELS = 32  # the nano encoder makes a 2x2 grid of it

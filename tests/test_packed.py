@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from kit import packed
+from kit.fast import packed
 from model import Flamingo, FlamingoConfig
 
 needs_operator = pytest.mark.skipif(packed.OPERATOR is None, reason='this build of PyTorch has no oneDNN; then nothing is packed')

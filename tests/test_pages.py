@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kit.configurator import BadInput, BadItem
-from kit.pages import PageReader, decode_html, open_pages
-from kit.sources import Pairs, open_folder, open_path, open_source
+from kit.files import BadInput, BadItem
+from kit.sources.base import Pairs
+from kit.sources.forms import open_folder, open_path, open_source
+from kit.sources.pages import decode_html, open_pages, PageReader
 
 PIXELS = np.random.default_rng(0)
 

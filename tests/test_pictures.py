@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kit import pictures
-from kit.pictures import BLUE, GREEN, GREY, PALETTE, VERMILION
+from kit.show import canvas, charts, lettering, sheets
+from kit.show.lettering import BLUE, GREEN, GREY, PALETTE, VERMILION
 
 HOSTILE = ['', ' ', '\n\n', '\x00\x1b[31m\x07', '\u202eevil\u202c\u2066', '\ud800', 'x' * 5000, 'e\u0301' * 300,
            '漢字 עברית العربية', '\U0001F600\u200d\U0001F468', 'a\r\nb\tc\u2028d', '\uffff\U0010ffff',
@@ -33,9 +33,9 @@ def plain(color, size=(96, 96)):
 
 def test_a_line_is_where_its_values_are():
     xs = list(range(101))
-    chart = pictures.line_chart({'': (xs, [x / 100 for x in xs])}, '', y_range=(0, 1))
-    low = pictures.line_chart({'': (xs, [0] * 101)}, '', y_range=(0, 1))
-    high = pictures.line_chart({'': (xs, [1] * 101)}, '', y_range=(0, 1))
+    chart = charts.line_chart({'': (xs, [x / 100 for x in xs])}, '', y_range=(0, 1))
+    low = charts.line_chart({'': (xs, [0] * 101)}, '', y_range=(0, 1))
+    high = charts.line_chart({'': (xs, [1] * 101)}, '', y_range=(0, 1))
     columns = np.flatnonzero(ink(low, BLUE, 60).any(0))
     left, right = columns[0], columns[-1]
     bottom, top = height_of_line(low, BLUE, 300), height_of_line(high, BLUE, 300)
@@ -47,7 +47,7 @@ def test_a_line_is_where_its_values_are():
 
 def test_decades_are_equally_far_apart_on_a_log_axis():
     series = {name: ([0, 1], [value, value]) for name, value in (('a', 0.01), ('b', 1), ('c', 100))}
-    chart = pictures.line_chart(series, '', log_y=True)
+    chart = charts.line_chart(series, '', log_y=True)
     a, b, c = (height_of_line(chart, color, 250) for color in PALETTE[:3])
     assert a > b > c
     assert a - b == pytest.approx(b - c, abs=1.5)
@@ -56,7 +56,7 @@ def test_decades_are_equally_far_apart_on_a_log_axis():
 @pytest.mark.parametrize('hole', [None, float('nan'), float('inf')])
 def test_missing_values_leave_no_ink(hole):
     xs = list(range(100))
-    chart = pictures.line_chart({'': (xs, [hole if 40 < x < 60 else 0.5 for x in xs])}, '', y_range=(0, 1))
+    chart = charts.line_chart({'': (xs, [hole if 40 < x < 60 else 0.5 for x in xs])}, '', y_range=(0, 1))
     inked = np.flatnonzero(ink(chart, BLUE, 60).any(0))
     steps = np.diff(inked)
     assert (steps > 1).sum() == 1  # one gap, as wide as 20 of 99 steps
@@ -64,7 +64,7 @@ def test_missing_values_leave_no_ink(hole):
 
 
 def test_a_line_outside_its_range_does_not_run_over_the_title():
-    chart = pictures.line_chart({'': ([0, 1, 2], [0.5, 40, 0.5])}, 'a title', y_range=(0, 1))
+    chart = charts.line_chart({'': ([0, 1, 2], [0.5, 40, 0.5])}, 'a title', y_range=(0, 1))
     assert ink(chart, BLUE, 60).any()
     assert not ink(chart, BLUE, 60)[:38].any()
 
@@ -73,14 +73,14 @@ def test_the_level_of_chance_is_a_broken_line():
     def level(chart):
         return ink(chart, GREY, 30)[100:300, 60:450].sum(1).max()  # the fullest row within the chart
     series = {'': ([0, 10], [0.9, 0.9])}
-    assert level(pictures.line_chart(series, '', percent=True)) == 0
-    assert 150 < level(pictures.line_chart(series, '', percent=True, chance=0.5)) < 350  # of 390
+    assert level(charts.line_chart(series, '', percent=True)) == 0
+    assert 150 < level(charts.line_chart(series, '', percent=True, chance=0.5)) < 350  # of 390
 
 
 def test_a_band_shades_what_lies_between_its_edges():
     series, bands = {'': ([0, 10], [0.5, 0.5])}, {'': ([0.3, 0.3], [0.7, 0.7])}
-    with_band = np.asarray(pictures.line_chart(series, '', y_range=(0, 1), bands=bands)).astype(int)
-    without = np.asarray(pictures.line_chart(series, '', y_range=(0, 1))).astype(int)
+    with_band = np.asarray(charts.line_chart(series, '', y_range=(0, 1), bands=bands)).astype(int)
+    without = np.asarray(charts.line_chart(series, '', y_range=(0, 1))).astype(int)
     shaded = np.flatnonzero(np.abs(with_band - without).max(-1)[:, 300] > 5)
     middle = height_of_line(Image.fromarray(without.astype(np.uint8)), BLUE, 300)
     assert middle - shaded[0] == pytest.approx(shaded[-1] - middle, abs=2)
@@ -88,10 +88,10 @@ def test_a_band_shades_what_lies_between_its_edges():
 
 
 def test_names_at_the_line_ends_never_overlap():
-    heights = pictures.spread_labels([50, 50, 51, 52, 199, 200], 0, 200, 14)
+    heights = charts.spread_labels([50, 50, 51, 52, 199, 200], 0, 200, 14)
     assert min(np.diff(heights)) >= 14
     assert 0 <= min(heights) and max(heights) <= 200
-    assert pictures.spread_labels([20, 100], 0, 200, 14) == [20, 100]  # free ones stay where their line ends
+    assert charts.spread_labels([20, 100], 0, 200, 14) == [20, 100]  # free ones stay where their line ends
 
 
 @pytest.mark.parametrize('low, high, count, expected', [
@@ -103,13 +103,13 @@ def test_names_at_the_line_ends_never_overlap():
     (1e9, 1e9 + 10, 2, ['1e9', '1.000000005e9', '1.00000001e9']),
 ])
 def test_ticks_are_round_and_differ(low, high, count, expected):
-    assert pictures.tick_labels(pictures.round_ticks(low, high, count)) == expected
+    assert charts.tick_labels(charts.round_ticks(low, high, count)) == expected
 
 
 def test_percent_and_log_ticks():
-    assert pictures.tick_labels([0, 0.5, 1], percent=True) == ['0%', '50%', '100%']
-    assert pictures.tick_labels(pictures.log_ticks(0.01, 200, 5), log=True) == ['0.01', '0.1', '1', '10', '100']
-    assert pictures.tick_labels(pictures.log_ticks(0.9, 12, 5), log=True) == ['1', '2', '5', '10']
+    assert charts.tick_labels([0, 0.5, 1], percent=True) == ['0%', '50%', '100%']
+    assert charts.tick_labels(charts.log_ticks(0.01, 200, 5), log=True) == ['0.01', '0.1', '1', '10', '100']
+    assert charts.tick_labels(charts.log_ticks(0.9, 12, 5), log=True) == ['1', '2', '5', '10']
 
 
 @pytest.mark.filterwarnings('error')
@@ -119,21 +119,21 @@ def test_percent_and_log_ticks():
 def test_any_values_can_be_drawn(ys):
     series = {'a': (range(len(ys)), ys)}
     for options in {}, {'log_y': True}, {'percent': True}, {'chance': 0.5, 'bands': {'a': (ys, ys)}, 'y_range': (1, 1)}:
-        assert pictures.line_chart(series, 'title', size=(280, 180), **options).size == (280, 180)
+        assert charts.line_chart(series, 'title', size=(280, 180), **options).size == (280, 180)
 
 
 @pytest.mark.filterwarnings('error')
 def test_odd_charts_can_be_drawn():
-    pictures.line_chart({}, '', bands={'a': ([1], [2])})
-    pictures.line_chart({'a': ([1, 2, 3], [1, 2])}, '')                     # lengths differ
-    pictures.line_chart({'a': ([2, 2, 2], [1, 2, 3])}, '', size=(1, 1))    # all at one x, on a stamp
-    pictures.line_chart({f'line {i}': ([0, 1], [0, i]) for i in range(50)}, '', size=(280, 180))
+    charts.line_chart({}, '', bands={'a': ([1], [2])})
+    charts.line_chart({'a': ([1, 2, 3], [1, 2])}, '')                     # lengths differ
+    charts.line_chart({'a': ([2, 2, 2], [1, 2, 3])}, '', size=(1, 1))    # all at one x, on a stamp
+    charts.line_chart({f'line {i}': ([0, 1], [0, i]) for i in range(50)}, '', size=(280, 180))
     for text in HOSTILE:
-        pictures.line_chart({text: ([0, 1], [0, 1])}, text, text, text, size=(280, 180))
+        charts.line_chart({text: ([0, 1], [0, 1])}, text, text, text, size=(280, 180))
 
 
 def test_grid_keeps_cells_equal():
-    sheet = pictures.grid([plain('red', (10, 10)), plain('blue', (20, 30)), plain('lime', (10, 10))], columns=2)
+    sheet = canvas.grid([plain('red', (10, 10)), plain('blue', (20, 30)), plain('lime', (10, 10))], columns=2)
     assert sheet.size == (40, 60)
     assert sheet.getpixel((5, 5)) == (255, 0, 0)
     assert sheet.getpixel((25, 5)) == (0, 0, 255)
@@ -148,7 +148,7 @@ def test_grid_keeps_cells_equal():
 def test_curves_reads_text_and_joins_over_blanks():
     rows = [{'stage': 'flamingo', 'iter': str(i), 'loss_m3w': '' if i % 10 else '1.5', 'loss_vtp': '', 'lr': '1e-4'}
             for i in range(101)]
-    sheet = pictures.curves(rows)
+    sheet = charts.curves(rows)
     assert sheet.size == (560, 360)  # one chart: what has no data is left out
     inked = np.flatnonzero(ink(sheet, BLUE, 60)[:, :500].any(0))
     assert len(inked) > 400 and np.diff(inked).max() == 1
@@ -157,25 +157,25 @@ def test_curves_reads_text_and_joins_over_blanks():
 
 def test_curves_has_a_chart_for_everything_there_is():
     rows = [{'stage': stage, 'iter': i, 'loss_a': 1.0} for stage in ('vision', 'language', 'flamingo') for i in (0, 1)]
-    assert pictures.curves(rows).size == (1120, 720)
+    assert charts.curves(rows).size == (1120, 720)
     rows += [{'stage': 'flamingo', 'iter': 1, 'gate_x_0': '0.1', 'gate_d_0': '0.2', 'eval_naming_2way': '0.5'},
              {'stage': 'vision', 'iter': 1, 'eval_zero_shot': '0.9'}]
-    assert pictures.curves(rows).size == (1120, 1080)
+    assert charts.curves(rows).size == (1120, 1080)
 
 
 def test_curves_without_anything_says_so():
     for rows in [], [{}], [{'stage': 'flamingo', 'iter': '', 'loss_m3w': 'nonsense', None: ['extra']}]:
-        sheet = np.asarray(pictures.curves(rows))
+        sheet = np.asarray(charts.curves(rows))
         assert 0 < (sheet < 200).any(-1).sum() < 2000  # a line of text
 
 
 def test_an_interrupted_run_counts_its_later_rows():
     rows = [{'iter': '10', 'loss_a': '5'}, {'iter': '20', 'loss_a': '6'}, {'iter': '10', 'loss_a': '4'}]
-    assert pictures.column(rows, 'loss_a') == [[10, 20], [4, 6]]
+    assert charts.column(rows, 'loss_a') == [[10, 20], [4, 6]]
 
 
 def test_a_long_run_is_summarised_by_means_within_their_range():
-    lines, bands = pictures.summarise({'a': (list(range(1000)), [i % 2 for i in range(1000)])}, bins=100)
+    lines, bands = charts.summarise({'a': (list(range(1000)), [i % 2 for i in range(1000)])}, bins=100)
     assert lines['a'][1] == [0.5] * 100
     assert bands['a'] == ([0] * 100, [1] * 100)
 
@@ -190,7 +190,7 @@ def result(task='naming', ways=2, shots=4, value=0.8, control=None, metric='accu
 
 
 def test_shots_are_evenly_spaced_categories():
-    chart = pictures.shots_chart([result(shots=shots) for shots in (32, 0, 1)], 'few-shot')
+    chart = charts.shots_chart([result(shots=shots) for shots in (32, 0, 1)], 'few-shot')
     tall = np.flatnonzero(ink(chart, BLUE, 60)[60:340, :590].sum(0) >= 5)  # the dots are thicker than the line
     dots = [group.mean() for group in np.split(tall, np.flatnonzero(np.diff(tall) > 1) + 1)]
     assert len(dots) == 3
@@ -199,19 +199,19 @@ def test_shots_are_evenly_spaced_categories():
 
 def test_controls_stay_out_of_the_shots_chart():
     rows = [result(shots=shots) for shots in (0, 4)]
-    alone = pictures.shots_chart(rows, 'title')
-    with_controls = pictures.shots_chart(rows + [result(control='blank_support', value=0.2)], 'title')
+    alone = charts.shots_chart(rows, 'title')
+    with_controls = charts.shots_chart(rows + [result(control='blank_support', value=0.2)], 'title')
     assert alone.tobytes() == with_controls.tobytes()
 
 
 def test_many_tasks_get_charts_of_their_own():
-    few = pictures.shots_chart([result(task) for task in 'abc'], 'title')
-    many = pictures.shots_chart([result(task, ways) for task in 'abcd' for ways in (2, 4)], 'title')
+    few = charts.shots_chart([result(task) for task in 'abc'], 'title')
+    many = charts.shots_chart([result(task, ways) for task in 'abcd' for ways in (2, 4)], 'title')
     assert many.height > few.height
     rows = [result('retrieval', None, 0, metric=f'{way}_R@{k}') for way in ('i2t', 't2i') for k in (1, 5, 10)]
-    pictures.shots_chart(rows + [result('caption', None, metric='cider', value=1.2)], 'title')
-    pictures.shots_chart([result(shots=None), {**result(), 'value': None, 'low': None, 'high': None}], 'title')
-    pictures.shots_chart([], 'title')
+    charts.shots_chart(rows + [result('caption', None, metric='cider', value=1.2)], 'title')
+    charts.shots_chart([result(shots=None), {**result(), 'value': None, 'low': None, 'high': None}], 'title')
+    charts.shots_chart([], 'title')
 
 
 # ---------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_many_tasks_get_charts_of_their_own():
     ('dax', None, BLUE), ('', None, BLUE)])
 def test_the_colour_of_an_answer_tells_whether_it_is_right(answer, truth, color):
     prompt = {'pieces': [plain('black'), 'Output:'], 'answer': answer, 'truth': truth, 'title': 'x'}
-    sheet = pictures.prompt_sheet([prompt])
+    sheet = sheets.prompt_sheet([prompt])
     for other in GREEN, VERMILION, BLUE:
         assert ink(sheet, other).any() == (other == color)
 
@@ -232,13 +232,13 @@ def test_the_colour_of_an_answer_tells_whether_it_is_right(answer, truth, color)
 def test_a_wrong_answer_is_followed_by_the_truth():
     def grey(truth):
         prompt = {'pieces': [plain('black'), 'Output:'], 'answer': 'dax', 'truth': truth, 'title': ''}
-        return ink(pictures.prompt_sheet([prompt]), GREY, 60).sum()
+        return ink(sheets.prompt_sheet([prompt]), GREY, 60).sum()
     assert grey('dax') < grey('blicket') < grey('blicket blicket')
 
 
 def test_text_stands_under_its_own_picture():
     pieces = [plain('red'), plain('lime'), 'word word', plain('yellow')]
-    sheet = pictures.prompt_sheet([{'pieces': pieces, 'answer': 'dax', 'truth': None, 'title': ''}])
+    sheet = sheets.prompt_sheet([{'pieces': pieces, 'answer': 'dax', 'truth': None, 'title': ''}])
     below = np.flatnonzero(ink(sheet, '#ff0000').any(1)).max() + 1
     text, answer = ink(sheet, GREY, 60), ink(sheet, BLUE, 60)
     text[:below + 2] = False  # the frames are grey as well
@@ -253,15 +253,15 @@ def test_a_long_prompt_wraps_and_loses_no_picture():
     pieces = [plain('#00ffff'), 'Output: a thing.'] * 40 + [[plain('#ff00ff')] * 3]
     prompt = {'pieces': pieces, 'answer': 'x', 'truth': None, 'title': ''}
     for columns in 1, 2, 3:
-        sheet = pictures.prompt_sheet([prompt] * columns, columns)
-        assert sheet.width <= pictures.SHEET_WIDTH
+        sheet = sheets.prompt_sheet([prompt] * columns, columns)
+        assert sheet.width <= lettering.SHEET_WIDTH
         assert ink(sheet, '#00ffff', 0).sum() == columns * 40 * 96 * 96
 
 
 def test_a_clip_shows_eight_frames_from_first_to_last():
     colors = [(255, 20 * i, 0) for i in range(12)]
     pieces = [[plain(color) for color in colors], 'Output:']
-    sheet = pictures.prompt_sheet([{'pieces': pieces, 'answer': 'x', 'truth': None, 'title': ''}])
+    sheet = sheets.prompt_sheet([{'pieces': pieces, 'answer': 'x', 'truth': None, 'title': ''}])
     seen = {color for _, color in sheet.getcolors(1 << 20)}
     assert len(seen & set(colors)) == 8
     assert colors[0] in seen and colors[-1] in seen
@@ -269,63 +269,63 @@ def test_a_clip_shows_eight_frames_from_first_to_last():
 
 def test_tiny_pictures_keep_sharp_pixels_and_transparency_is_white():
     checkers = Image.fromarray(np.tile(np.uint8([[0, 255], [255, 0]]), (4, 4))).convert('RGB')
-    enlarged = pictures.fitted(checkers, 96, 96)
+    enlarged = sheets.fitted(checkers, 96, 96)
     assert enlarged.size == (96, 96)
     assert {color for _, color in enlarged.getcolors()} == {(0, 0, 0), (255, 255, 255)}
-    assert pictures.fitted(Image.new('RGBA', (4, 2), (255, 0, 0, 0)), 8, 8).getcolors() == [(32, (255, 255, 255))]
-    assert pictures.fitted(plain('red', (3000, 2)), 96, 96).size == (96, 1)
+    assert sheets.fitted(Image.new('RGBA', (4, 2), (255, 0, 0, 0)), 8, 8).getcolors() == [(32, (255, 255, 255))]
+    assert sheets.fitted(plain('red', (3000, 2)), 96, 96).size == (96, 1)
 
 
 @pytest.mark.parametrize('text', HOSTILE, ids=range(len(HOSTILE)))
 def test_any_text_can_be_drawn(text):
     pieces = [text, plain('red', (5, 300)), text, [plain('red')], text]
     prompt = {'pieces': pieces, 'answer': text, 'truth': text + '!', 'title': text}
-    assert pictures.prompt_sheet([prompt], title=text).width <= pictures.SHEET_WIDTH
-    pictures.prompt_sheet([prompt] * 2, columns=2, cell=700)
-    pictures.contact_sheet([(plain('red'), text)], title=text)
-    pictures.attention_sheet([{'word': text, 'picture': plain('red'), 'weights': np.ones((2, 2))}], title=text)
-    pictures.text_table([[text, 1.0]], ['text', 'number'])
+    assert sheets.prompt_sheet([prompt], title=text).width <= lettering.SHEET_WIDTH
+    sheets.prompt_sheet([prompt] * 2, columns=2, cell=700)
+    sheets.contact_sheet([(plain('red'), text)], title=text)
+    sheets.attention_sheet([{'word': text, 'picture': plain('red'), 'weights': np.ones((2, 2))}], title=text)
+    lettering.text_table([[text, 1.0]], ['text', 'number'])
 
 
 def test_prompts_without_much_in_them_can_be_drawn():
     for prompts in [], [{'pieces': [], 'answer': '', 'truth': None, 'title': ''}], [{'pieces': [[]], 'answer': 'x'}]:
-        pictures.prompt_sheet(prompts)
-    pictures.contact_sheet([])
-    pictures.attention_sheet([])
+        sheets.prompt_sheet(prompts)
+    sheets.contact_sheet([])
+    sheets.attention_sheet([])
 
 
 def test_control_characters_and_bidi_marks_are_taken_out():
-    assert pictures.printable('a\x00b\u202ec\x1bd\ud800') == 'a\ufffdbc\ufffdd\ufffd'
-    assert pictures.drawable('Café “naïve” ½') == 'Cafe “naive” ½'  # the font knows no accents
+    assert lettering.printable('a\x00b\u202ec\x1bd\ud800') == 'a\ufffdbc\ufffdd\ufffd'
+    assert lettering.drawable('Café “naïve” ½') == 'Cafe “naive” ½'  # the font knows no accents
 
 
 def test_wrapped_lines_fit_and_lose_nothing():
     text = 'a few short words and ' + 'x' * 200 + ' and more'
-    lines = pictures.wrap([(text, GREY, False)], 100)
+    lines = lettering.wrap([(text, GREY, False)], 100)
     assert ''.join(word for line in lines for _, word, _, _ in line) == text.replace(' ', '')
-    assert all(line[-1][0] + pictures.text_width(line[-1][1]) <= 100 for line in lines)
+    assert all(line[-1][0] + lettering.text_width(line[-1][1]) <= 100 for line in lines)
 
 
 def test_heat_is_where_the_attention_is():
     weights = np.zeros((4, 4))
     weights[0, 3] = 0.001  # top right
     picture = plain('#808080')
-    sheet = np.asarray(pictures.heat(picture, weights, 96)).astype(int)
+    sheet = np.asarray(sheets.heat(picture, weights, 96)).astype(int)
     redness = sheet[..., 0] - sheet[..., 2]
     row, column = np.unravel_index(redness.argmax(), redness.shape)
     assert row < 24 and column >= 72
     assert redness[48:, :48].max() == 0
-    assert (sheet == np.asarray(pictures.heat(picture, 1e6 * weights, 96))).all()  # any scale
+    assert (sheet == np.asarray(sheets.heat(picture, 1e6 * weights, 96))).all()  # any scale
 
 
 @pytest.mark.filterwarnings('error')
 def test_no_attention_is_no_heat():
     for weights in np.zeros((3, 3)), np.full((3, 3), np.nan), np.full((3, 3), np.inf), -np.ones((3, 3)):
-        assert np.ptp(np.asarray(pictures.heat(plain('#808080'), weights, 96))) <= 1
+        assert np.ptp(np.asarray(sheets.heat(plain('#808080'), weights, 96))) <= 1
 
 
 def test_contact_sheet_shows_every_item():
-    sheet = pictures.contact_sheet([(plain('#00ffff'), f'picture {i}') for i in range(7)], columns=3, cell=64)
+    sheet = sheets.contact_sheet([(plain('#00ffff'), f'picture {i}') for i in range(7)], columns=3, cell=64)
     assert ink(sheet, '#00ffff', 10).sum() == 7 * 64 * 64
 
 
@@ -335,20 +335,20 @@ def test_contact_sheet_shows_every_item():
 
 def test_text_table_is_aligned():
     rows = [['naming', 2, 0.5, '61.2% ± 3.0'], ['caption', None, 12.25, '8%'], ['a\nb', 16, float('nan'), '']]
-    assert pictures.text_table(rows, ['task', 'shots', 'value', 'accuracy']) == '\n'.join([
+    assert lettering.text_table(rows, ['task', 'shots', 'value', 'accuracy']) == '\n'.join([
         'task     shots   value     accuracy',
         '-------  -----  ------  -----------',
         'naming       2   0.500  61.2% ± 3.0',
         'caption         12.250           8%',
         'a b         16     nan'])
-    assert pictures.text_table([], ['a', 'bc']) == 'a  bc\n-  --'
+    assert lettering.text_table([], ['a', 'bc']) == 'a  bc\n-  --'
 
 
 def test_save_leaves_one_whole_png(tmp_path):
     path = tmp_path / 'chart.png'
-    chart = pictures.line_chart({'a': ([0, 1], [0, 1])}, 'title')
-    pictures.save(chart, path)
-    pictures.save(chart, str(path))
+    chart = charts.line_chart({'a': ([0, 1], [0, 1])}, 'title')
+    canvas.save(chart, path)
+    canvas.save(chart, str(path))
     assert [file.name for file in tmp_path.iterdir()] == ['chart.png']
     with Image.open(path) as image:
         assert image.format == 'PNG' and image.tobytes() == chart.tobytes()

@@ -23,15 +23,23 @@ import torch
 from PIL import Image
 
 import bench
-import data
 import evaluate
+import look
 import sample
 import train
-from data import Document, Episode, Tokenizer, encode
-from kit import bpe, checkpoint, tasks
-from kit.configurator import BadInput, BadItem, command, configure
-from kit.decode import LIMIT_FRAMES, read_frames
-from kit.sources import Report, open_folder, open_path
+from data import Document, encode, Episode
+from kit import bpe
+from kit.cli import command, configure
+from kit.files import BadInput, BadItem, only_run, whole_file
+from kit.sources.base import Report
+from kit.sources.decode import LIMIT_FRAMES, read_frames
+from kit.sources.forms import open_folder, open_path
+from kit.tasks.asker import load
+from kit.tasks.episodes import can_ask
+from kit.tasks.files import read_coco, read_episodes, read_vqa
+from kit.tasks.tables import first_table
+from kit.tokenizer import Tokenizer
+from kit.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / 'assets' / 'tokenizer.tiktoken'
@@ -50,8 +58,8 @@ import json, os, resource, signal, sys, time
 import torch
 torch.set_num_threads(1)  # no threads, so that a fork has all there is
 import train
-from kit.checkpoint import only_run
-from kit.configurator import command
+from kit.cli import command
+from kit.files import only_run
 
 def attempt(argv, wait=None, event=None, number=9, disk=None, user=None):
     '''train.py in a process of its own -> its exit status, or "killed": after `wait` seconds, or just before the `event`-th
@@ -108,7 +116,7 @@ def drive(folder, script, *arguments, timeout=3000):
 
 KILLS = """
 import random
-from kit import checkpoint
+from kit.weights import checkpoint
 argv, runs, n_kill, seed = json.loads(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 start = time.monotonic()
 os.makedirs('plain'), os.chdir('plain')
@@ -167,8 +175,8 @@ def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path):
 WORKERS = """
 import multiprocessing, sys, time
 import train
-from kit.ahead import look_ahead
-from kit.configurator import configure
+from kit.cli import configure
+from kit.run.ahead import look_ahead
 config = configure(train.KEYS, sys.argv[1:])
 run = train.Run(config, train.KEYS)
 batches = look_ahead(run, 'pairs', [(i, ['align']) for i in range(100)])
@@ -323,7 +331,7 @@ def test_captions_too_long_for_many_shots_leave_rows_out_of_the_table_and_say_so
     run.save_stage(train.LanguageStage(run))
     stage = train.FlamingoStage(run)
     assert 'caption' in stage.evaluate()
-    rows, _ = evaluate.first_table(stage.asker, None, 3, pairs=run.held_out, all_ways=(), report=run.report)
+    rows, _ = first_table(stage.asker, None, 3, pairs=run.held_out, all_ways=(), report=run.report)
     assert [(r['task'], r['shots']) for r in rows] == [('caption', 0)]
     assert run.report.where['longer than the context'] == ['caption, 4 shots', 'caption, 8 shots']
 
@@ -338,8 +346,8 @@ def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:50])
     run = small_run(tmp_path / 'out', f'--align={tmp_path}/colours', '--m3w=align', '--text=align', '--ltip=', '--vtp=')
     assert len(run.held_out) == 5 and run.report.total == 1
-    assert [evaluate.can_ask(run.held_out, ways, 1) for ways in (2, 3, 4)] == [True, True, False]
-    assert [evaluate.can_ask(run.held_out, None, shots) for shots in (0, 4, 8)] == [True, True, False]
+    assert [can_ask(run.held_out, ways, 1) for ways in (2, 3, 4)] == [True, True, False]
+    assert [can_ask(run.held_out, None, shots) for shots in (0, 4, 8)] == [True, True, False]
     damaged.unlink()  # gone since the source was opened
     documents = run.documents('align', 0, 12) + run.documents('align', 0, 12)
     assert len(documents) == 24 and run.left_out == {str(damaged): 'missing'}
@@ -431,7 +439,7 @@ def main_of(script, *arguments):
 # Everything that reads a file with weights or a state: one more reader is one more entry. (name of the file, function of its folder)
 LOADERS = {
     'checkpoint.load': ('flamingo.pt', lambda folder: checkpoint.load(folder / 'flamingo.pt', 'flamingo')),
-    'evaluate.load': ('flamingo.pt', lambda folder: evaluate.load(folder / 'flamingo.pt')),
+    'evaluate.load': ('flamingo.pt', lambda folder: load(folder / 'flamingo.pt')),
     'vision.pt': ('vision.pt', lambda folder: small_run(folder).load_stage('vision', 'contrastive')),
     'language.pt': ('language.pt', lambda folder: small_run(folder).load_stage('language', 'lm')),
     'training.pt': ('training.pt', lambda folder: small_run(folder).load_progress(train.STAGES)),
@@ -512,7 +520,7 @@ def rewritten(out, tmp_path, change):
     change(content)
     torch.save(content, tmp_path / 'flamingo.pt')
     with pytest.raises(BadInput) as e:
-        evaluate.load(tmp_path / 'flamingo.pt')
+        load(tmp_path / 'flamingo.pt')
     assert '\n' not in str(e.value) and 'flamingo.pt' in str(e.value) and len(str(e.value)) < 500
     return str(e.value)
 
@@ -577,15 +585,15 @@ def test_links_and_devices_are_not_written_through(tmp_path):
     for name in ('.lock', 'sample.png', f'.sample.png.tmp-{os.getpid()}'):
         (run / name).symlink_to(precious)
     with pytest.raises(BadInput, match='out'):
-        with checkpoint.only_run(run):
+        with only_run(run):
             pass
-    with checkpoint.whole_file(run / 'sample.png') as f:
+    with whole_file(run / 'sample.png') as f:
         f.write(b'new')
     assert precious.read_text() == 'mine' and (run / 'sample.png').read_bytes() == b'new' and not (run / 'sample.png').is_symlink()
     os.mkfifo(tmp_path / 'pipe')
     for path in (tmp_path / 'pipe', '/dev/null'):
         with pytest.raises(BadInput, match='not a file'):
-            with checkpoint.whole_file(path):
+            with whole_file(path):
                 pass
     assert not os.path.isfile('/dev/null')
 
@@ -798,7 +806,7 @@ def episode_lines(folder):
 
 def read_episode(path):
     report = Report()
-    episodes = tasks.read_episodes(str(path), report)
+    episodes = read_episodes(str(path), report)
     lines = [line for line in path.read_bytes().split(b'\n') if line.strip()]
     assert len(episodes) == len(lines) and sum(e is None for e in episodes) == report.total
     for episode in episodes:
@@ -818,7 +826,7 @@ def official_files(folder):
 
 def read_official(path):
     report, images = Report(), str(path.parent.parent / 'made')
-    for items in (tasks.read_coco(str(path), images, report), tasks.read_vqa(str(path), str(path), images, report)):
+    for items in (read_coco(str(path), images, report), read_vqa(str(path), str(path), images, report)):
         for _, query, people, where in items:
             encode(Episode([query], query, people=people, where=where).document(), TOKENS, n_token=300)
     if report.total:
@@ -1013,14 +1021,14 @@ def test_every_key_of_looking_at_data_at_its_edges(tmp_path, monkeypatch):
     Image.new('RGB', (8, 8)).save('pairs/a.png')
     Path('pairs/metadata.jsonl').write_text('{"file_name": "a.png", "text": "a \\u202e cat"}')
     statuses = {}
-    for arguments in [[a] for a in edges(data.KEYS)] + [['--show=0'], ['--image_size=1025'], ['--picture=sheet.xyz'], ['pairs'], ['--picture=pipe'], ['--out=pairs'], ['--picture=no/where.png']]:
-        status, printed, said = main_of(data, 'pairs', f'--tokenizer={TOKENIZER}', *arguments)
+    for arguments in [[a] for a in edges(look.KEYS)] + [['--show=0'], ['--image_size=1025'], ['--picture=sheet.xyz'], ['pairs'], ['--picture=pipe'], ['--out=pairs'], ['--picture=no/where.png']]:
+        status, printed, said = main_of(look, 'pairs', f'--tokenizer={TOKENIZER}', *arguments)
         assert status in (0, 2) and '\u202e' not in printed, (arguments, said)
         statuses[arguments[0]] = status
     assert [statuses[a] for a in ('--show=1000000000', '--image_size=1000000000', '--image_size=1025', '--n_frame=0', '--tokenizer=/dev/zero', 'pairs', '--picture=pipe', '--out=pairs')] == [2] * 8
     assert [statuses[a] for a in ('--show=0', '--n_token=1000000000', '--picture=', '--out=', '--n_image=1' + '0' * 30)] == [0] * 5
     for path in ('', 'none', 'pipe', 'pairs/a.png', 'x' * 5000, 'a\0b', '/dev/zero', 'film.mp4'):
-        assert main_of(data, path, f'--tokenizer={TOKENIZER}', '--picture=')[0] == 2, path
+        assert main_of(look, path, f'--tokenizer={TOKENIZER}', '--picture=')[0] == 2, path
 
 
 def test_every_key_of_timing_at_its_edges(tmp_path, monkeypatch):

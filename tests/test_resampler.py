@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from resampler import PerceiverResampler, attention
+from resampler import attention, PerceiverResampler
 
 JUNK = 1e4  # what padding holds in these tests: nothing may depend on it
 

@@ -13,13 +13,15 @@ from tiny_model import save_tiny
 import evaluate
 import sample
 from data import Document, EndOfChunk, Given, Media
-from kit import attention, rices
-from kit.chat import Chat
-from kit.configurator import BadInput, BadItem
-from kit.encoders import embed_media
-from kit.shapes import clip_media, picture_media
-from kit.sources import Pairs, Report, open_folder
-from kit.tasks import file_media
+from kit.files import BadInput, BadItem
+from kit.sources.base import Pairs, Report
+from kit.sources.forms import open_folder
+from kit.tasks import attention, rices
+from kit.tasks.asker import load
+from kit.tasks.chat import Chat
+from kit.tasks.encoders import embed_media
+from kit.tasks.files import file_media
+from kit.world.draw import clip_media, picture_media
 from resampler import ResamplerLayer, taken_apart
 from xattn import GatedCrossAttention, route_tokens
 
@@ -40,7 +42,7 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def loaded(out):
-    return evaluate.load(str(out / 'flamingo.pt'))
+    return load(str(out / 'flamingo.pt'))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ def test_a_chat_says_what_reading_it_from_the_beginning_says(chat):
 def test_the_cache_of_a_chat_keeps_all_pictures(tmp_path, attend):
     """An answer needs one picture, and the chat may go back to an earlier one: an answer takes none away, of either kind."""
     save_tiny(tmp_path / 'm.pt', attend=attend)
-    chat = Chat(evaluate.load(str(tmp_path / 'm.pt'))[0], max_new_tokens=2)
+    chat = Chat(load(str(tmp_path / 'm.pt'))[0], max_new_tokens=2)
     for n in (1, 2, 3):
         chat.image(picture_media('held', n))
         chat.ask('what is it?')
@@ -277,7 +279,7 @@ def encode_clip(asker):
 @pytest.mark.parametrize('attend', ['last', 'all_previous'])
 def test_each_word_looks_at_its_own_picture(tmp_path, attend):
     save_tiny(tmp_path / 'm.pt', attend=attend)
-    asker, _ = evaluate.load(str(tmp_path / 'm.pt'))
+    asker, _ = load(str(tmp_path / 'm.pt'))
     document = Document([Given('hello '), picture_media('held', 1), Given('Output: dax'), picture_media('held', 2), Given('Output:')], 'prompt')
     p = asker.prompts([document])
     weights = attention.look(asker.model, p['tokens'], p['image_index'], p['features'], p['frame_mask'])  # (T,N,F,S)

@@ -20,10 +20,14 @@ sys.path.insert(0, ROOT)  # torchrun starts this file as a script
 
 import train
 import vision
-from data import Tokenizer
-from kit import accounting, checkpoint, distributed
-from kit.configurator import BadInput, configure, frozen_dtype
-from model import GPT, PRESETS, Cache, Flamingo, FlamingoConfig
+from kit.cli import configure
+from kit.device import frozen_dtype
+from kit.files import BadInput
+from kit.measure import accounting
+from kit.run import distributed
+from kit.tokenizer import Tokenizer
+from kit.weights import checkpoint
+from model import Block, Cache, Flamingo, FlamingoConfig, GPT, PRESETS
 from vision import NFNet
 
 # ---------------------------------------------------------------------------------------------
@@ -342,7 +346,6 @@ def test_token_flops_are_what_torch_counts():
 
 
 def test_activations_are_what_autograd_keeps():
-    from model import Block
     torch.manual_seed(0)
     block, kept, seen = Block(32, 2).requires_grad_(False), 0, set()
     seen |= {p.data_ptr() for p in block.parameters()}
@@ -566,7 +569,7 @@ def train_all(out_dir, other=None, *arguments):
             continued |= go_on(run, name, f'{other}/{name}.15.pt')
     stage.asker.max_new_tokens = 4
     answers = [(a['prediction'], a['logprob']) for task, ways in (('naming', 2), ('caption', None))
-               for a in train.evaluate.measure(stage.asker, task, 1 if ways else 0, 2, ways)[2]]
+               for a in train.measure(stage.asker, task, 1 if ways else 0, 2, ways)[2]]
     return [first, continued], answers
 
 

@@ -7,11 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data import Media, Tokenizer
-from kit import shapes
+from data import Media
 from kit.bpe import train_bpe
-from kit.shapes import (COLOURS, DIRECTIONS, FILLS, HELD_PAIRS, PAIRS, SHAPES, SIZES, TRAIN_PAIRS, Scene, Shapes, caption, caption_is_right,
-                        clip, clip_caption, direction_is_right, draw, draw_clip, long_caption, made_up_names, plural, scene)
+from kit.tokenizer import Tokenizer
+from kit.world.draw import (
+    BACKGROUNDS, Clip, clip, CLIP_SPLITS, COLOURS, DIRECTIONS, draw, draw_clip, FILLS, GLYPHS, HELD_PAIRS,
+    PAIRS, PLACES, Scene, scene, SHAPES, SIZES, TRAIN_PAIRS)
+from kit.world.pages import naming_page, Shapes, story_page
+from kit.world.tasks import (
+    caption_episode, caption_is_right, clip_episode, direction_is_right, naming_episode, question_episode,
+    zero_shot_classes, zero_shot_pictures)
+from kit.world.words import caption, clip_caption, long_caption, made_up_names, plural, questions
 
 ROLES = ('m3w', 'align', 'ltip', 'vtp')
 SINGULAR = {plural(s): s for s in SHAPES} | {s: s for s in SHAPES}
@@ -83,7 +89,7 @@ def test_no_training_document_shows_or_names_what_is_held_out(role, held_names):
 
 def test_no_training_clip_turns_into_something_held_out():
     """A red star that turns blue is a blue star from then on."""
-    _, n, _ = shapes.CLIP_SPLITS['train']
+    _, n, _ = CLIP_SPLITS['train']
     turned = {(c.becomes, c.scene.shape) for c in (clip('train', i) for i in range(n)) if c.becomes}
     assert len(turned) > 20 and not turned & HELD
 
@@ -100,10 +106,10 @@ def test_plain_text_never_says_a_colour_before_a_shape():
     said = Counter()
     for text in texts(600):
         words = text.replace('.', ' ').replace(',', ' ').replace(':', ' ').split()
-        shapes_said = set(shapes.SHAPES) | {shapes.plural(s) for s in shapes.SHAPES}
-        assert not any(a in shapes.COLOURS and b in shapes_said for a, b in zip(words, words[1:])), text
+        shapes_said = set(SHAPES) | {plural(s) for s in SHAPES}
+        assert not any(a in COLOURS and b in shapes_said for a, b in zip(words, words[1:])), text
         said.update(words)
-    assert min(said[w] for w in (*shapes.COLOURS, *shapes.SHAPES)) > 50
+    assert min(said[w] for w in (*COLOURS, *SHAPES)) > 50
 
 
 def test_made_up_names_of_the_two_splits_never_meet(held_names):
@@ -167,7 +173,7 @@ def test_things_are_where_the_caption_says():
     """Small or large, of any shape: left is left of right, top is above bottom, by many pixels; the middle is between."""
     for i, shape in enumerate(SHAPES):
         for size in SIZES:
-            where = {place: centre(ink(draw(Scene('red', shape, size, place=place, seed=i)))) for place in shapes.PLACES}
+            where = {place: centre(ink(draw(Scene('red', shape, size, place=place, seed=i)))) for place in PLACES}
             assert where['right'][0] - where['left'][0] > 10
             assert where['bottom'][1] - where['top'][1] > 10
             assert where['left'][0] + 3 < where['middle'][0] < where['right'][0] - 3
@@ -175,7 +181,7 @@ def test_things_are_where_the_caption_says():
             assert abs(where['left'][1] - where['right'][1]) < 8
 
 
-@pytest.mark.parametrize('background', shapes.BACKGROUNDS)
+@pytest.mark.parametrize('background', BACKGROUNDS)
 def test_things_have_the_colour_that_is_said(background):
     """Light differs from picture to picture, but over a few of them the commonest colour besides the background is nearer
     to the named one than to any other."""
@@ -201,7 +207,7 @@ def test_size_count_fill_sign_and_clutter_can_be_seen():
     assert area(size='small', count=2) > 1.6 * one and area(size='small', count=3) > 2.4 * one
     tones = {fill: pixels('blue', 'circle', fill=fill)[18:30, 18:30].std((0, 1)).max() for fill in FILLS}
     assert tones['plain'] < 5 and tones['striped'] > 15 and tones['dotted'] > 15
-    strokes = [(pixels('yellow', 'star', 'small', place='left', glyph=glyph).max(-1) < 90).sum() for glyph in ('', *shapes.GLYPHS)]
+    strokes = [(pixels('yellow', 'star', 'small', place='left', glyph=glyph).max(-1) < 90).sum() for glyph in ('', *GLYPHS)]
     assert strokes[0] == 0 and min(strokes[1:]) > 5
     uneven = [pixels('red', 'ring', 'small', place='left', busy=busy)[:, 30:].std((0, 1)).max() for busy in (False, True)]
     assert uneven[0] < 1 and uneven[1] > 3
@@ -209,7 +215,7 @@ def test_size_count_fill_sign_and_clutter_can_be_seen():
 
 def test_signs_differ_from_each_other():
     """'What does the sign say?' has an answer only if no two look alike."""
-    pictures = [np.asarray(draw(Scene('red', 'ring', 'small', place='left', glyph=glyph, seed=5))).astype(float) for glyph in shapes.GLYPHS]
+    pictures = [np.asarray(draw(Scene('red', 'ring', 'small', place='left', glyph=glyph, seed=5))).astype(float) for glyph in GLYPHS]
     for i, a in enumerate(pictures):
         for b in pictures[:i]:
             assert np.abs(a - b).max() > 60
@@ -240,9 +246,9 @@ def test_clips_move_the_way_they_say():
 def test_clips_grow_shrink_and_turn_as_they_say():
     plain = Scene('red', 'circle', 'small', seed=3)
     area = lambda frame: (ink(frame) > 60).sum()
-    growing, shrinking = draw_clip(shapes.Clip(plain, 'grows')), draw_clip(shapes.Clip(plain, 'shrinks'))
+    growing, shrinking = draw_clip(Clip(plain, 'grows')), draw_clip(Clip(plain, 'shrinks'))
     assert area(growing[-1]) > 3 * area(growing[0]) and area(shrinking[0]) > 3 * area(shrinking[-1])
-    turning = draw_clip(shapes.Clip(plain, 'turns', 'blue'))
+    turning = draw_clip(Clip(plain, 'turns', 'blue'))
     middle = [np.asarray(f)[ink(f) > 200].mean(0) for f in (turning[0], turning[-1])]
     assert middle[0][0] > middle[0][2] + 50 and middle[1][2] > middle[1][0] + 50  # red, then blue
     assert len({f.tobytes() for f in turning}) == 2  # and nothing else changes
@@ -297,7 +303,7 @@ def test_directions_are_judged_by_the_direction_alone():
 def test_questions_have_the_answer_that_is_in_the_picture():
     for i in range(100):
         s = scene('train', i)
-        answers = {kind: answer for kind, _, answer in shapes.questions(s)}
+        answers = {kind: answer for kind, _, answer in questions(s)}
         assert (answers['colour'], answers['shape'], answers['count']) == (s.colour, s.shape, {1: 'one', 2: 'two', 3: 'three'}[s.count])
         assert answers.get('sign', '') == s.glyph
         assert ('size' in answers) == ('place' in answers) == (s.count == 1)  # several have no one place
@@ -313,7 +319,7 @@ def test_a_naming_page_learns_a_name_only_when_it_could_be_known():
     """Given at its first showing, learned from the second on; and one name belongs to one kind of thing."""
     rng, repeats = np.random.default_rng(0), 0
     for _ in range(100):
-        pieces = shapes.naming_page(rng).pieces
+        pieces = naming_page(rng).pieces
         meaning = {}
         for m, prompt, answer in zip(pieces[::3], pieces[1::3], pieces[2::3]):
             (pair,), known = pairs_shown(m), answer in meaning
@@ -340,7 +346,7 @@ def test_a_story_page_speaks_of_one_side_throughout():
     """Some speak of the picture above and some of the one below, which is what p_next is for."""
     rng, sides = np.random.default_rng(0), Counter()
     for _ in range(40):
-        pieces = shapes.story_page(rng).pieces
+        pieces = story_page(rng).pieces
         side = 'Below' if isinstance(pieces[-1], Media) else 'Above'
         for i in (i for i, p in enumerate(pieces) if isinstance(p, Media)):
             said = pieces[i + 1] if side == 'Above' else pieces[i - 1]
@@ -357,7 +363,7 @@ def test_naming_episodes_are_fair(ways, shots, held_names):
     rng, known = np.random.default_rng(0), {n for _ in range(10) for n in made_up_names(np.random.default_rng(1), 300)}
     last = Counter()
     for i in range(64):
-        episode = shapes.naming_episode(rng, 'held', ways, shots, turn=i)
+        episode = naming_episode(rng, 'held', ways, shots, turn=i)
         assert len(set(episode.choices)) == ways and not set(episode.choices) & known
         assert Counter(e.answer for e in episode.support) == dict.fromkeys(episode.choices, shots)
         assert episode.query.answer == episode.support[i % (ways * shots)].answer
@@ -370,10 +376,10 @@ def test_naming_episodes_are_fair(ways, shots, held_names):
         assert len(set(keys)) == len(keys)
         last[episode.support[-1].answer == episode.query.answer] += 1
     assert last[True] == 64 // ways if shots == 1 else 5 < last[True] < 30  # always saying the last name is right by chance only
-    assert shapes.naming_episode(rng, 'train', 2, 1).choices[0] not in held_names
+    assert naming_episode(rng, 'train', 2, 1).choices[0] not in held_names
 
 
-@pytest.mark.parametrize('make', [shapes.caption_episode, shapes.question_episode, shapes.clip_episode])
+@pytest.mark.parametrize('make', [caption_episode, question_episode, clip_episode])
 def test_other_episodes_ask_about_new_things_after_showing_known_ones(make):
     """Their own answer is right, and the answer to another query mostly is not (of four directions one in four is)."""
     rng = np.random.default_rng(0)
@@ -389,9 +395,9 @@ def test_other_episodes_ask_about_new_things_after_showing_known_ones(make):
 
 def test_zero_shot_pictures_show_the_class_they_are_given():
     for split in 'train', 'held':
-        media, classes = shapes.zero_shot_pictures(split, 100)
+        media, classes = zero_shot_pictures(split, 100)
         assert [{PAIRS[k]} for k in classes] == [pairs_shown(m) for m in media]
-    for (colour, shape), said in zip(PAIRS, shapes.zero_shot_classes(), strict=True):
+    for (colour, shape), said in zip(PAIRS, zero_shot_classes(), strict=True):
         assert all(f'{colour} {shape}' in text for text in said)
 
 

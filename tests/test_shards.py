@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kit.configurator import BadInput, BadItem
-from kit.decode import Inside
-from kit.fewshot import Pages
-from kit.shards import expand_braces
-from kit.sources import Pairs, open_folder, open_path
+from kit.files import BadInput, BadItem
+from kit.sources.base import Pairs
+from kit.sources.decode import Inside
+from kit.sources.fewshot import Pages
+from kit.sources.forms import open_folder, open_path
+from kit.sources.shards import expand_braces
 
 
 def encoded(colour, kind='PNG', size=(8, 6)):

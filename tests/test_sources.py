@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 from data import Given, Media
-from kit import decode, fewshot, sources
-from kit.configurator import BadInput, BadItem
-from kit.decode import read_frames, to_rgb
-from kit.fewshot import Pages
-from kit.sources import Classes, Item, Pairs, Report, Source, open_folder
+from kit.files import BadInput, BadItem
+from kit.sources import decode, fewshot
+from kit.sources.base import Item, Pairs, Report
+from kit.sources.decode import read_frames, to_rgb
+from kit.sources.fewshot import Pages
+from kit.sources.folders import Classes, json_array, name_classes
+from kit.sources.forms import open_folder, Source, split_spec
 
 NAMES = ['dax', 'wug', 'blicket', 'fep', 'toma', 'zup']
 
@@ -346,7 +348,7 @@ def test_class_folders(tmp_path):
 
 
 def test_names_get_only_the_parents_they_need():
-    assert sources.name_classes({('a', 'x', 'cat'), ('b', 'x', 'cat'), ('x', 'dog'), ('dog',), ('x_dog',)}) == {
+    assert name_classes({('a', 'x', 'cat'), ('b', 'x', 'cat'), ('x', 'dog'), ('dog',), ('x_dog',)}) == {
         ('a', 'x', 'cat'): 'a x cat', ('b', 'x', 'cat'): 'b x cat', ('x', 'dog'): 'x dog', ('dog',): 'dog', ('x_dog',): 'x dog'}
 
 
@@ -481,17 +483,17 @@ def test_large_json_is_read_bit_by_bit(tmp_path):
     file = tmp_path / 'a.json'
     file.write_text('\ufeff ' + json.dumps({'other': elements[:5], 'images': elements, 'number': 12, 'last': {}}, ensure_ascii=False) + '\n', encoding='utf-8')
     assert file.stat().st_size > 3 << 20
-    assert list(sources.json_array(file, 'images')) == elements
-    assert list(sources.json_array(file, 'annotations')) == []
+    assert list(json_array(file, 'images')) == elements
+    assert list(json_array(file, 'annotations')) == []
     whole = file.read_text(encoding='utf-8-sig')
     for damaged in ('', '[1]', whole[:-100], whole[:2 << 20], '{"images": [1 2]}', '{"images" 3}', '{"images": [' + '[' * 100_000,
                     '{"a": "' + 'x' * (20 << 20), 'null'):
         file.write_text(damaged, encoding='utf-8')
         with pytest.raises(BadInput, match='not a captions file'):
-            list(sources.json_array(file, 'images'))
+            list(json_array(file, 'images'))
     file.write_bytes(b'{"images": ["\xff"]}')
     with pytest.raises(BadInput, match='not a captions file'):
-        list(sources.json_array(file, 'images'))
+        list(json_array(file, 'images'))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -768,8 +770,8 @@ def test_a_part_by_itself_is_not_changed_by_its_weight(tmp_path):
 
 
 def test_specs():
-    assert sources.split_spec('align', 'a:3,b:0.5') == [('a', 3.0), ('b', 0.5)]
-    assert sources.split_spec('align', 'C:\\data') == [('C:\\data', 1.0)] and sources.split_spec('align', 'p-{00..12}.tar') == [('p-{00..12}.tar', 1.0)]
+    assert split_spec('align', 'a:3,b:0.5') == [('a', 3.0), ('b', 0.5)]
+    assert split_spec('align', 'C:\\data') == [('C:\\data', 1.0)] and split_spec('align', 'p-{00..12}.tar') == [('p-{00..12}.tar', 1.0)]
     for weight in ('0', '-1', 'nan', 'inf'):
         with pytest.raises(BadInput, match='weight of a'):
-            sources.split_spec('align', f'a:{weight}')
+            split_spec('align', f'a:{weight}')

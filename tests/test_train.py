@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluate
 import train
-from data import Document, Media, collate, encode
-from kit import shapes
-from kit.ahead import Ahead, look_ahead
-from kit.configurator import BadInput, BadItem, configure
+from data import collate, Document, encode, Media
+from kit.cli import configure
+from kit.files import BadInput, BadItem
+from kit.run.ahead import Ahead, look_ahead
+from kit.world.draw import clip_media, picture_media
 
 
 def small_run(tmp_path, *arguments):
@@ -98,7 +98,7 @@ def test_questions_are_asked_without_dropout_or_stochastic_depth(flamingo_stage,
     stage.module.freeze(vision=False)  # as fine-tuning does: its encoder trains
     stage.module.train()
     assert stage.module.vision.training
-    monkeypatch.setattr(evaluate, 'measure', lambda *a, **k: (modes.append([m.training for m in stage.module.modules()]), [{'value': 1.0}])[1])
+    monkeypatch.setattr(train, 'measure', lambda *a, **k: (modes.append([m.training for m in stage.module.modules()]), [{'value': 1.0}])[1])
     stage.evaluate()
     assert modes and not any(map(any, modes)) and stage.module.vision.training
 
@@ -127,7 +127,7 @@ def test_gates_learn_faster_and_are_one_group(flamingo_stage):
 def test_channels_left_out_are_those_of_the_seed(flamingo_stage):
     """A channel is missing from a picture everywhere or nowhere, others in each picture; the rest makes up for it; evaluation,
     which does not call `see`, and a share of 0 leave the features alone."""
-    pages = [[shapes.clip_media('train', 0), shapes.picture_media('train', 1)], [shapes.picture_media('train', 1)]]
+    pages = [[clip_media('train', 0), picture_media('train', 1)], [picture_media('train', 1)]]
     batch = collate([encode(Document(page), flamingo_stage.run.tokenizer) for page in pages], flamingo_stage.run.tokenizer)
     for s, seed in zip(batch.sequences, (5, 6)):
         s.seed = seed
@@ -160,7 +160,6 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(tmp_path):
 
 
 def test_bad_pictures_are_replaced_and_counted(tmp_path):
-    from kit.configurator import BadItem
     run = small_run(tmp_path)
     good = run.sources['align'].document
 
@@ -168,7 +167,6 @@ def test_bad_pictures_are_replaced_and_counted(tmp_path):
         d = good(i % 1000)
         if i < 3:
             d.pieces[0] = types.SimpleNamespace()
-            from data import Media
 
             def load():
                 raise BadItem('truncated', f'{i}.png')

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from vision import GAMMA, SIZES, Contrastive, NFBlock, NFNet, SqueezeExcite, TextTower, WSConv2d, adaptive_gradient_clip, contrastive_loss
+from vision import (
+    adaptive_gradient_clip, Contrastive, contrastive_loss, GAMMA, NFBlock, NFNet, SIZES, SqueezeExcite,
+    TextTower, WSConv2d)
 
 
 @pytest.fixture(autouse=True)

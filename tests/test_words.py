@@ -6,10 +6,11 @@ import torch
 from PIL import Image, ImageDraw
 
 import train
-from kit import words
-from kit.configurator import BadInput, configure
-from kit.fewshot import Pages
-from kit.shapes import made_up_names
+from kit.cli import configure
+from kit.files import BadInput
+from kit.run import class_words
+from kit.sources.fewshot import Pages
+from kit.world.words import invented_names, made_up_names, SYLLABLES
 
 
 def blobs(rng, centres, n, spread):
@@ -20,10 +21,10 @@ def test_k_means_finds_what_is_there():
     rng = np.random.default_rng(0)
     centres = 10 * rng.standard_normal((6, 5))
     x = blobs(rng, centres, 20, 0.1)[rng.permutation(120)]
-    found = words.k_means(x, 6)
-    assert np.sqrt(words.distances(centres, found).min(1)).max() < 0.1  # each has a centre of its own
-    assert np.array_equal(found, words.k_means(x, 6)) and len(words.k_means(x[:3], 6)) == 3
-    assert len(words.k_means(np.ones((9, 2)), 4)) == 1  # nothing to tell apart
+    found = class_words.k_means(x, 6)
+    assert np.sqrt(class_words.distances(centres, found).min(1)).max() < 0.1  # each has a centre of its own
+    assert np.array_equal(found, class_words.k_means(x, 6)) and len(class_words.k_means(x[:3], 6)) == 3
+    assert len(class_words.k_means(np.ones((9, 2)), 4)) == 1  # nothing to tell apart
 
 
 def test_what_looks_alike_shares_syllables():
@@ -32,13 +33,13 @@ def test_what_looks_alike_shares_syllables():
     kinds, variants = 20 * rng.standard_normal((5, 8)), 3 * rng.standard_normal((3, 8))
     variants -= variants.mean(0)
     x = np.array([k + v for k in kinds for v in variants]) + 0.01 * rng.standard_normal((15, 8))
-    found = [w.split() for w in words.make_words(x, np.ones(15, bool), 2, 5)]
+    found = [w.split() for w in class_words.make_words(x, np.ones(15, bool), 2, 5)]
     first = [w[0] for w in found]
     assert len(set(first)) == 5 and all(len(set(first[i:i + 3])) == 1 for i in range(0, 15, 3))
     assert len({tuple(w) for w in found}) == 15
     assert not {w[0] for w in found} & {w[1] for w in found}  # no syllable means two things
     # Whoever only joins changes nothing for the others, and is called like its neighbour.
-    joined = words.make_words(np.concatenate([x, x[:1] + 0.01]), np.arange(16) < 15, 2, 5)
+    joined = class_words.make_words(np.concatenate([x, x[:1] + 0.01]), np.arange(16) < 15, 2, 5)
     assert joined == [' '.join(w) for w in found] + [' '.join(found[0])]
 
 
@@ -74,7 +75,7 @@ def test_later_stages_speak_in_words(folder, tmp_path):
     assert Image.open(tmp_path / 'words.png').width > 100
     named = torch.load(tmp_path / 'vision.pt', weights_only=True)['words']
     assert set(named) == set(captions) and all(len(w.split()) == 2 for w in named.values())
-    assert all(len(run.tokenizer.encode(' ' + s)) == 1 for s in words.SYLLABLES)  # a syllable is a token
+    assert all(len(run.tokenizer.encode(' ' + s)) == 1 for s in SYLLABLES)  # a syllable is a token
     assert [len(run.tokenizer.encode(' ' + name)) for name in ('toma', 'dax', 'kobadu')] == [2, 2, 3]
 
     again = run_of(folder, tmp_path, '--held_groups=south')  # another sitting: the same words
@@ -88,11 +89,11 @@ def test_later_stages_speak_in_words(folder, tmp_path):
 
 
 def test_first_names_differ_however_many_there_are():
-    labels = [f'class {k}' for k in range(len(words.SYLLABLES) ** 2 + 1)]
-    names = words.first_names(labels)
+    labels = [f'class {k}' for k in range(len(SYLLABLES) ** 2 + 1)]
+    names = class_words.first_names(labels)
     assert set(names) == set(labels) and len(set(names.values())) == len(labels)
-    few = words.first_names(labels[999::-1])
-    assert few == words.first_names(labels[:1000]) and all(name.isalpha() and name == name.capitalize() for name in few.values())
+    few = class_words.first_names(labels[999::-1])
+    assert few == class_words.first_names(labels[:1000]) and all(name.isalpha() and name == name.capitalize() for name in few.values())
 
 
 def test_words_are_refused_where_there_are_none(folder, tmp_path):
@@ -111,8 +112,8 @@ def test_there_are_only_so_many_syllables(folder, tmp_path):
 
 
 def test_invented_names_are_many_and_not_those_held_out():
-    names = words.invented_names(np.random.default_rng(0), 3000)
-    assert len(set(names)) == 3000 and names == words.invented_names(np.random.default_rng(0), 3000)
+    names = invented_names(np.random.default_rng(0), 3000)
+    assert len(set(names)) == 3000 and names == invented_names(np.random.default_rng(0), 3000)
     assert all(name.isalpha() and name.islower() for name in names)
     assert not set(names) & {name for seed in range(20) for name in made_up_names(np.random.default_rng(seed), 100, 'held')}
     assert set('abcdefghijklmnopqrstuvwxyz') == set(''.join(names))

@@ -3,9 +3,9 @@ from dataclasses import asdict
 
 import torch
 
-from data import Tokenizer
-from kit import checkpoint
-from model import GPT, Flamingo, FlamingoConfig
+from kit.tokenizer import Tokenizer
+from kit.weights import checkpoint
+from model import Flamingo, FlamingoConfig, GPT
 from vision import new_contrastive
 
 
@@ -23,5 +23,5 @@ def save_tiny(path, seed=0, **changes):
             layer.alpha_x.fill_(1.0)
             layer.alpha_d.fill_(0.5)
     text = {k: v for k, v in contrastive.state_dict().items() if not k.startswith('vision.')}
-    checkpoint.save(str(path), 'flamingo', config=asdict(config), tokenizer=tokenizer.state(), keys={'seed': seed, 'n_latent': 4},
+    checkpoint.save(str(path), 'flamingo', config=asdict(config), tokenizer=tokenizer.state(), keys={'seed': seed, 'n_latent': 4}, given=['n_latent'],
                     flamingo=model.state_dict(), contrastive=text)

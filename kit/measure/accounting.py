@@ -1,0 +1,265 @@
+"""How large, how much work, what fits where: computed from the sizes of a preset, with nothing allocated.
+
+    python bench.py --preset=flamingo-3b --device=meta
+
+Parameters are counted on the real modules, made on torch's `meta` device (shapes without memory); so are the FLOPs of a
+picture and the activations kept for the backward pass of each kind of block. The rest is arithmetic, written out below.
+"""
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import sdpa_kernel, SDPBackend
+from torch.utils.flop_counter import FlopCounterMode
+
+from kit.device import frozen_dtype
+from kit.show.lettering import text_table
+from model import Block, Flamingo, FlamingoConfig, PRESETS
+from resampler import ResamplerLayer, taken_apart
+from xattn import GatedCrossAttention, Route
+
+
+# Table 5 and appendix of the paper, as printed there.
+PAPER = {
+    'flamingo-3b': {'language model': 1.4e9, 'vision encoder': 435e6, 'gated layers': 1.2e9, 'resampler': 194e6, 'total': 3.2e9},
+    'flamingo-9b': {'language model': 7.1e9, 'vision encoder': 435e6, 'gated layers': 1.6e9, 'resampler': 194e6, 'total': 9.3e9},
+    'flamingo-80b': {'language model': 70e9, 'vision encoder': 435e6, 'gated layers': 10e9, 'resampler': 194e6, 'total': 80e9},
+}
+# Where a count is more than 3 % from the paper's. (Its 1.4 B, 7.1 B and 70 B are 13 D² a layer + 32,000 D to within 2 %.)
+RELATIVE = "the paper's is 13 D² a layer: one more D x D matrix, as relative positions need; ours has GPT-2's 12 D² and learned positions"
+WHY = {
+    ('flamingo-3b', 'language model'): RELATIVE,
+    ('flamingo-9b', 'language model'): "the paper's 7.1 B are 32 layers (of 13 D²), not the 40 of its own Table 4",
+    ('flamingo-9b', 'gated layers'): "the paper's 1.6 B are 8 layers (of 12 D²): one before every 4th of 32, not of the 40 of its Table 4",
+    ('flamingo-9b', 'total'): 'the 40 layers of Table 4; see the two rows above',
+    ('flamingo-80b', 'language model'): RELATIVE,
+    ('flamingo-80b', 'gated layers'): 'printed as 10 B; 12 layers of 12 D² are 9.7 B',
+    ('flamingo-80b', 'total'): 'the 5.4 B of relative positions that ours lacks; see above',
+}
+GPUS = (1, 8, 64, 1024)
+GIB = 1 << 30
+CARD = 80  # GB of memory that a large GPU of 2022–2024 has (A100, H100); "fits" is measured against nine tenths of it
+
+
+@dataclass
+class Sizes:
+    """Parameters by component, and what else the arithmetic needs."""
+    frozen_lm: int
+    vision: int
+    gated: int
+    resampler: int
+
+    @property
+    def trained(self):
+        return self.gated + self.resampler
+
+    @property
+    def total(self):
+        return self.frozen_lm + self.vision + self.trained
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def meta_flamingo(config):
+    with torch.device('meta'):
+        return Flamingo(config)
+
+
+def sizes(model):
+    """Flamingo -> Sizes. The projection into the contrastive space is no part of it; <image> and <EOC> go with the gated layers."""
+    vision = count(model.vision) - count(model.vision.projection)
+    return Sizes(count(model.lm), vision, count(model.gated) + count(model.widen) + model.new_rows.numel(), count(model.resampler))
+
+
+# ---------------------------------------------------------------------------------------------
+# FLOPs. A multiplication and an addition count as two.
+
+
+def token_flops(c):
+    """Forward FLOPs of one text token -> (language model, gated layers); a matrix of n weights costs 2 n.
+
+    Attention scores and sums cost 4 D a key and layer; with a causal mask a token of a sequence of L has L/2 keys in the mean.
+    """
+    lm = c.lm_layer * (2 * 12 * c.lm_dim ** 2 + 4 * c.lm_dim * c.n_token / 2) + 2 * c.lm_dim * (c.n_vocab + 2)
+    inner, n_gated = c.xattn_head * c.xattn_head_dim, len(range(0, c.lm_layer, c.xattn_every))
+    gated = n_gated * (2 * (2 * c.lm_dim * inner + 8 * c.lm_dim ** 2) + 4 * inner * c.n_latent)
+    return lm, gated
+
+
+def image_flops(c, model):
+    """Forward FLOPs of one picture -> (vision encoder, resampler, its keys and values in all gated layers), counted by torch."""
+    counts = []
+    features = torch.empty(1, 1, 1, n_position(c, model), model.vision.dim, device='meta')
+    visual = torch.empty(1, 1, c.n_latent, c.resampler_dim, device='meta')
+    keys_values = lambda wide: [layer.keys_values(wide) for layer in model.gated]
+    for call in (lambda: model.vision(torch.empty(1, 3, c.image_size, c.image_size, device='meta')),
+                 lambda: model.resampler(features),
+                 lambda: keys_values(model.widen(visual))):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # of the fused kernels, the counter knows some only
+            call()
+        counts.append(counter.get_total_flops())
+    return counts
+
+
+def n_position(c, model):
+    """S: positions of a feature grid."""
+    pixels = 16 if c.vision == 'nano' else 32
+    return (-(-c.image_size // pixels)) ** 2
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory
+
+
+def kept(make, call, dtype, frozen=None):
+    """Bytes that autograd keeps of one block's forward, parameters not counted. make() -> block, call(block) runs it; frozen: what its
+    weights are held in where they are not trained."""
+    total, seen = 0, set()
+
+    def pack(x):
+        nonlocal total
+        if x.untyped_storage()._cdata not in seen:
+            seen.add(x.untyped_storage()._cdata)
+            total += x.untyped_storage().nbytes()
+            alive.append(x)  # or its storage's number would be given to another
+        return x
+
+    alive = []
+    # As on a GPU, whose attention needs no float32 in between.
+    with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16), mock.patch('resampler.SLOW_IN_BFLOAT16', ()):
+        torch.set_default_dtype(frozen or torch.float32)
+        try:
+            block = make().requires_grad_(frozen is None)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        seen |= {p.untyped_storage()._cdata for p in block.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            call(block)
+    return total
+
+
+def activations(c, model, dtype):
+    """Bytes kept for the backward pass of one sequence of L tokens and N pictures -> (all, with activation checkpointing).
+
+    Checkpointing keeps what goes into each block and, while one is computed again, all of that one.
+    """
+    t, d = c.n_token, c.lm_dim
+    frozen = frozen_dtype(dtype, 'cuda', d)  # so is the stream
+    width = torch.finfo(frozen).bits // 8
+    n, r, n_gated, dim = c.n_image, c.n_latent, len(model.gated), c.visual_dim or c.resampler_dim
+    stream = lambda *shape, dtype=frozen: torch.empty(*shape, dtype=dtype, requires_grad=True)
+
+    def gate(layer):
+        chunk = -(-t // n)  # text is spread evenly over the images
+        token, image, place = (torch.zeros(size, dtype=torch.long) for size in (n * chunk, n, t))
+        route = Route(token, image, True, place, torch.ones(1, t, 1, dtype=torch.bool), chunk)
+        return layer(stream(1, t, d), stream(1, n, r, dim, dtype=torch.float32), torch.ones(1, t, dtype=torch.long), route=route)
+
+    block = kept(lambda: Block(d, c.lm_head), lambda b: b(stream(1, t, d)), dtype, frozen)
+    gated = kept(lambda: GatedCrossAttention(d, dim, c.xattn_head, c.xattn_head_dim), gate, dtype)
+    s = n_position(c, model)
+    wide = lambda *shape: stream(*shape, c.resampler_dim, dtype=torch.float32)
+
+    def resampler(n_layer):
+        def read(layers):
+            media = taken_apart(wide(n, 1, s), wide(1))
+            return [layer(wide(n, r), media) for layer in layers]
+        return kept(lambda: nn.ModuleList(ResamplerLayer(c.resampler_dim, c.resampler_head, c.resampler_head_dim) for _ in range(n_layer)), read, dtype)
+
+    one_layer = resampler(1)
+    layer = resampler(2) - one_layer  # what all layers read is kept once for all
+    features = 4 * n * s * (model.vision.dim + c.resampler_dim) + one_layer - layer
+    head = t * (c.n_vocab + 2) * (width + 4 + 4)  # logits, in float32, and their softmax
+    everything = c.lm_layer * block + n_gated * gated + c.resampler_layer * layer + features + head
+    inputs = (c.lm_layer + n_gated) * t * d * width + c.resampler_layer * 4 * n * r * c.resampler_dim + 4 * n * r * dim  # visual tokens: once for all
+    return everything, inputs + max(block, gated, layer) + features + head
+
+
+def caches(c, dtype):
+    """Bytes of the key/value caches of generation, a sequence: (text at the full context, N pictures)."""
+    width = torch.finfo(dtype).bits // 8
+    n_gated = len(range(0, c.lm_layer, c.xattn_every))
+    return 2 * c.lm_layer * c.n_context * c.lm_dim * width, 2 * n_gated * c.n_image * c.n_latent * c.xattn_head * c.xattn_head_dim * width
+
+
+def memory(c, model, dtype, n_gpu, activation_bytes):
+    """Bytes on each GPU in training, one sequence at a time with activation checkpointing -> {what: bytes}.
+
+    Trained weights, their gradients and AdamW's two moments are float32; what is frozen is as `frozen_dtype` says. Sharded, everything
+    is divided by the number of GPUs but the vision encoder, and a block and the next, or the resampler, are put together at a time.
+    """
+    size, width = sizes(model), torch.finfo(frozen_dtype(dtype, 'cuda', c.lm_dim)).bits // 8
+    one_block = count(model.lm.h[0]) * width + count(model.gated[0]) * (4 + 4)  # with the gradient of the latter
+    root = (model.lm.wte.weight.numel() + model.lm.wpe.weight.numel()) * width
+    return {
+        'frozen LM': size.frozen_lm * width / n_gpu,
+        'vision': size.vision * width,
+        'trained': size.trained * 4 / n_gpu,
+        'gradients': size.trained * 4 / n_gpu,
+        'optimizer': size.trained * 8 / n_gpu,
+        'gathered': max(2 * one_block, size.resampler * (4 + 4)) + root if n_gpu > 1 else 0,
+        'activations': activation_bytes,
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# The tables
+
+
+def big(x):
+    """1234567890 -> '1.23 B'"""
+    for factor, letter in ((1e12, 'T'), (1e9, 'B'), (1e6, 'M')):
+        if x >= factor:
+            return f'{x / factor:.3g} {letter}'
+    return f'{x:.0f}'
+
+
+def parameter_rows(preset, model):
+    """-> [(component, our number, the paper's or None, why they differ by more than 3 %)]"""
+    size = sizes(model)
+    ours = {'language model': size.frozen_lm, 'vision encoder': size.vision, 'gated layers': size.gated, 'resampler': size.resampler, 'total': size.total}
+    rows = []
+    for name, n in ours.items():
+        paper = PAPER.get(preset, {}).get(name)
+        far = paper is not None and abs(n / paper - 1) > 0.03
+        rows.append((name, n, paper, WHY[preset, name] if far else ''))
+    return rows
+
+
+def report(preset, changes={}):
+    """All tables of a preset, as text. changes: sizes that differ from it; what is then counted is no longer the paper's model.
+    Raises ValueError where they make no model."""
+    c = FlamingoConfig(**PRESETS[preset] | changes)
+    model = meta_flamingo(c)
+    out = [', '.join([preset, *(f'{k}={v}' for k, v in changes.items())]) + ': parameters']
+    rows = [[name, big(n), big(p) if p else '', f'{n / p - 1:+.1%}' if p else '', why]
+            for name, n, p, why in parameter_rows('' if changes else preset, model)]
+    out.append(text_table(rows, ['', 'ours', 'paper', 'difference', 'why, where more than 3 %']))
+
+    lm, gated = token_flops(c)
+    vision, resampler, keys = image_flops(c, model)
+    out.append(f'\nFLOPs, forward; and in training, where the backward pass costs twice the forward, half of that in frozen layers, '
+               f'nothing in the encoder\n(a text token in a sequence of {c.n_token}; a picture of {c.image_size} x {c.image_size})')
+    work = [('token: language model', lm, 2), ('token: gated layers', gated, 3), ('picture: vision encoder', vision, 1),
+            ('picture: resampler', resampler, 3), ('picture: keys and values', keys, 3)]
+    out.append(text_table([[name, big(x), big(x * times)] for name, x, times in work], ['', 'forward', 'training']))
+
+    for dtype in (torch.float32, torch.bfloat16):
+        everything, checkpointed = activations(c, model, dtype)
+        tables = [memory(c, model, dtype, n, checkpointed) for n in GPUS]
+        rows = [[what, *[f'{table[what] / GIB:.2f}' for table in tables]] for what in tables[0]]
+        total = [sum(table.values()) for table in tables]
+        rows.append(['total', *[f'{x / GIB:.2f}' for x in total]])
+        rows.append([f'fits {CARD} GB', *['yes' if x < 0.9 * CARD * 1e9 else 'no' for x in total]])
+        name, frozen = (str(d).removeprefix('torch.') for d in (dtype, frozen_dtype(dtype, 'cuda', c.lm_dim)))
+        out.append(f'\nmemory in GiB on each GPU, computed: matrix products in {name}, frozen weights in {frozen}, the trained part in float32;'
+                   f'\none sequence of {c.n_token} tokens and {c.n_image} pictures, activation checkpointing, sharded over')
+        out.append(text_table(rows, ['', *[f'{n:,} GPU{"s" if n > 1 else ""}' for n in GPUS]]))
+        text, pictures = caches(c, dtype)
+        out.append(f'without activation checkpointing {everything / GIB:.2f} GiB of activations; caches of generation, a sequence of {c.n_context} '
+                   f'tokens: {text / GIB:.2f} GiB of text, {pictures / GIB:.2f} GiB of {c.n_image} pictures')
+    return '\n'.join(out)

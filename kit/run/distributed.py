@@ -1,0 +1,251 @@
+"""Many processes, one training: all that train.py needs of torch.distributed, in a handful of plain functions.
+
+    torchrun --standalone --nproc_per_node=8 train.py                  data-parallel: each process holds the whole model
+    torchrun --standalone --nproc_per_node=8 train.py --shard=True     each process holds 1/8 of every matrix (FSDP2)
+
+Each of the W processes (its number is its *rank*) takes its own rows of every batch, and the gradients are averaged,
+so that a step is the one that a single process would take with the whole batch. Every function here does nothing, or
+the obvious thing, where there is one process only.
+"""
+import contextlib
+import functools
+import os
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import distribute_tensor, DTensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from kit.files import BadInput
+from kit.weights import checkpoint
+
+
+# ---------------------------------------------------------------------------------------------
+# Who we are
+
+
+def rank():
+    """Number of this process, 0 … W-1. Rank 0 is the one that writes files and speaks."""
+    return int(os.environ['RANK']) if 'TORCHELASTIC_RUN_ID' in os.environ else 0
+
+
+def world():
+    """W, the number of processes that torchrun started; 1 without torchrun."""
+    return int(os.environ['WORLD_SIZE']) if 'TORCHELASTIC_RUN_ID' in os.environ else 1
+
+
+def begin(device, shard):
+    """Join the other processes -> the device of this one: cuda becomes cuda:0 … cuda:7, one for each on a machine.
+
+    Raises BadInput for shard without torchrun, or more processes than cards.
+    """
+    if 'TORCHELASTIC_RUN_ID' not in os.environ:
+        if shard:
+            raise BadInput('--shard=True splits the model over processes; start them with: torchrun --standalone --nproc_per_node=N train.py ...')
+        return device
+    kind = torch.device(device).type
+    if kind == 'cuda':
+        local = int(os.environ['LOCAL_RANK'])
+        if local >= torch.cuda.device_count():
+            raise BadInput(f'torchrun started {os.environ["LOCAL_WORLD_SIZE"]} processes here, but there are {torch.cuda.device_count()} GPUs')
+        device = f'cuda:{local}'
+        torch.cuda.set_device(local)
+    elif kind != 'cpu':
+        raise BadInput(f'--device={device}: torchrun works with cuda and cpu')
+    if rank():  # one set of progress bars is enough
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+    if not dist.is_initialized():
+        dist.init_process_group('nccl' if kind == 'cuda' else 'gloo')
+    return device
+
+
+def end():
+    if dist.is_initialized():
+        barrier()  # together: what one process takes down, another may still be talking to
+        dist.destroy_process_group()
+
+
+def barrier():
+    """Wait until all are here."""
+    if world() > 1:
+        dist.barrier()
+
+
+# ---------------------------------------------------------------------------------------------
+# The data of each rank
+
+
+def rows(n, what, n_part=1):
+    """Which rows of a batch of n belong to this rank -> range. Raises BadInput where they cannot be dealt out evenly."""
+    w = world()
+    if n % (w * n_part):
+        parts = f' times {n_part} micro-batches' if n_part > 1 else ''
+        raise BadInput(f'--{what}={n} cannot be divided by {w} process{"es" if w > 1 else ""}{parts}')
+    return range(rank() * n // w, (rank() + 1) * n // w)
+
+
+class RowsOf:
+    """A random generator for this rank's rows: what is drawn for the whole batch, cut to `mine` (a range)."""
+
+    def __init__(self, rng, n, mine):
+        self.rng, self.n, self.mine = rng, n, slice(mine.start, mine.stop)
+
+    def uniform(self, low, high, shape):
+        return self.rng.uniform(low, high, (self.n, *shape[1:]))[self.mine]
+
+
+# ---------------------------------------------------------------------------------------------
+# Numbers that all ranks must have in common
+
+
+def total(*numbers):
+    """Sum over ranks of each number -> list of floats."""
+    return all_reduce(numbers, dist.ReduceOp.SUM)
+
+
+def largest(number):
+    """The largest int that any rank has."""
+    return int(all_reduce([number], dist.ReduceOp.MAX)[0])
+
+
+def all_reduce(numbers, operation):
+    if world() == 1:
+        return list(numbers)
+    device = torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else 'cpu'
+    x = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(x, operation)
+    return x.tolist()
+
+
+def gather(thing):
+    """One thing of every rank (anything that can be pickled) -> list of W, the same on all."""
+    if world() == 1:
+        return [thing]
+    out = [None] * world()
+    dist.all_gather_object(out, thing)
+    return out
+
+
+class GatherRows(torch.autograd.Function):
+    """x (N,…) of each rank -> (W·N,…) of all. Backward: what every rank's loss wants of my rows, added up.
+
+    (The plain all_gather cuts the graph: a caption would not learn from the pictures of other ranks.)
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(world())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(world())[rank()]
+
+
+def gather_rows(x):
+    """(N,…) -> (W·N,…), differentiable; rows N·rank … N·(rank+1) are this rank's own."""
+    return x if world() == 1 else GatherRows.apply(x)
+
+
+# ---------------------------------------------------------------------------------------------
+# The model over many processes
+
+
+def spread(module, device, shard, blocks=(), replicated=(), methods=()):
+    """Put a module on its device(s) -> what to call in training: the module itself, or DDP around it.
+
+    shard: the matrices of each block, and then what is left, are split over the ranks; a block is put together when it
+        is needed and taken apart again (fully_shard, FSDP2). What may not be split stays whole on every rank, and
+        `average` sees to its gradients: scalars (the gates), and the modules in `replicated`.
+    methods: (module, name) of what is called besides forward, before which a sharded module must be put together, too.
+    """
+    if not shard:
+        module.to(device)
+        if world() == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=[device] if torch.device(device).type == 'cuda' else None)
+    whole_ones = {p for p in module.parameters() if p.ndim == 0} | {p for m in replicated for p in m.parameters()}
+    warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view')  # harmless: nothing here works in place
+    mesh = init_device_mesh(torch.device(device).type, (world(),))
+    for unit in (*blocks, module):  # from the inside out, so that at no time the whole model is on one device
+        fully_shard(unit, mesh=mesh, ignored_params=whole_ones)
+    for owner, name in methods:
+        register_fsdp_forward_method(owner, name)
+    module.to(device)  # what was not sharded
+    return module
+
+
+def accumulating(net, more):
+    """The context of a backward pass; with `more` of them to come before the step, DDP need not average yet."""
+    return net.no_sync() if more and isinstance(net, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def average(module, shard):
+    """Average over ranks the gradients that fully_shard does not care for (DDP cares for all of its own)."""
+    if shard:
+        for p in module.parameters():
+            if p.grad is not None and not isinstance(p.grad, DTensor):
+                dist.all_reduce(p.grad)
+                p.grad.div_(world())
+
+
+@torch.no_grad()
+def grad_norm(parameters):
+    """The global norm of the gradients of sharded and whole parameters together, a tensor."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    sharded, whole_ones = ([g for g in grads if isinstance(g, DTensor) == split] for split in (True, False))
+    norm = torch.nn.utils.get_total_norm(whole_ones)  # of nothing: 0
+    return torch.hypot(torch.nn.utils.get_total_norm(sharded).full_tensor(), norm) if sharded else norm
+
+
+@torch.no_grad()
+def clip_grad_norm(parameters, longest):
+    """torch.nn.utils.clip_grad_norm_ for sharded and whole parameters together -> the global norm, a tensor."""
+    parameters = [p for p in parameters if p.grad is not None]
+    if not any(isinstance(p.grad, DTensor) for p in parameters):
+        return torch.nn.utils.clip_grad_norm_(parameters, longest)
+    norm = grad_norm(parameters)
+    scale = (longest / (norm + 1e-6)).clamp(max=1.0).item()
+    for p in parameters:
+        p.grad.mul_(scale)
+    return norm
+
+
+# ---------------------------------------------------------------------------------------------
+# One checkpoint format: whole tensors, whoever wrote them
+
+
+def whole(tree):
+    """A state dict, sharded or not -> the same with whole tensors; of sharded ones only rank 0 keeps a copy (on the CPU).
+    All ranks have to call it."""
+    if isinstance(tree, DTensor):
+        full = tree.full_tensor()
+        return full.cpu() if rank() == 0 else None
+    if isinstance(tree, dict):
+        return type(tree)((k, whole(v)) for k, v in tree.items())
+    return [whole(v) for v in tree] if isinstance(tree, list) else tree
+
+
+def like(full, mine):
+    """A whole tensor, split as `mine` is (a parameter of this rank)."""
+    if not isinstance(mine, DTensor) or full.ndim == 0:
+        return full
+    # Every rank has read the same file and takes its own piece of it: nothing has to be sent.
+    return distribute_tensor(full.to(mine.device), mine.device_mesh, mine.placements, src_data_rank=None)
+
+
+def load_module(module, state, path):
+    """checkpoint.load_into for a module that may be sharded."""
+    checkpoint.load_into(module, state, path, place=like)
+
+
+def load_optimizer(optimizer, state, path):
+    """checkpoint.load_optimizer for parameters that may be sharded."""
+    checkpoint.load_optimizer(optimizer, state, path, place=like)

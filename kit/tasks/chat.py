@@ -1,0 +1,93 @@
+"""A dialogue about pictures, turn by turn: what was said is kept in the cache of keys and values, never read again.
+
+    chat = Chat(asker)
+    chat.image(media)             # a picture, or a clip
+    chat.ask('what color is it?')  # -> 'red'
+    chat.undo()                   # as if the last question, or the last picture, had not been
+"""
+import torch
+
+from data import Document, Given, Media, question_prompt
+from kit.files import BadInput
+from model import Cache
+
+
+class Chat:
+    """pieces: everything so far, as a Document would hold it. Raises BadInput where something does not fit the context, and
+    BadItem where a picture cannot be read; either leaves the chat as it was.
+
+    generate: options of `Flamingo.decode` (beam_size, temperature, top_k, generator).
+    """
+
+    def __init__(self, asker, max_new_tokens=32, **generate):
+        self.asker, self.model, self.tokenizer = asker, asker.model, asker.tokenizer
+        self.max_new_tokens, self.generate = max_new_tokens, generate
+        self.reset()
+
+    def reset(self):
+        lm, device = self.model.lm, self.asker.features.device
+        self.cache = Cache(self.model.config, 1, lm.n_context, device, lm.wte.weight.dtype, [None] * len(self.model.gated))
+        self.pieces, self.before = [], []  # before: for each step that can be undone, (pieces, tokens (1,), pictures) until then
+        self.read([self.tokenizer.bos], 0)
+
+    @property
+    def n_image(self):
+        return sum(isinstance(piece, Media) for piece in self.pieces)
+
+    def document(self):
+        """The chat as one prompt."""
+        return Document(list(self.pieces), 'prompt', 'chat')
+
+    @torch.no_grad()
+    def read(self, ids, image):
+        """Tokens that follow, which look at picture number `image`, into the cache -> logits after the last of them (1,V+2)"""
+        tokens = torch.tensor([ids], device=self.cache.length.device)
+        return self.model.step(self.cache, tokens, torch.full_like(tokens, image))[:, -1]
+
+    def check_room(self, n, what):
+        held = int(self.cache.length)
+        if held + n > self.model.lm.n_context:
+            raise BadInput(f'{what}: {held + n} tokens are longer than the context of {self.model.lm.n_context}; /undo or /reset')
+
+    @torch.no_grad()
+    def image(self, media):
+        """Show a picture; what is said from now on sees this one."""
+        self.check_room(2, 'no room for a picture')
+        for kept in (self.asker.features.kept, self.asker.features.pixels.kept):
+            kept.drop(media.key)  # a file of the same name may be another picture by now
+        features, frame_mask = self.asker.features([[media]])
+        new = self.model.visual_keys_values(features=features, frame_mask=frame_mask)  # of this picture alone
+        self.before.append((list(self.pieces), self.cache.length, self.n_image))
+        if self.pieces:
+            self.read([self.tokenizer.eoc], self.n_image)                              # <EOC> before each image but the first
+        self.cache.show(new)
+        self.pieces.append(media)
+        self.read([self.tokenizer.image], self.n_image)
+
+    @torch.no_grad()
+    def ask(self, question):
+        """-> the answer, as text"""
+        start = not self.pieces or isinstance(self.pieces[-1], Media)
+        asked = Given(('' if start else ' ') + question_prompt(question))
+        ids = self.tokenizer.encode(asked)
+        self.check_room(len(ids) + 1, 'the question')
+        state = (list(self.pieces), self.cache.length, self.n_image)
+        logits = self.read(ids, self.n_image)
+        room = self.model.lm.n_context - int(self.cache.length)
+        index = torch.full((1, 1), self.n_image, device=logits.device)
+        # The search for an answer may leave beams of any kind behind, so it works on a copy; then the answer is read once.
+        [(answer, _)] = self.model.decode(self.cache.copy(), logits, index, min(self.max_new_tokens, room), **self.generate)
+        text = self.tokenizer.decode(answer)
+        said = self.tokenizer.encode(text)[:room]  # the words, not the ids: the history is what a reader would see
+        if said:
+            self.read(said, self.n_image)
+        self.before.append(state)
+        self.pieces += [asked, text]
+        return text.strip()
+
+    def undo(self):
+        """Take the last picture or the last question back. Raises BadInput where there is none."""
+        if not self.before:
+            raise BadInput('/undo: nothing was said yet')
+        self.pieces, length, n_image = self.before.pop()
+        self.cache.keep(length, n_image)

@@ -1,0 +1,71 @@
+"""Controls: what did the answer come from? Each spoils a prompt on purpose."""
+from dataclasses import replace
+
+from PIL import Image
+
+from data import Media
+from kit.world.draw import SIZE
+from kit.world.words import made_up_names
+
+
+# ---------------------------------------------------------------------------------------------
+# Controls: what did the answer come from?
+
+
+def blank_frame():
+    return [Image.new('RGB', (SIZE, SIZE), (128, 128, 128))]
+
+
+BLANK = Media('blank', blank_frame)
+
+
+def blank_support(episode, rng=None):
+    """Nothing to see in its support pictures. What is left is their text."""
+    return replace(episode, support=[replace(e, media=e.media and BLANK) for e in episode.support])
+
+
+def swap_support(episode, rng):
+    """Its support pictures dealt out anew among the examples: which name belongs to what cannot be known any more."""
+    order = rng.permutation(len(episode.support))
+    return replace(episode, support=[replace(e, media=episode.support[k].media) for e, k in zip(episode.support, order)])
+
+
+def shuffle_answers(episode, rng):
+    """Its names dealt out anew among the kinds of things, the same for all examples of a kind. Who learns from the prompt
+    follows: the right answer is now `taught(episode, shuffled)`."""
+    names = list(dict.fromkeys(e.answer for e in episode.support))
+    return renamed(episode, dict(zip(names, (names[k] for k in rng.permutation(len(names))))))
+
+
+def rename_answers(episode, rng):
+    """New names for all things, in the support, among the choices and for the truth: nothing has changed but the words."""
+    old, new = list(dict.fromkeys([*episode.choices, *(e.answer for e in episode.support)])), []
+    while len(new) < len(old):
+        new += [name for name in made_up_names(rng, 1, 'held') if name not in old + new]
+    names = dict(zip(old, new))
+    episode = renamed(episode, names)
+    return replace(episode, query=replace(episode.query, answer=names[episode.query.answer]), choices=[names[c] for c in episode.choices])
+
+
+def blank_query(episode, rng=None):
+    """Nothing to see in the picture that is asked about."""
+    return replace(episode, query=replace(episode.query, media=episode.query.media and BLANK))
+
+
+def text_only(episode, rng=None):
+    """Its examples as text alone, pictures and tags removed."""
+    return replace(episode, support=[replace(e, media=None) for e in episode.support])
+
+
+CONTROLS = {f.__name__: f for f in (blank_support, swap_support, shuffle_answers, rename_answers, blank_query, text_only)}
+
+
+def renamed(episode, names):
+    """The same examples with other answers: {old: new}"""
+    return replace(episode, support=[replace(e, answer=names[e.answer]) for e in episode.support])
+
+
+def taught(before, after):
+    """What the examples of `after` call the thing that the query of `before` asks for."""
+    names = {old.answer: new.answer for old, new in zip(before.support, after.support)}
+    return names[before.query.answer]

@@ -1,0 +1,149 @@
+"""The two contrastive encoders at work: pictures and texts in one space, classes from descriptions, retrieval, a linear probe."""
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from kit.sources.base import readable_pairs
+from kit.tasks import metrics
+from kit.tasks.results import row, value_of
+from kit.world.tasks import zero_shot_classes, zero_shot_pictures
+
+
+def classify(contrastive, tokenizer, features, media, truth, classes):
+    """The CLIP way: a class is the mean of what its descriptions look like, a picture belongs to the nearest. -> accuracy
+
+    classes: for each class a list of descriptions; truth: for each Media the number of its class.
+    """
+    classes = torch.stack([embed_texts(contrastive.text, tokenizer, forms).mean(0) for forms in classes])
+    classes = F.normalize(classes, dim=-1)                                           # (C,E)
+    similarity = embed_media(contrastive.vision, features, media) @ classes.T         # (N,C)
+    return metrics.top_1(similarity.float().cpu(), truth)
+
+
+@torch.no_grad()
+def embed_texts(tower, tokenizer, texts, batch_size=64):
+    """list of N str -> (N,E), of length 1. A text begins with a space, as in training: "red" and " red" are two tokens."""
+    out = []
+    for i in range(0, len(texts), batch_size):
+        tokens, mask = pad_texts([tokenizer.encode(' ' + t) for t in texts[i:i + batch_size]], tower.n_context)
+        device = tower.token.weight.device
+        out.append(tower.embed(tokens.to(device), mask.to(device)))
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def pool_media(features, media, batch_size=64):
+    """list of N Media -> (N,D): the mean over places of the frozen encoder's features; a clip counts as the mean of its frames"""
+    out = []
+    for i in range(0, len(media), batch_size):
+        grid, mask = features([[m] for m in media[i:i + batch_size]])                # (M,S,D) of all frames, (N,1,F)
+        out += [clip.mean(0) for clip in grid.mean(1).split(mask.sum((1, 2)).tolist())]
+    return torch.stack(out)
+
+
+@torch.no_grad()
+def embed_media(vision, features, media):
+    """list of N Media -> (N,E), of length 1"""
+    return F.normalize(vision.projection(pool_media(features, media)), dim=-1)
+
+
+def ranks(asked, answers, belong, block=1024):
+    """How many wrong answers stand before the first right one, ties against us -> (Q,). asked (Q,E), answers (A,E), of length 1; belong:
+    (question, answer) of all that are right. A block of questions at a time: all similarities at once may be too many for the memory."""
+    belong, rank = torch.tensor(belong, device=asked.device), []
+    for start in range(0, len(asked), block):
+        similarity = asked[start:start + block] @ answers.T                            # (questions of the block,A)
+        question, answer = belong[(belong[:, 0] >= start) & (belong[:, 0] < start + block)].T
+        right = torch.zeros_like(similarity, dtype=torch.bool)
+        right[question - start, answer] = True
+        best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        rank.append(((similarity >= best) & ~right).sum(1))
+    return torch.cat(rank)
+
+
+def pad_texts(ids, longest):
+    """lists of token ids -> tokens (N,T), mask (N,T); what is longer than `longest` is cut"""
+    ids = [i[:longest] or [0] for i in ids]
+    t = max(map(len, ids))
+    tokens = torch.tensor([i + [0] * (t - len(i)) for i in ids])
+    return tokens, torch.arange(t) < torch.tensor([[len(i)] for i in ids])
+
+
+def linear_probe(train, train_truth, test, n_class, decay=1e-3):
+    """Logistic regression on frozen features, by L-BFGS: train (N,D), train_truth (N,) int, test (M,D) -> (M,) classes."""
+    mean, std = train.mean(0), train.std(0, correction=0).clamp(min=1e-6)
+    train, test = (train - mean) / std, (test - mean) / std
+    weight = torch.zeros(train.shape[1], n_class, requires_grad=True, device=train.device)
+    bias = torch.zeros(n_class, requires_grad=True, device=train.device)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn='strong_wolfe')
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(train @ weight + bias, train_truth) + decay * weight.square().sum() / 2
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+    return (test @ weight + bias).argmax(1)
+
+
+# ---------------------------------------------------------------------------------------------
+# The contrastive encoders
+
+
+def zero_shot(contrastive, tokenizer, features, n):
+    """Contrastive zero-shot: pictures of held-out pairs, the nearest description among all 64 pairs -> row."""
+    media, truth = zero_shot_pictures('held', n)
+    return row('zero_shot', classify(contrastive, tokenizer, features, media, truth, zero_shot_classes()), n)
+
+
+def retrieval(pairs, contrastive, features, tokenizer, report, most=None):
+    """Which caption belongs to which picture, both ways: R@k = a right one is among the first k -> rows.
+
+    As is usual: each picture and each text is asked about once and stands among the answers once, however many captions a picture has
+    (COCO: five) or pictures a text (class folders), and any that belongs to it is right. most: so many pairs, always the same, stand for
+    all."""
+    if most is not None and len(pairs) > most:
+        pairs = pairs.take(np.sort(np.random.default_rng(0).choice(len(pairs), most, replace=False)).tolist())
+    pairs = readable_pairs(pairs, features.pixels, report)
+    items, media = pairs.items, [pairs.media(i) for i in range(len(pairs))]
+    seen, said = {m.key: m for m in media}, dict.fromkeys(item.text for item in items)  # P pictures and T texts, each once
+    v = embed_media(contrastive.vision, features, list(seen.values()))                 # (P,E)
+    l = embed_texts(contrastive.text, tokenizer, list(said))                           # (T,E)
+    picture, text = ({key: n for n, key in enumerate(keys)} for keys in (seen, said))
+    belong = [(picture[m.key], text[item.text]) for m, item in zip(media, items)]
+    rows = []
+    for way, rank in (('i2t', ranks(v, l, belong)), ('t2i', ranks(l, v, [(t, p) for p, t in belong]))):
+        rows += [row('retrieval', (rank < k).float().mean().item(), len(rank), metric=f'{way}_R@{k}') for k in (1, 5, 10)]
+    return rows
+
+
+def nearest(features, episodes):
+    """What the frozen encoder would answer without any language model: of each episode, the name whose examples look most like the
+    query -> [answer]. A picture's features are the mean over places, as in the contrastive stage, and a name's the mean over its
+    examples; what all names have in common is taken away, and the cosine compares."""
+    out = []
+    for e in episodes:
+        x = pool_media(features, [*(s.media for s in e.support), e.query.media])  # (examples + 1,D)
+        names = list(dict.fromkeys(s.answer for s in e.support))
+        shown = torch.stack([torch.stack([row for row, s in zip(x, e.support) if s.answer == name]).mean(0) for name in names])
+        mean = shown.mean(0)
+        out.append(names[int((F.normalize(shown - mean, dim=-1) @ F.normalize(x[-1] - mean, dim=0)).argmax())])
+    return out
+
+
+def nearest_row(features, episodes, ways=None, shots=None):
+    right = [name == e.query.answer for name, e in zip(nearest(features, episodes), episodes)]
+    return row('naming', sum(right) / len(right), len(right), ways, shots, metric='nearest')
+
+
+def further_rows(asker, episodes, ways, shots, written=False):
+    """What else there is to say about naming episodes: the nearest neighbour, where all has pictures, and the written answer."""
+    rows = []
+    if all(e.media is not None for episode in episodes for e in [*episode.support, episode.query]) and all(e.support for e in episodes):
+        rows.append(nearest_row(asker.features, episodes, ways, shots))
+    if written:
+        asked = [replace(e, choices=None) for e in episodes]
+        rows.append(row('naming', value_of('accuracy', asked, asker.answer(asked, 'written'))[0], len(asked), ways, shots, metric='written'))
+    return rows

@@ -22,11 +22,14 @@ from kit.sources.base import Report
 from kit.sources.forms import open_folder
 from kit.show import sheets
 from kit.tasks import asker as asker_file, encoders
-from kit.tasks.asker import load, NANO
+from kit.tasks.asker import find_checkpoint, load, NANO
 from kit.tasks.controls import CONTROLS, taught
-from kit.tasks.encoders import nearest, nearest_row, classify, linear_probe, ranks, retrieval, zero_shot
+from kit.tasks.encoders import (
+    classify, linear_probe, nearest, nearest_row, ranks, retrieval, run_probe, run_retrieval, run_zero_shot, zero_shot)
 from kit.tasks.episodes import can_ask, episodes_of, frozen_episode, TASKS
-from kit.tasks.files import official_episodes, read_coco, read_episodes, usable
+from kit.tasks.files import read_episodes, run_episodes, usable, usable_or_fail
+from kit.tasks.naming import naming_cells, open_classes, run_controls, run_folder, write_episodes
+from kit.tasks.official import official_episodes, read_coco, run_official
 from kit.tasks.results import control_rows, measure, row, value_of
 from kit.tasks.tables import control_text, tables
 from kit.weights.small import halve
@@ -296,14 +299,14 @@ def test_the_whole_command_on_a_few_episodes(asker, loaded, out, monkeypatch, ca
 
 def test_what_does_not_fit_the_context_is_left_out_whole(asker, loaded):
     report = Report()
-    rows = evaluate.full_table(asker, loaded[1], config('--n=2', '--seeds=1', '--tasks=caption', '--shots=2,60'), report)
+    rows = evaluate.full_table(config('--n=2', '--seeds=1', '--tasks=caption', '--shots=2,60'), asker, loaded[1], report)
     assert {r['shots'] for r in rows} == {2} and report.where == {'longer than the context': ['caption, 60 shots']}
 
 
 @pytest.mark.parametrize('argv', [['--tasks=captoin'], ['--shots=a'], ['--shots=-1'], ['--ways=1']])
 def test_mistakes_are_named(asker, loaded, argv):
     with pytest.raises(BadInput, match=argv[0][2:].split('=')[0]):
-        evaluate.full_table(asker, loaded[1], config('--n=1', '--seeds=1', *argv), Report())
+        evaluate.full_table(config('--n=1', '--seeds=1', *argv), asker, loaded[1], Report())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -320,7 +323,7 @@ def test_bad_episodes_are_named_by_line(asker, tmp_path):
     path = tmp_path / 'e.jsonl'
     path.write_text('\n'.join([*map(json.dumps, lines), '{', '']))
     report = Report()
-    episodes = evaluate.usable_or_fail(asker, read_episodes(str(path), report), report, str(path))
+    episodes = usable_or_fail(asker, read_episodes(str(path), report), report, str(path))
     assert [e is not None for e in episodes] == [True] + [False] * 9
     kinds = {'missing': [2], 'no prompt': [4], 'choices lack the answer': [5], 'empty choice': [7], 'too long': [8], 'not an episode': [3, 6], 'not JSON': [9, 10]}
     assert report.as_dict() == {kind: len(lines) for kind, lines in kinds.items()}
@@ -331,7 +334,7 @@ def test_bad_episodes_are_named_by_line(asker, tmp_path):
 def test_all_bad_is_fatal(asker, tmp_path):
     (tmp_path / 'e.jsonl').write_text('{\n[')
     with pytest.raises(BadInput, match='not JSON: 2'):
-        evaluate.run_episodes(config(f'--episodes={tmp_path}/e.jsonl'), asker)
+        run_episodes(config(f'--episodes={tmp_path}/e.jsonl'), asker, None, Report())
 
 
 def test_controls_of_your_own_episodes(asker, tmp_path):
@@ -339,17 +342,17 @@ def test_controls_of_your_own_episodes(asker, tmp_path):
     support = [{'image': 'a.png', 'prompt': 'Output:', 'answer': 'dax'}, {'image': 'b.png', 'prompt': 'Output:', 'answer': 'wug'}]
     line = {'support': support, 'query': {'image': 'q.png', 'prompt': 'Output:'}, 'answer': 'dax', 'choices': ['dax', 'wug']}
     (tmp_path / 'e.jsonl').write_text(json.dumps(line))
-    rows = evaluate.run_episodes(config(f'--episodes={tmp_path}/e.jsonl', '--controls=True'), asker)
+    rows = run_episodes(config(f'--episodes={tmp_path}/e.jsonl', '--controls=True'), asker, None, Report())
     assert {r['control'] for r in rows} == {None, *CONTROLS} and {r['ways'] for r in rows} == {2}
 
 
 def test_folders_of_classes(asker, tmp_path):
     folder = pictures_in(tmp_path / 'classes', [f'{c}/{i}.png' for c in ('cat', 'dog', 'fox') for i in range(3)])
-    rows = evaluate.run_folder(config(f'--folder={folder}', '--ways=2,3', '--shots=1', '--n=6', '--seeds=2', f'--out_dir={tmp_path}'), asker)
+    rows = run_folder(config(f'--folder={folder}', '--ways=2,3', '--shots=1', '--n=6', '--seeds=2', f'--out_dir={tmp_path}'), asker, None, Report())
     assert [(r['task'], r['ways'], r['shots'], r['n'], r['metric']) for r in rows] == [
         ('naming', ways, 1, 12, metric) for ways in (2, 3) for metric in ('accuracy', 'nearest')]
     with pytest.raises(BadInput, match='5-way .* there are 3'):
-        evaluate.run_folder(config(f'--folder={folder}', '--ways=5', '--shots=1'), asker)
+        run_folder(config(f'--folder={folder}', '--ways=5', '--shots=1'), asker, None, Report())
 
 
 def test_a_picture_of_its_mistakes(asker, tmp_path, monkeypatch):
@@ -362,7 +365,7 @@ def test_a_picture_of_its_mistakes(asker, tmp_path, monkeypatch):
     wrong = lambda episodes, progress=None: [{'prediction': next(c for c in e.choices if c != e.query.answer), 'answer': e.query.answer,
                                               'correct': i % 2 == 1} for i, e in enumerate(episodes)]
     monkeypatch.setattr(asker, 'answer', wrong)
-    evaluate.run_folder(options, asker)
+    run_folder(options, asker, None, Report())
     assert len(seen) == 6 and (tmp_path / 'confusions.png').exists()
     assert 'mistakes' in titles[0]
     for prompt in seen:
@@ -370,7 +373,7 @@ def test_a_picture_of_its_mistakes(asker, tmp_path, monkeypatch):
         assert prompt['truth'] != prompt['answer'] and sum(not isinstance(piece, str) for piece in prompt['pieces']) == 3
     (tmp_path / 'confusions.png').unlink()
     monkeypatch.setattr(asker, 'answer', lambda episodes, progress=None: [{'prediction': e.query.answer, 'answer': e.query.answer, 'correct': True} for e in episodes])
-    evaluate.run_folder(options, asker)
+    run_folder(options, asker, None, Report())
     assert not (tmp_path / 'confusions.png').exists()
 
 
@@ -388,7 +391,7 @@ def test_trials_in_the_published_form(asker, tmp_path, capsys):
     """One group, one hand shows every class once, another hand's drawing of each is asked about, under new names for each trial."""
     folder = alphabets(tmp_path / 'data', big=6, small=5, tiny=2)
     options = [f'--folder={folder}', '--class_depth=2', '--trials=True', '--ways=5', '--n=20', '--seeds=1']
-    evaluate.write_episodes(config(*options, f'--write_episodes={tmp_path}/trials.jsonl'), asker)
+    write_episodes(config(*options, f'--write_episodes={tmp_path}/trials.jsonl'), asker, Report())
     lines = [json.loads(line) for line in open(tmp_path / 'trials.jsonl')]
     assert len(lines) == 20
     for start in range(0, 20, 5):
@@ -401,13 +404,13 @@ def test_trials_in_the_published_form(asker, tmp_path, capsys):
             classes.append(asked[1])
         assert len(set(classes)) == 5 and len({frozenset(line['choices']) for line in trial}) == 1  # each is asked about once
     assert {line['query']['image'].split('/')[-3] for line in lines} == {'big', 'small'}
-    rows = evaluate.run_episodes(config(f'--episodes={tmp_path}/trials.jsonl', '--written=True'), asker)  # and they can be asked
+    rows = run_episodes(config(f'--episodes={tmp_path}/trials.jsonl', '--written=True'), asker, None, Report())  # and they can be asked
     assert [(r['metric'], r['n']) for r in rows] == [('accuracy', 20), ('nearest', 20), ('written', 20)]
     for ignored in ('--predictions=p.json', '--written=True'):
         with pytest.raises(BadInput, match=ignored.split('=')[0]):
             evaluate.check_values(config(ignored))
     with pytest.raises(BadInput, match='in the largest group'):
-        evaluate.run_folder(config(*options, '--ways=7'), asker)
+        run_folder(config(*options, '--ways=7'), asker, None, Report())
 
 
 def test_a_file_of_episodes_shows_pictures_as_they_are_or_is_refused(asker, tmp_path):
@@ -416,7 +419,7 @@ def test_a_file_of_episodes_shows_pictures_as_they_are_or_is_refused(asker, tmp_
         pictures_in(tmp_path / 'one' / name, ['0.png'])
     options = [f'--write_episodes={tmp_path}/e.jsonl', '--ways=2', '--n=4', '--seeds=1']
     with pytest.raises(BadInput, match='0.png twice, in variants'):
-        evaluate.write_episodes(config(f'--folder={tmp_path}/one', *options), asker)
+        write_episodes(config(f'--folder={tmp_path}/one', *options), asker, Report())
     with tarfile.open(tmp_path / 'pairs.tar', 'w') as tar:
         for k in range(6):
             for name, content in ((f'{k}.txt', f'thing {k % 3}'.encode()), (f'{k}.png', (tmp_path / 'one' / 'abc'[k % 3] / '0.png').read_bytes())):
@@ -424,7 +427,7 @@ def test_a_file_of_episodes_shows_pictures_as_they_are_or_is_refused(asker, tmp_
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     with pytest.raises(BadInput, match='pairs.tar: .* unpack it'):
-        evaluate.write_episodes(config(f'--folder={tmp_path}/pairs.tar', *options), asker)
+        write_episodes(config(f'--folder={tmp_path}/pairs.tar', *options), asker, Report())
     assert not (tmp_path / 'e.jsonl').exists()
 
 
@@ -450,33 +453,33 @@ def test_cells_that_cannot_be_asked_are_left_out_and_said(asker, tmp_path, capsy
     """Two classes are enough for 2-way, and 60 examples of each are longer than the context."""
     pictures_in(tmp_path / 'two' / 'a', [f'{k}.png' for k in range(3)]), pictures_in(tmp_path / 'two' / 'b', [f'{k}.png' for k in range(3)])
     options = [f'--folder={tmp_path}/two', '--n=4', '--seeds=1', f'--out_dir={tmp_path}']
-    rows = evaluate.run_folder(config(*options, '--shots=1,60'), asker)
+    rows = run_folder(config(*options, '--shots=1,60'), asker, None, report := Report())
     assert {(r['ways'], r['shots']) for r in rows} == {(2, 1)}
-    printed = capsys.readouterr()
-    assert 'too few kinds of things: 1 (4-way)' in printed.err + printed.out and 'too long: 4' in printed.err + printed.out
-    assert {(r['ways'], r['shots']) for r in evaluate.control_table(asker, config(*options, '--controls=True', '--shots=1,60'))} == {(2, 1)}
+    assert report.as_dict() == {'too few kinds of things': 1, 'too long': 4}
+    assert report.where['too few kinds of things'] == ['4-way']
+    assert {(r['ways'], r['shots']) for r in run_controls(config(*options, '--controls=True', '--shots=1,60'), asker, None, Report())} == {(2, 1)}
     with pytest.raises(BadInput, match='no episode can be used'):
-        evaluate.run_folder(config(*options, '--shots=60'), asker)
+        run_folder(config(*options, '--shots=60'), asker, None, Report())
     with pytest.raises(BadInput, match='4-way'):
-        evaluate.run_folder(config(*options, '--ways=4'), asker)
+        run_folder(config(*options, '--ways=4'), asker, None, Report())
 
 
 def test_more_shots_than_pictures_are_refused(asker, tmp_path):
     with pytest.raises(BadInput, match='8 shots need as many other pictures'):
-        evaluate.run_official(config(*coco(tmp_path), '--shots=8'), asker)
+        run_official(config(*coco(tmp_path), '--shots=8'), asker, None, Report())
 
 
 def test_pictures_of_coco_are_found_for_retrieval_too(loaded, tmp_path):
     argv = coco(tmp_path)
-    rows = evaluate.run_encoders(config(f'--retrieval={tmp_path}/captions.json', argv[1]), *loaded)
+    rows = run_retrieval(config(f'--retrieval={tmp_path}/captions.json', argv[1]), *loaded, Report())
     assert [(r['metric'], r['n']) for r in rows][:1] == [('i2t_R@1', 3)]
 
 
 def test_episodes_within_a_group_and_of_one_held_out(asker, tmp_path):
     folder = alphabets(tmp_path, big=6, small=5)
-    pairs = evaluate.open_classes(config(f'--folder={folder}', '--held_groups=small', '--split=val'), asker, Report())
+    pairs = open_classes(config(f'--folder={folder}', '--held_groups=small', '--split=val'), asker, Report())
     assert {item.group for item in pairs.items} == {'small'}
-    pairs = evaluate.open_classes(config(f'--folder={folder}'), asker, Report())
+    pairs = open_classes(config(f'--folder={folder}'), asker, Report())
     groups = [{e.media.load.args[0].split('/')[-3] for e in [*episode.support, episode.query]}
               for episode in episodes_of('naming', 1, 12, 4, pairs=pairs, within=True)]
     assert groups[:2] in ([{'big'}, {'small'}], [{'small'}, {'big'}]) and groups == groups[:2] * 6
@@ -538,14 +541,14 @@ def coco(folder):
 
 def test_coco_captions_with_official_results(asker, tmp_path, capsys):
     argv = coco(tmp_path)
-    [row] = evaluate.run_official(config(*argv, '--shots=1', f'--predictions={tmp_path}/p.json'), asker)
+    [row] = run_official(config(*argv, '--shots=1', f'--predictions={tmp_path}/p.json'), asker, None, report := Report())
     assert (row['task'], row['metric'], row['shots'], row['n']) == ('caption', 'cider', 1, 3)
     said = json.load(open(tmp_path / 'p.json'))
     assert [set(s) for s in said] == [{'image_id', 'caption'}] * 4 and [s['image_id'] for s in said] == [7, 9, 12, 13]
     assert said[3]['caption'] == ''  # asked, but there is no picture: the servers want an entry all the same
-    printed = capsys.readouterr().out
+    printed = str(report.lines())
     assert 'image 5' in printed and 'annotation 9' in printed and 'missing' in printed
-    zero, four = evaluate.run_official(config(*argv, '--shots=0,2', '--n=2'), asker)
+    zero, four = run_official(config(*argv, '--shots=0,2', '--n=2'), asker, None, Report())
     assert zero['n'] <= 2 and four['shots'] == 2
 
 
@@ -569,18 +572,18 @@ def test_vqa_with_official_results(asker, tmp_path, capsys):
     monkey = lambda episodes, progress=None: [{'prediction': 'The dog.' if i % 2 else 'cat', 'correct': False} for i, _ in enumerate(episodes)]
     asker.answer, answer = monkey, asker.answer
     try:
-        [row] = evaluate.run_official(config(*argv, f'--vqa_annotations={tmp_path}/a.json', '--shots=1', f'--predictions={tmp_path}/p.json'), asker)
+        [row] = run_official(config(*argv, f'--vqa_annotations={tmp_path}/a.json', '--shots=1', f'--predictions={tmp_path}/p.json'), asker, None, report := Report())
     finally:
         asker.answer = answer
     assert (row['metric'], row['value'], row['n']) == ('vqa_accuracy', 0.5, 4)
     assert json.load(open(tmp_path / 'p.json')) == [{'question_id': q, 'answer': a} for q, a in
                                                     zip((700, 701, 900, 901), ('cat', 'The dog.', 'cat', 'The dog.'))]
-    printed = capsys.readouterr().out
+    printed = str(report.lines())
     assert 'question 5' in printed and 'question 7' in printed and 'no answer' in printed
     with pytest.raises(BadInput, match='belong together'):
         evaluate.check_values(config(*argv))
     with pytest.raises(BadInput, match='no such folder'):
-        evaluate.run_official(config(argv[0], f'--vqa_annotations={tmp_path}/a.json', '--images=nowhere'), asker)
+        run_official(config(argv[0], f'--vqa_annotations={tmp_path}/a.json', '--images=nowhere'), asker, None, Report())
 
 
 @pytest.mark.parametrize('text, message', [('{', 'not JSON'), ('[]', 'lacks one of'), ('{"images": 3, "annotations": []}', 'must be lists')])
@@ -617,12 +620,12 @@ def test_zero_shot_classes_are_means_over_templates(monkeypatch):
 def test_zero_shot_and_probe_on_a_folder(asker, loaded, tmp_path):
     folder = pictures_in(tmp_path / 'c', [f'{c}/{i}.png' for c in ('cat', 'dog') for i in range(6)])
     (folder / 'cat' / 'broken.png').write_bytes(b'no picture')
-    [row] = evaluate.run_encoders(config(f'--zero_shot={folder}'), asker, loaded[1])
+    [row] = run_zero_shot(config(f'--zero_shot={folder}'), asker, loaded[1], Report())
     assert (row['task'], row['ways'], row['n']) == ('zero_shot', 2, 12)
-    [row] = evaluate.run_encoders(config(f'--probe={folder}'), asker, loaded[1])
+    [row] = run_probe(config(f'--probe={folder}'), asker, loaded[1], Report())
     assert (row['task'], row['n']) == ('linear_probe', 2)
     with pytest.raises(BadInput, match='templates'):
-        evaluate.run_encoders(config(f'--zero_shot={folder}', '--templates=a photo'), asker, loaded[1])
+        run_zero_shot(config(f'--zero_shot={folder}', '--templates=a photo'), asker, loaded[1], Report())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -630,11 +633,11 @@ def test_zero_shot_and_probe_on_a_folder(asker, loaded, tmp_path):
 
 
 def test_without_a_checkpoint_the_small_one_is_used_and_said(out, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, 'NANO', str(out / 'flamingo.pt'))
-    path = evaluate.find_checkpoint(config(f'--out_dir={tmp_path}/new'))
+    monkeypatch.setattr(asker_file, 'NANO', str(out / 'flamingo.pt'))
+    path = find_checkpoint(f'{tmp_path}/new')
     assert path == str(out / 'flamingo.pt') and os.path.isdir(tmp_path / 'new') and len(capsys.readouterr().err.splitlines()) == 1
-    assert evaluate.find_checkpoint(config(f'--out_dir={out}')) == f'{out}/flamingo.pt'
-    assert evaluate.find_checkpoint(config(f'--out_dir={tmp_path}', '--checkpoint=other.pt')) == f'{tmp_path}/other.pt'
+    assert find_checkpoint(str(out)) == f'{out}/flamingo.pt'
+    assert find_checkpoint(str(tmp_path), 'other.pt') == f'{tmp_path}/other.pt'
     assert not capsys.readouterr().err
 
 
@@ -669,3 +672,45 @@ def test_the_small_checkpoint_keeps_to_its_table():
     [seen] = [r for r in told['rows'] if r['task'] == 'zero_shot']
     found = zero_shot(contrastive, nano.tokenizer, nano.features, 200)
     assert found['low'] <= seen['high'] and seen['low'] <= found['high']
+
+
+# ---------------------------------------------------------------------------------------------
+# A curve over shots
+
+
+def asked_by(episode):
+    """What an episode asks: picture and words."""
+    return episode.query.media.key, episode.query.prompt, episode.query.answer, episode.choices
+
+
+@pytest.mark.parametrize('task', [t for t in TASKS if t != 'action'])
+def test_the_columns_of_a_curve_ask_the_same(task):
+    """Episode i asks the same after 0, 1, 4 and 8 examples; other seeds ask something else."""
+    ways = 3 if task == 'naming' else None
+    columns = [[asked_by(e) for e in episodes_of(task, shots, 20, ways, seed=2, text_examples=2)]
+               for shots in ((1, 4, 8) if ways else (0, 1, 4, 8))]
+    assert all(column == columns[0] for column in columns) and len({a[0] for a in columns[0]}) > 10
+    assert columns[0] != [asked_by(e) for e in episodes_of(task, 1, 20, ways, seed=3)]
+
+
+@pytest.mark.parametrize('task', ['caption', 'naming'])
+def test_the_columns_of_a_folders_curve_ask_the_same(task, tmp_path):
+    folder = pictures_in(tmp_path / 'c', [f'{c}/{i}.png' for c in ('cat', 'dog', 'fox') for i in range(9)])
+    pairs = open_folder(str(folder))
+    ways = 3 if task == 'naming' else None
+    columns = [[asked_by(e) for e in episodes_of(task, shots, 20, ways, pairs=pairs)] for shots in (1, 4, 8)]
+    assert columns[0] == columns[1] == columns[2]
+    for e in episodes_of(task, 8, 20, ways, pairs=pairs):  # and no example shows the picture that is asked about
+        assert e.query.media.key not in [s.media.key for s in e.support]
+        assert len({s.media.key for s in e.support}) == len(e.support)
+
+
+def test_who_goes_by_place_is_right_by_chance():
+    """The query shows the kind of support picture number i, whichever that is: each place is right in 1/ways."""
+    episodes = episodes_of('naming', 2, 240, 3)
+    by_place = np.mean([[s.answer == e.query.answer for s in e.support] for e in episodes], axis=0)
+    assert by_place.shape == (6,) and np.abs(by_place - 1 / 3).max() < 0.11  # 3.5 standard errors of 240 episodes
+    for e in episodes:
+        assert sorted(Counter(s.answer for s in e.support).values()) == [2, 2, 2]
+        assert e.query.media.key not in [s.media.key for s in e.support]
+        assert len({s.media.key for s in e.support}) == 6

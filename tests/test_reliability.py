@@ -36,7 +36,8 @@ from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
 from kit.tasks.asker import load
 from kit.tasks.episodes import can_ask
-from kit.tasks.files import read_coco, read_episodes, read_vqa
+from kit.tasks.files import read_episodes
+from kit.tasks.official import read_coco, read_vqa
 from kit.tasks.tables import first_table
 from kit.tokenizer import Tokenizer
 from kit.weights import checkpoint
@@ -1000,7 +1001,7 @@ def test_every_key_of_evaluation_at_its_edges(out, tmp_path, monkeypatch):
         status, _, said = main_of(evaluate, *base, argument)
         assert status in (0, 2), (argument, said)
         assert status == 2 or argument.split('=')[1] not in ('pipe', '/dev/zero', '/dev/null', 'meta', '-1') or argument.startswith(('--split', '--images', '--held_groups')), argument
-    for key in evaluate.SOURCES[1:]:
+    for key in list(evaluate.SOURCES)[1:]:
         for argument in [*filter(None, EDGES[str]), 'pipe', '.']:
             more = ['--images=.', f'--vqa_annotations={argument}'] if key == 'vqa_questions' else ['--images=.']
             status = main_of(evaluate, *base, '--episodes=', f'--{key}={argument}', *more)[0]

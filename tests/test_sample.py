@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from tiny_model import save_tiny
 
-import evaluate
 import sample
 from data import Document, EndOfChunk, Given, Media
 from kit.files import BadInput, BadItem
@@ -18,9 +17,9 @@ from kit.sources.base import Pairs, Report
 from kit.sources.forms import open_folder
 from kit.tasks import attention, rices
 from kit.tasks.asker import load
-from kit.tasks.chat import Chat
+from kit.tasks.chat import Chat, chat_turn, run_chat
 from kit.tasks.encoders import embed_media
-from kit.tasks.files import file_media
+from kit.tasks.prompts import as_text, file_media, parse_prompt
 from kit.world.draw import clip_media, picture_media
 from resampler import ResamplerLayer, taken_apart
 from xattn import GatedCrossAttention, route_tokens
@@ -51,22 +50,22 @@ def loaded(out):
 
 def test_a_prompt_is_texts_and_pictures(out):
     path = out / 'pictures' / 'a.png'
-    pieces = sample.parse_prompt(f'<image:{path}>Output: dax<EOC>so <EOC x> <image:{path}>Output:').pieces
+    pieces = parse_prompt(f'<image:{path}>Output: dax<EOC>so <EOC x> <image:{path}>Output:').pieces
     assert [type(p) for p in pieces] == [Media, Given, EndOfChunk, Given, Media, Given]
     assert pieces[1] == 'Output: dax' and pieces[3] == 'so <EOC x> '
-    assert sample.as_text(Document(pieces, 'prompt')).startswith(f'<image:{path}>Output: dax<EOC>so')
+    assert as_text(Document(pieces, 'prompt')).startswith(f'<image:{path}>Output: dax<EOC>so')
 
 
 @pytest.mark.parametrize('text, message', [('<image>Output:', '1 <image> tags and 0 pictures'), ('<image:a.png><image>', '2 <image> tags and 1 pictures'),
                                            ('<image:>x', 'names no file'), ('', 'is empty')])
 def test_prompts_that_cannot_be_shown(text, message):
     with pytest.raises(BadInput, match=message):
-        sample.parse_prompt(text)
+        parse_prompt(text)
 
 
 def run(monkeypatch, capsys, loaded, *argv):
     monkeypatch.setattr('sys.argv', ['sample.py', '--device=cpu', '--max_new_tokens=3', '--beam_size=1', *argv])
-    monkeypatch.setattr(evaluate, 'load', lambda *_: loaded)
+    monkeypatch.setattr(sample, 'load', lambda *_: loaded)
     sample.main()
     return capsys.readouterr()
 
@@ -86,13 +85,13 @@ def test_the_nearest_comes_last_and_the_query_is_not_among_them(loaded, out):
     items, embeddings = rices.folder_embeddings(pairs, contrastive, asker.features, str(out / 'r.pt'), Report())
     assert embeddings.norm(dim=-1).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
     query = file_media(str(out / 'pictures' / 'q.png'))
-    examples = rices.nearest(query, items, embeddings, contrastive, asker.features, 3)
+    found = rices.nearest(query, items, embeddings, contrastive, asker.features, 3)
     own = embed_media(contrastive.vision, asker.features, [query])[0]
-    alike = [float(own @ embed_media(contrastive.vision, asker.features, [e.media])[0]) for e in examples]
-    assert {e.answer for e in examples} == {'thing a', 'thing b', 'thing c'} and alike == sorted(alike)
-    assert examples[-1].answer == 'thing a'  # the other red one
+    alike = [float(own @ embed_media(contrastive.vision, asker.features, [pairs.media(k)])[0]) for k in found]
+    assert {items[k].text for k in found} == {'thing a', 'thing b', 'thing c'} and alike == sorted(alike)
+    assert items[found[-1]].text == 'thing a'  # the other red one
     [best] = rices.nearest(query, items, embeddings, contrastive, asker.features, 1)
-    assert best.answer == 'thing a'
+    assert items[best].text == 'thing a'
 
 
 def test_a_picture_with_many_captions_is_one_example(loaded, out):
@@ -100,8 +99,9 @@ def test_a_picture_with_many_captions_is_one_example(loaded, out):
     pairs = open_folder(str(out / 'pictures'), split=None)
     twice = [replace(item, text=f'{item.text}, {k}') for item in pairs.items for k in range(3)]
     items, embeddings = rices.folder_embeddings(Pairs(twice, 'x'), contrastive, asker.features, str(out / 'r3.pt'), Report())
-    examples = rices.nearest(file_media(str(out / 'pictures' / 'q.png')), items, embeddings, contrastive, asker.features, 8)
-    assert len(examples) == 3 and all(e.answer.endswith(', 0') for e in examples) and examples[-1].answer == 'thing a, 0'
+    query = file_media(str(out / 'pictures' / 'q.png'))
+    said = [items[k].text for k in rices.nearest(query, items, embeddings, contrastive, asker.features, 8)]
+    assert len(said) == 3 and all(text.endswith(', 0') for text in said) and said[-1] == 'thing a, 0'
 
 
 def test_embeddings_are_kept_until_a_picture_or_the_encoder_changes(loaded, out, monkeypatch, tmp_path):
@@ -237,7 +237,7 @@ def test_a_command_that_fails_leaves_the_chat_as_it_was(chat, out, line, message
     chat.ask('what color is it?')
     pieces, length, steps, before = list(chat.pieces), int(chat.cache.length), len(chat.before), next_word(chat)[0]
     with pytest.raises((BadInput, BadItem), match=message):
-        sample.chat_turn(chat, line, str(out))
+        chat_turn(chat, line, str(out))
     assert (chat.pieces, int(chat.cache.length), len(chat.before)) == (pieces, length, steps)
     assert torch.allclose(next_word(chat)[0], before, atol=1e-5)
 
@@ -246,7 +246,7 @@ def test_a_chat_goes_on_after_lines_of_any_kind(chat, out, monkeypatch, capsys):
     """Each gets one line, on stderr where it is a mistake, and none moves the cursor."""
     lines = [f'/image {out}/pictures/a.png', 'what is \x1b[2J \u202e it? \ufffd', '/image /dev/zero', '/image \0', '', '/image', '/bad', '/undo', '/undo', '/undo', '/reset', '/quit', 'never']
     monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(lines)))
-    sample.run_chat(chat, str(out))
+    run_chat(chat, str(out))
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 5 and printed.out.splitlines()[0] == 'picture 1'
     errors = [line for line in printed.err.splitlines() if 'error: ' in line]
@@ -256,14 +256,14 @@ def test_a_chat_goes_on_after_lines_of_any_kind(chat, out, monkeypatch, capsys):
 
 def test_a_chat_can_be_saved_and_read_again(chat, out):
     path = out / 'pictures' / 'a.png'
-    assert sample.chat_turn(chat, f'/image {path}', str(out)) == 'picture 1'
-    sample.chat_turn(chat, 'what is it?', str(out))
-    sample.chat_turn(chat, '/save', str(out))
+    assert chat_turn(chat, f'/image {path}', str(out)) == 'picture 1'
+    chat_turn(chat, 'what is it?', str(out))
+    chat_turn(chat, '/save', str(out))
     assert Image.open(out / 'chat.png').width > 50
     saved = open(out / 'chat.txt').read()
     assert saved.startswith(f'<image:{path}>Question: what is it? Answer:')
-    assert len(sample.parse_prompt(saved.replace('<EOC>', '')).pieces) == 2
-    assert sample.chat_turn(chat, '/reset', str(out)) and chat.pieces == []
+    assert len(parse_prompt(saved.replace('<EOC>', '')).pieces) == 2
+    assert chat_turn(chat, '/reset', str(out)) and chat.pieces == []
 
 
 # ---------------------------------------------------------------------------------------------

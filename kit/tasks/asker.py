@@ -1,145 +1,193 @@
-"""Putting episodes to a model."""
+"""Putting questions to a trained Flamingo: answers are ranked by log-likelihood, or written (§4)."""
 import os
+import re
+import sys
 from dataclasses import replace
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from data import collate, encode
+from data import collate, encode, Given
 from kit.features import FrozenFeatures, Pixels
-from kit.files import BadInput
-from kit.tokenizer import Tokenizer
-from kit.weights import checkpoint
-from model import Flamingo, FlamingoConfig, GPT
-from vision import new_contrastive
+from kit.files import BadInput, one_line
+from kit.tasks.prompts import file_media
+from kit.weights.flamingo import read_flamingo
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # of the project
 NANO = os.path.join(ROOT, 'assets', 'nano.pt')  # trained already, for the impatient
+CHECKPOINT = 'flamingo.pt'
 MOST_CHOICES = 1000  # of one episode: each takes the memory of a prompt
+MOST_BEAMS = 64      # of generation: each takes the memory of a prompt
+NEXT_PROMPT = re.compile(r'\b(Output|Question|Answer|Caption):')  # as the prompts in data.py begin
 
 
-# ---------------------------------------------------------------------------------------------
-# Asking a model
+def find_checkpoint(out_dir, name=CHECKPOINT):
+    """The path of the checkpoint to read: in out_dir, or else assets/nano.pt, and a line that says so."""
+    path = os.path.join(out_dir, name)
+    if name != CHECKPOINT or os.path.exists(path) or not os.path.exists(NANO):
+        return path
+    print(f'there is no {one_line(path)}; using {os.path.relpath(NANO)}, which was trained already '
+          '(python train.py trains your own)', file=sys.stderr)
+    os.makedirs(out_dir, exist_ok=True)
+    return NANO
+
+
+def load(path, device='cpu', batch_size=16):
+    """flamingo.pt -> (Asker, Contrastive with the same encoder). Raises BadInput."""
+    model, contrastive, tokenizer = read_flamingo(path)
+    features = FrozenFeatures(model.vision, Pixels(model.config.image_size, model.config.n_frame), device)
+    return Asker(model.to(device), tokenizer, features, batch_size), contrastive.to(device).eval()
+
+
+def trim(text):
+    """What stands before the next prompt: a model that does not stop at <EOC> goes on with a question of its
+    own (§4 trims so, too)."""
+    return NEXT_PROMPT.split(text, maxsplit=1)[0].strip()
 
 
 class Asker:
     """A trained Flamingo and all that is needed to put questions to it.
 
-    ensemble: how many orders of the examples a choice is scored in; the mean log-likelihood counts (appendix A.2, Table 7).
+    batch_size: episodes at a time. beam_size, max_new_tokens: of written answers. ensemble: how many orders
+    of the examples a choice is scored in; the mean log-likelihood counts (appendix A.2, Table 7).
     """
 
     def __init__(self, model, tokenizer, features, batch_size=16, beam_size=3, max_new_tokens=24, ensemble=1):
-        self.model, self.tokenizer, self.features, self.batch_size = model.eval(), tokenizer, features, batch_size
-        self.beam_size, self.max_new_tokens, self.ensemble = beam_size, max_new_tokens, ensemble
+        self.model, self.tokenizer, self.features = model.eval(), tokenizer, features
+        self.batch_size, self.beam_size, self.max_new_tokens = batch_size, beam_size, max_new_tokens
+        self.ensemble = ensemble
+
+    def media(self, path):
+        """A picture or clip on disk as Media, with as many frames as the model takes."""
+        return file_media(path, self.features.pixels.n_frame)
+
+    def encode(self, document):
+        """A prompt -> data.Encoded. Raises BadInput where it is too long.
+
+        Its end is trimmed, wherever it comes from: an answer brings the space before it, and after another
+        one, or a line's end, models say what they never learned to say.
+        """
+        if document.pieces and isinstance(document.pieces[-1], str):
+            *pieces, last = document.pieces
+            document = replace(document, pieces=[*pieces, Given(last.rstrip())])
+        return encode(document, self.tokenizer, n_token=self.model.lm.n_context - 1)
 
     def prompts(self, documents):
-        """-> keyword arguments of `generate` and `score`. Raises BadInput where a prompt is too long."""
-        encoded = [encode(d, self.tokenizer, n_token=self.model.lm.n_context - 1) for d in documents]
-        batch = collate(encoded, self.tokenizer)
+        """Documents -> keyword arguments of `generate` and `score`. Raises BadInput where one is too long."""
+        batch = collate([self.encode(d) for d in documents], self.tokenizer)
         features, frame_mask = self.features(batch.media)
         device = self.features.device
-        return dict(tokens=batch.tokens.to(device), length=batch.length.to(device), image_index=batch.image_index.to(device),
-                    features=features, frame_mask=frame_mask)
+        return dict(tokens=batch.tokens.to(device), length=batch.length.to(device),
+                    image_index=batch.image_index.to(device), features=features, frame_mask=frame_mask)
 
     def candidates(self, choices, n_prompt, where):
-        """Answers to rank -> lists of token ids, each after a space and closed by <EOC>. n_prompt: tokens of the prompt before
-        them. Raises BadInput where there are too many, or one is too long to follow it."""
+        """Answers to rank -> lists of token ids, each after a space and closed by <EOC>.
+
+        n_prompt: tokens of the prompt before them. Raises BadInput where there are too many, or one is too
+        long to follow the prompt.
+        """
         if len(choices) > MOST_CHOICES:
             raise BadInput(f'{where}: {len(choices)} choices are more than {MOST_CHOICES}')
         ids = [self.tokenizer.encode(' ' + c) + [self.tokenizer.eoc] for c in choices]
-        longest, most = max(map(len, ids)), self.model.lm.n_context + 1
-        if n_prompt + longest > most:
-            raise BadInput(f'{where}: a prompt of {n_prompt} tokens and an answer of {longest} are longer than the context of {most - 1}')
+        self.check_room(n_prompt, max(map(len, ids)), where)
         return ids
 
+    def check_room(self, n_prompt, n_answer, where):
+        """Raises BadInput where the answer does not fit the context after the prompt. Its last word is not
+        read."""
+        n_context = self.model.lm.n_context
+        if n_prompt + n_answer > n_context + 1:
+            raise BadInput(f'{where}: a prompt of {n_prompt} tokens and an answer of {n_answer} '
+                           f'are longer than the context of {n_context}')
+
     def check_length(self, episode):
-        """Raises BadInput where the prompt, with one of its choices, does not fit the context."""
-        prompt = encode(episode.document(), self.tokenizer, n_token=self.model.lm.n_context - 1)
+        """Raises BadInput where the prompt with its answer does not fit the context: with the longest of the
+        choices, or with a written one as long as `max_new_tokens` allows."""
+        where, n_prompt = episode.where or 'episode', len(self.encode(episode.document()).tokens)
         if episode.choices is not None:
-            self.candidates(episode.choices, len(prompt.tokens), episode.where or 'episode')
+            self.candidates(episode.choices, n_prompt, where)
+        else:
+            self.check_room(n_prompt, self.max_new_tokens, where)
 
     def check(self, episode):
         """The same, and raises BadItem where a picture cannot be read."""
         self.check_length(episode)
-        for e in [*episode.support, episode.query]:  # last: a prompt that is too long may have any number of them
+        for e in [*episode.support, episode.query]:  # last: a prompt too long may have any number of them
             if e.media is not None:
                 self.features.pixels(e.media)
 
     def score(self, episodes):
         """-> for each episode the log-probabilities of its choices, in their order"""
         prompts = self.prompts([e.document() for e in episodes])
-        ids = [self.candidates(e.choices, n, e.where or 'episode') for e, n in zip(episodes, prompts['length'].tolist())]
+        ids = [self.candidates(e.choices, n, e.where or 'episode')
+               for e, n in zip(episodes, prompts['length'].tolist())]
         longest = max(len(answer) for answers in ids for answer in answers)
-        # One's long prompt and another's long answer need not fit together, nor all of their choices into memory.
-        if len(episodes) > 1 and (prompts['tokens'].shape[1] + longest > self.model.lm.n_context + 1 or sum(map(len, ids)) > MOST_CHOICES):
+        # One's long prompt and another's long answer need not fit together, nor all of their choices into
+        # memory.
+        too_long = prompts['tokens'].shape[1] + longest > self.model.lm.n_context + 1
+        if len(episodes) > 1 and (too_long or sum(map(len, ids)) > MOST_CHOICES):
             return [scores for e in episodes for scores in self.score([e])]
         return self.model.score(candidates=ids, **prompts)
 
     def choose(self, episodes):
-        """-> for each episode a dict {choice: log-probability}, the mean over so many orders of its examples"""
+        """-> for each episode a dict {choice: log-probability}, the mean over `ensemble` orders of its
+        examples"""
         total = [dict.fromkeys(e.choices, 0.0) for e in episodes]
         for order in range(self.ensemble):
-            if order > 0:
-                episodes = [replace(e, support=[e.support[k] for k in np.random.default_rng(order).permutation(len(e.support))]) for e in episodes]
-            for sums, e, scores in zip(total, episodes, self.score(episodes)):
+            asked = episodes if order == 0 else [reordered(e, np.random.default_rng(order)) for e in episodes]
+            for sums, e, scores in zip(total, asked, self.score(asked)):
                 for choice, score in dict(zip(e.choices, scores)).items():  # a choice may be there twice
                     sums[choice] += score / self.ensemble
         return total
 
     def write(self, episodes):
-        """-> for each episode a pair (text, log-probability)"""
+        """-> for each episode a pair (text, log-probability of all that was written)"""
         answers = self.model.generate(max_new_tokens=self.max_new_tokens, beam_size=self.beam_size,
                                       **self.prompts([e.document() for e in episodes]))
-        return [(self.tokenizer.decode(ids).strip(), log_p) for ids, log_p in answers]
+        return [(trim(self.tokenizer.decode(ids)), log_p) for ids, log_p in answers]
 
     def answer(self, episodes, progress=None):
-        """-> for each episode a dict {"prediction", "answer", "correct", "logprob"}, in order; and "scores" {choice: log-probability}
-        where it has choices.
+        """-> for each episode, in order, a dict {"prediction", "answer", "correct", "logprob"}, and where it
+        has choices "scores" {choice: log-probability}. progress: what a bar says meanwhile.
 
-        Similar episodes are asked together: those with choices, and prompts of like length, so that little is padding.
+        Similar episodes are asked together: those with choices, and prompts of like length, so that little is
+        padding.
         """
-        order = sorted(range(len(episodes)), key=lambda i: (episodes[i].choices is None, len(episodes[i].support)))
-        out = [None] * len(episodes)
+        def kind(i):
+            return episodes[i].choices is None, len(episodes[i].support)
+
+        order, out = sorted(range(len(episodes)), key=kind), [None] * len(episodes)
         bar = tqdm(total=len(episodes), desc=progress, disable=progress is None, leave=False)
         while order:
-            closed = episodes[order[0]].choices is not None
-            part = [i for i in order[:self.batch_size] if (episodes[i].choices is not None) == closed]
+            part = [i for i in order[:self.batch_size] if kind(i)[0] == kind(order[0])[0]]
             order = order[len(part):]
             asked = [episodes[i] for i in part]
-            if closed:
-                for i, e, scores in zip(part, asked, self.choose(asked)):
-                    best = max(scores, key=scores.get)
-                    out[i] = {'prediction': best, 'answer': e.query.answer, 'correct': best == e.query.answer, 'logprob': scores[best], 'scores': scores}
+            if kind(part[0])[0]:
+                said = map(written, asked, self.write(asked))
             else:
-                for i, e, (text, log_p) in zip(part, asked, self.write(asked)):
-                    out[i] = {'prediction': text, 'answer': e.query.answer, 'correct': bool(e.is_right(text)), 'logprob': log_p}
+                said = map(chosen, asked, self.choose(asked))
+            for i, answer in zip(part, said):
+                out[i] = answer
             bar.update(len(part))
         bar.close()
         return out
 
 
-def load(path, device='cpu', batch_size=16):
-    """flamingo.pt -> (Asker, Contrastive with the same encoder). The file needs nothing beside it. Raises BadInput."""
-    content = checkpoint.load(path, 'flamingo', config=dict, tokenizer=dict, flamingo=dict, contrastive=dict)
-    try:
-        config, tokenizer = FlamingoConfig(**content['config']), Tokenizer.from_state(content['tokenizer'])
-        if (config.n_vocab, config.bos, config.pad) != (tokenizer.n_vocab, tokenizer.bos, tokenizer.pad):
-            raise BadInput(f'its tokenizer has {tokenizer.n_vocab} words, and its model {config.n_vocab}')
-    except (TypeError, ValueError) as e:  # sizes with another name, of another type, or that no model has
-        raise BadInput(f'{path}: {e}') from e
+def reordered(episode, rng):
+    """The same examples in another order."""
+    return replace(episode, support=[episode.support[k] for k in rng.permutation(len(episode.support))])
 
-    def fill(check):
-        contrastive = new_contrastive(config)
-        model = Flamingo(config, contrastive.vision, GPT.from_config(config))
-        check(model, content['flamingo'], path)
-        vision = {'vision.' + k: v for k, v in model.vision.state_dict().items()}  # in the file once
-        check(contrastive, content['contrastive'] | vision, path)
-        return contrastive, model
 
-    with torch.device('meta'):  # before any memory is taken: do the tensors in the file have the sizes that it claims?
-        fill(checkpoint.check_state)
-    contrastive, model = fill(checkpoint.load_into)
-    features = FrozenFeatures(model.vision, Pixels(config.image_size, config.n_frame), device)
-    return Asker(model.to(device), tokenizer, features, batch_size), contrastive.to(device).eval()
+def chosen(episode, scores):
+    """The answer of an episode with choices: the likeliest."""
+    best, truth = max(scores, key=scores.get), episode.query.answer
+    return {'prediction': best, 'answer': truth, 'correct': best == truth, 'logprob': scores[best],
+            'scores': scores}
+
+
+def written(episode, said):
+    """The answer of an episode without choices. said: (text, log-probability)."""
+    text, log_p = said
+    return {'prediction': text, 'answer': episode.query.answer, 'correct': bool(episode.is_right(text)),
+            'logprob': log_p}

@@ -1,4 +1,7 @@
-"""Controls: what did the answer come from? Each spoils a prompt on purpose."""
+"""Controls: what did the answer come from? Each spoils a prompt on purpose.
+
+A control is a function (Episode, numpy Generator) -> Episode.
+"""
 from dataclasses import replace
 
 from PIL import Image
@@ -6,10 +9,6 @@ from PIL import Image
 from data import Media
 from kit.world.draw import SIZE
 from kit.world.words import made_up_names
-
-
-# ---------------------------------------------------------------------------------------------
-# Controls: what did the answer come from?
 
 
 def blank_frame():
@@ -25,26 +24,29 @@ def blank_support(episode, rng=None):
 
 
 def swap_support(episode, rng):
-    """Its support pictures dealt out anew among the examples: which name belongs to what cannot be known any more."""
+    """Its support pictures dealt out among the examples at random: which name belongs to what cannot be
+    known."""
     order = rng.permutation(len(episode.support))
-    return replace(episode, support=[replace(e, media=episode.support[k].media) for e, k in zip(episode.support, order)])
+    support = [replace(e, media=episode.support[k].media) for e, k in zip(episode.support, order)]
+    return replace(episode, support=support)
 
 
 def shuffle_answers(episode, rng):
-    """Its names dealt out anew among the kinds of things, the same for all examples of a kind. Who learns from the prompt
-    follows: the right answer is now `taught(episode, shuffled)`."""
+    """Its names dealt out among the kinds of things at random, the same for all examples of a kind. Who
+    learns from the prompt follows: the right answer is now `taught(episode, shuffled)`."""
     names = list(dict.fromkeys(e.answer for e in episode.support))
     return renamed(episode, dict(zip(names, (names[k] for k in rng.permutation(len(names))))))
 
 
 def rename_answers(episode, rng):
-    """New names for all things, in the support, among the choices and for the truth: nothing has changed but the words."""
+    """New names for all things, in the support, among the choices and for the truth: nothing has changed but
+    the words."""
     old, new = list(dict.fromkeys([*episode.choices, *(e.answer for e in episode.support)])), []
     while len(new) < len(old):
         new += [name for name in made_up_names(rng, 1, 'held') if name not in old + new]
     names = dict(zip(old, new))
-    episode = renamed(episode, names)
-    return replace(episode, query=replace(episode.query, answer=names[episode.query.answer]), choices=[names[c] for c in episode.choices])
+    query = replace(episode.query, answer=names[episode.query.answer])
+    return replace(renamed(episode, names), query=query, choices=[names[c] for c in episode.choices])
 
 
 def blank_query(episode, rng=None):
@@ -57,7 +59,8 @@ def text_only(episode, rng=None):
     return replace(episode, support=[replace(e, media=None) for e in episode.support])
 
 
-CONTROLS = {f.__name__: f for f in (blank_support, swap_support, shuffle_answers, rename_answers, blank_query, text_only)}
+CONTROLS = {f.__name__: f for f in (blank_support, swap_support, shuffle_answers, rename_answers, blank_query,
+                                    text_only)}
 
 
 def renamed(episode, names):

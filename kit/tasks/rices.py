@@ -1,17 +1,20 @@
-"""RICES: the examples of a prompt are those that look most like the query (retrieval-based in-context example selection;
-Yang et al. 2021; appendix A.2 and Table 7 of the Flamingo paper).
+"""RICES: the examples of a prompt are those that look most like the query (retrieval-based in-context example
+selection; Yang et al. 2021; appendix A.2 and Table 7 of the Flamingo paper).
+
+    python sample.py --prompt='<image:q.png>Output:' --rices=my_pictures --shots=8
 """
 import contextlib
 import hashlib
 import os
+import sys
 
 import torch
 
-from data import CAPTION_PROMPT, Example
+from data import CAPTION_PROMPT, Document, EndOfChunk, Example, Media
 from kit.files import BadInput
-from kit.sources.base import readable_pairs
+from kit.sources.base import readable_pairs, Report
+from kit.sources.forms import open_folder
 from kit.tasks.encoders import embed_media
-from kit.tasks.files import file_media
 from kit.weights import checkpoint
 
 
@@ -26,13 +29,13 @@ def identity(vision):
 def folder_embeddings(pairs, contrastive, features, cache, report):
     """Every picture of a folder in the contrastive space -> (list of N Item, embeddings (N,E), of length 1).
 
-    cache: a file to keep the embeddings in. It is used again for pictures whose key (path, date, size) is in it, as long as
-    the encoder is the same; so it is renewed when the folder or the checkpoint changes.
+    cache: a file to keep the embeddings in. It serves pictures whose key (path, date, size) is in it, as long
+    as the encoder is the same; so it is renewed when the folder or the checkpoint changes.
     """
     pairs = readable_pairs(pairs, features.pixels, report)
     media = [pairs.media(i) for i in range(len(pairs))]
     encoder, known = identity(contrastive.vision), {}
-    with contextlib.suppress(BadInput):  # not there, or damaged: then it is made anew
+    with contextlib.suppress(BadInput):  # not there, or damaged: then all is embedded
         content = checkpoint.load(cache, 'rices', encoder=str, keys=list, embeddings=torch.Tensor)
         if content['encoder'] == encoder:
             known = dict(zip(content['keys'], content['embeddings']))
@@ -46,10 +49,11 @@ def folder_embeddings(pairs, contrastive, features, cache, report):
 
 
 def nearest(query, items, embeddings, contrastive, features, n):
-    """The n examples most like the query (a Media on disk), the nearest last, next to the question -> list of Example.
+    """The numbers of the n items whose pictures look most like the query (a Media on disk), the nearest last,
+    next to the question.
 
-    The query's own picture, if it lies in the folder, is not among them: it would give the answer away. Of a picture with several
-    captions the first stands for it.
+    The query's own picture, if it lies in the folder, is not among them: it would give the answer away. Of a
+    picture with several captions the first stands for it.
     """
     similarity = embeddings @ embed_media(contrastive.vision, features, [query])[0].cpu()  # (N,)
     own = os.path.realpath(query.key)
@@ -58,5 +62,29 @@ def nearest(query, items, embeddings, contrastive, features, n):
         best.setdefault(os.path.realpath(str(items[k].path)), k)
         if len(best) > n:
             break
-    best = [k for k in best.values() if k is not None]
-    return [Example(file_media(items[k].path), CAPTION_PROMPT, items[k].text) for k in reversed(best)]
+    return [k for k in best.values() if k is not None][::-1]
+
+
+def with_examples(document, config, asker, contrastive):
+    """A prompt after the --shots examples of the folder --rices that look most like its last picture ->
+    Document.
+
+    Raises BadInput where the prompt shows no picture. What cannot be read is told on stderr.
+    """
+    shown = [piece for piece in document.pieces if isinstance(piece, Media)]
+    if not (config.prompt or config.prompt_file) or not shown:
+        raise BadInput('--rices: give a --prompt with the picture that is asked about')
+    report = Report()
+    pairs = open_folder(config.rices, asker.model.config.n_frame, split=None, images=config.images,
+                        report=report)
+    name = hashlib.sha256(os.fsencode(os.path.realpath(config.rices))).hexdigest()[:12]
+    cache = os.path.join(config.out_dir, f'rices-{name}.pt')
+    items, embeddings = folder_embeddings(pairs, contrastive, asker.features, cache, report)
+    pieces = []
+    for k in nearest(shown[-1], items, embeddings, contrastive, asker.features, config.shots):
+        pieces += Example(asker.media(items[k].path), CAPTION_PROMPT, items[k].text).pieces()
+    if pieces and not isinstance(document.pieces[0], Media):
+        pieces.append(EndOfChunk())  # a picture would close the example before it; a text does not
+    for line in report.lines():
+        print('left out', line, file=sys.stderr)
+    return Document(pieces + document.pieces, 'prompt', document.where)

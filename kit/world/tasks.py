@@ -24,19 +24,22 @@ def naming_episode(rng, split, ways, shots, turn=None):
     turn: the query shows the kind of support picture number `turn`. Taking them in turn makes chance exactly 1/ways
     for whoever goes by place (by luck, "the last one" can be right in a third of 400 four-way episodes).
     """
-    pairs = SPLITS[split][0]
+    pairs, n_picture, _ = SPLITS[split]
     kinds = rng.choice(len(pairs), ways, replace=False)
     names = made_up_names(rng, ways, split)
-    order = rng.permutation(np.repeat(np.arange(ways), shots))
-    asked = int(order[int(rng.integers(len(order))) if turn is None else turn % len(order)])
-    numbers = [rng.choice(SPLITS[split][1] // len(pairs), shots + 1, replace=False) for _ in kinds]
+    asked, n_each = int(rng.integers(ways)), n_picture // len(pairs)
+    own = int(rng.integers(n_each))  # the query's: drawn before anything that depends on the number of shots
 
-    def show(kind):
-        *rest, n = numbers[kind]
-        numbers[kind] = rest
-        return Example(picture_media(split, int(kinds[kind]) + len(pairs) * int(n)), CAPTION_PROMPT, names[kind])
+    def show(kind, n):
+        return Example(picture_media(split, int(kinds[kind]) + len(pairs) * n), CAPTION_PROMPT, names[kind])
 
-    return Episode([show(kind) for kind in order], show(asked), choices=names)
+    place = int(rng.integers(ways * shots)) if turn is None else turn % (ways * shots)
+    rest = np.repeat(np.arange(ways), shots - (np.arange(ways) == asked))
+    order = np.insert(rng.permutation(rest), place, asked).tolist()
+    numbers = [iter(rng.choice(n_each - 1, shots, replace=False).tolist()) for _ in kinds]
+    support = [(kind, next(numbers[kind])) for kind in order]
+    support = [(kind, n + (kind == asked and n >= own)) for kind, n in support]  # all but the query's own
+    return Episode([show(*which) for which in support], show(asked, own), choices=names)
 
 
 def caption_episode(rng, split, shots):
@@ -55,7 +58,8 @@ def question_episode(rng, split, shots):
         asked = questions(scene(split, i))
         _, question, answer = asked[int(rng.integers(len(asked)))]
         return Example(picture_media(split, i), question_prompt(question), answer)
-    return Episode([one('train') for _ in range(shots)], one(split))
+    query = one(split)
+    return Episode([one('train') for _ in range(shots)], query)
 
 
 def clip_episode(rng, split, shots):

@@ -1,0 +1,52 @@
+"""A prompt as one line of text, and back.
+
+    '<image:a.png>Output: a cat.<EOC><image:b.png>Output:'  ◄──►  data.Document
+
+<image:PATH> stands for a picture, an animation or a folder of frames; <EOC> ends an example. Only these marks
+mean something: whatever else a text holds stays text.
+"""
+import os
+import re
+from functools import partial
+
+from data import Document, EndOfChunk, Given, Media
+from kit.files import BadInput
+from kit.sources.decode import read_frames
+
+
+def file_media(path, n_frame=8):
+    """A picture, animation or folder of frames on disk, or in a shard (decode.Inside), as Media."""
+    return Media(os.path.abspath(str(path)), partial(read_frames, path, n_frame))
+
+
+def parse_prompt(text, where='prompt', media=file_media):
+    """Text -> Document. where: for messages; media: path -> Media. Raises BadInput."""
+    pieces, tags, n_picture = [], text.count('<image>'), text.count('<image:')
+    if tags:
+        raise BadInput(f'{where}: {tags + n_picture} <image> tags and {n_picture} pictures; '
+                       'write <image:PATH>')
+    for part in re.split(r'(<image:[^>\n]*>|<EOC>)', text.removeprefix('<BOS>')):
+        if part == '<EOC>':
+            pieces.append(EndOfChunk())
+        elif part.startswith('<image:'):
+            path = part[len('<image:'):-1]
+            if not path:
+                raise BadInput(f'{where}: <image:> names no file')
+            pieces.append(media(path))
+        elif part:
+            pieces.append(Given(part))
+    if not pieces:
+        raise BadInput(f'{where}: is empty')
+    return Document(pieces, 'prompt', where)
+
+
+def as_text(document):
+    """Document -> text, pictures by name."""
+    words = {EndOfChunk: lambda piece: '<EOC>', Given: str, str: str}
+    out = ''
+    for piece in document.pieces:
+        if type(piece) in words:
+            out += words[type(piece)](piece)
+        else:  # a picture ends what came before it
+            out += ('<EOC>' if out and not out.endswith('<EOC>') else '') + f'<image:{piece.key}>'
+    return out

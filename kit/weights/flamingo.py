@@ -1,0 +1,34 @@
+"""A trained Flamingo from its file."""
+import torch
+
+from kit.files import BadInput
+from kit.tokenizer import Tokenizer
+from kit.weights import checkpoint
+from model import Flamingo, FlamingoConfig, GPT
+from vision import new_contrastive
+
+
+def read_flamingo(path):
+    """flamingo.pt -> (Flamingo, Contrastive with the same encoder, Tokenizer), on the CPU, float32.
+
+    The file needs nothing beside it. Raises BadInput where it is damaged, or its parts do not fit each other.
+    """
+    content = checkpoint.load(path, 'flamingo', config=dict, tokenizer=dict, flamingo=dict, contrastive=dict)
+    try:
+        config, tokenizer = FlamingoConfig(**content['config']), Tokenizer.from_state(content['tokenizer'])
+        if (config.n_vocab, config.bos, config.pad) != (tokenizer.n_vocab, tokenizer.bos, tokenizer.pad):
+            raise BadInput(f'its tokenizer has {tokenizer.n_vocab} words, and its model {config.n_vocab}')
+    except (TypeError, ValueError) as e:  # sizes with another name, of another type, or that no model has
+        raise BadInput(f'{path}: {e}') from e
+
+    def fill(check):
+        contrastive = new_contrastive(config)
+        model = Flamingo(config, contrastive.vision, GPT.from_config(config))
+        check(model, content['flamingo'], path)
+        vision = {'vision.' + k: v for k, v in model.vision.state_dict().items()}  # in the file once
+        check(contrastive, content['contrastive'] | vision, path)
+        return model, contrastive
+
+    with torch.device('meta'):  # before any memory is taken: are the tensors as large as the file claims?
+        fill(checkpoint.check_state)
+    return *fill(checkpoint.load_into), tokenizer

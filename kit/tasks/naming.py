@@ -34,8 +34,8 @@ def open_classes(config, asker, report):
     if not config.folder:
         return None
     classes = Classes(config.class_depth, held=config.held_groups)
-    return open_folder(config.folder, asker.model.config.n_frame, split=config.split or None, images=config.images,
-                       report=report, classes=classes)
+    return open_folder(config.folder, asker.model.config.n_frame, split=config.split or None,
+                       images=config.images, report=report, classes=classes)
 
 
 def naming_episodes(config, ways, shots, pairs):
@@ -80,7 +80,8 @@ def run_folder(config, asker, contrastive, report):
         return write_episodes(config, asker, report)
     rows, wrong = [], {}
     pairs = open_classes(config, asker, report)
-    for ways, shots, good in naming_cells(config, asker, pairs, report, (1,) if config.trials else NAMING_SHOTS):
+    all_shots = (1,) if config.trials else NAMING_SHOTS
+    for ways, shots, good in naming_cells(config, asker, pairs, report, all_shots):
         answers = asker.answer(good, f'{ways}-way {shots}-shot')
         rows.append(row_of('accuracy', 'naming', good, answers, ways, shots))
         rows += further_rows(asker, good, ways, shots, config.written)

@@ -22,7 +22,8 @@ def numbers(config, key, default, least=0, most=100):
         raise BadInput(f'--{key}={text}: expected whole numbers with commas') from e
     for n in found:
         if not least <= n <= most:
-            raise BadInput(f'--{key}={text}: must be at ' + (f'least {least}' if n < least else f'most {most}'))
+            bound = f'least {least}' if n < least else f'most {most}'
+            raise BadInput(f'--{key}={text}: must be at {bound}')
     return found
 
 

@@ -16,7 +16,8 @@ from kit.tasks.results import measure
 SHOTS, NAMING_SHOTS, NAMING_WAYS = (0, 4, 8, 16, 32), (1, 2, 4, 8), (2, 4)
 
 
-def first_table(asker, contrastive, n=400, seed=1, pairs=None, all_ways=NAMING_WAYS, within=False, report=None):
+def first_table(asker, contrastive, n=400, seed=1, pairs=None, all_ways=NAMING_WAYS, within=False,
+                report=None):
     """The table that train.py ends with -> (rows, [(title, Document, answer)] to look at).
 
     contrastive: None where no text tower was trained, and there is nothing to say without a prompt. all_ways:
@@ -28,9 +29,12 @@ def first_table(asker, contrastive, n=400, seed=1, pairs=None, all_ways=NAMING_W
     plan += [('naming', ways, 1, 'blank_support') for ways in all_ways]
     if pairs is None:
         rows = [zero_shot(contrastive, asker.tokenizer, asker.features, 2 * n)] if contrastive else []
-        plan += [(task, None, shots, None) for task in ('caption', 'question', 'clip_caption') for shots in (0, 4, 8)]
+        plan += [(task, None, shots, None)
+                 for task in ('caption', 'question', 'clip_caption') for shots in (0, 4, 8)]
     else:
-        rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, report, most=10_000) if contrastive else []
+        rows = []
+        if contrastive:
+            rows = retrieval(pairs, contrastive, asker.features, asker.tokenizer, report, most=10_000)
         plan += [('caption', None, shots, None) for shots in (0, 4, 8)]
     shown = []
     for task, ways, shots, control in tqdm(plan, desc='few-shot table', leave=False):

@@ -14,7 +14,8 @@ from kit.world.words import (
 
 
 # ---------------------------------------------------------------------------------------------
-# Few-shot tasks about pairs and names that were never trained on
+# Few-shot tasks about pairs and names that were never trained on. A query is drawn before its examples, so that it is
+# the same for any number of them.
 
 
 def naming_episode(rng, split, ways, shots, turn=None):
@@ -136,7 +137,8 @@ def choice_episode(rng, split, shots, ways=4):
     query, truth = one(split)
     others = [e if e != 'turns' else f'turns {rng.choice(list(COLOURS))}' for e in EVENTS if e != truth.event]
     choices = [query.answer, *(str(e) for e in rng.choice(others, ways - 1, replace=False))]
-    return Episode([one('train')[0] for _ in range(shots)], query, choices=[choices[k] for k in rng.permutation(ways)])
+    choices = [choices[k] for k in rng.permutation(ways)]
+    return Episode([one('train')[0] for _ in range(shots)], query, choices=choices)
 
 
 def dialogue_episode(rng, split, shots):

@@ -11,6 +11,7 @@ from data import Document, encode, load_pixels, Media
 from kit.cli import check_range, command, configure
 from kit.files import BadInput, BadItem, one_line, whole_file
 from kit.show import canvas, sheets
+from kit.sources.base import FolderSpec
 from kit.sources.forms import open_path
 from kit.tokenizer import Tokenizer
 
@@ -36,8 +37,8 @@ LIMIT_SHEET = 1000   # pictures on it
 
 
 def check_pictures(document, config, report):
-    """-> (the Document, {id of its Media: pixels}). A picture that cannot be read goes into the report and is taken out of a
-    page; where there is nothing to take it out of, or none is left, raises BadItem."""
+    """-> (the Document, {id of its Media: pixels}). A picture that cannot be read goes into the report and is
+    taken out of a page; where there is nothing to take it out of, or none is left, raises BadItem."""
     pixels, pieces = {}, []
     for bad in document.dropped:
         report.add(bad)
@@ -65,7 +66,7 @@ def main():
     check_range(config, 1, float('inf'), 'n_frame', 'n_token', 'n_image')
     check_range(config, 0, LIMIT_SHEET, 'show')
     tokenizer = Tokenizer.load(config.tokenizer)
-    source = open_path(paths[0], config.n_frame, split=None, images=config.images)
+    source = open_path(paths[0], FolderSpec(config.images), config.n_frame, split=None)
     report, documents, images, tokens, shown = source.report, 0, 0, 0, []
     for k in range(len(source)):
         try:

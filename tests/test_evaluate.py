@@ -18,7 +18,7 @@ from data import (
 from kit.cli import configure
 from kit.features import Pixels
 from kit.files import BadInput
-from kit.sources.base import Report
+from kit.sources.base import FolderSpec, Report
 from kit.sources.forms import open_folder
 from kit.show import sheets
 from kit.tasks import asker as asker_file, encoders
@@ -439,7 +439,7 @@ def test_every_episode_that_is_left_out_is_counted(asker, tmp_path):
 def test_a_picture_with_several_captions_is_one_thing(tmp_path):
     """It is not its own example, nor two things at once; three pictures are enough for two shots, not for three."""
     argv = coco(tmp_path)
-    pairs = open_folder(f'{tmp_path}/captions.json', images=argv[1].split('=')[1])
+    pairs = open_folder(f'{tmp_path}/captions.json', FolderSpec(argv[1].split('=')[1]))
     assert len(pairs) == 6 and [can_ask(pairs, None, shots) for shots in (2, 3)] == [True, False]
     assert [can_ask(pairs, ways, 1) for ways in (3, 4)] == [True, False]
     path = lambda e: e.media.load.args[0]

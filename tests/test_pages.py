@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from kit.files import BadInput, BadItem
-from kit.sources.base import Pairs
+from kit.sources.base import FolderSpec, Pairs
 from kit.sources.forms import open_folder, open_path, open_source
-from kit.sources.pages import decode_html, open_pages, PageReader
+from kit.sources.pages import decode_html, PageReader
 
 PIXELS = np.random.default_rng(0)
 
@@ -67,7 +67,7 @@ def test_mmc4(tmp_path):
     match = lambda name, index: {'image_name': f'{name}.png', 'matched_text_index': index, 'matched_sim': 0.3, 'raw_url': 'https://x'}
     lines(tmp_path, {'text_list': ['Zero.', 'One.', 'Two.', 'Three.'], 'image_info': [match('d', 3), match('b', 1), match('c', 3), match('a', 0)]},
           {'text_list': ['Only.', 'Text.'], 'image_info': []})
-    pages = open_pages(tmp_path, images=str(tmp_path / 'images'))
+    pages = open_path(tmp_path, FolderSpec(str(tmp_path / 'images')))
     assert seen(pages.at(0), tmp_path / 'images') == [('a.png',), 'Zero.', ('b.png',), 'One. Two.', ('d.png',), ('c.png',), 'Three.']
     assert pages.at(1).pieces == ['Only. Text.']
     numbers = {pages.order(i): i for i in range(2)}
@@ -213,7 +213,7 @@ def test_encodings():
                                   '<li><div>' * 90_000 + '</p>' * 9_000])
 def test_hostile_html_takes_little_time(tmp_path, html):
     start = time.process_time()
-    pages = open_pages(site(tmp_path, a='<p>good', b='<p>good', c=html))
+    pages = open_path(site(tmp_path, a='<p>good', b='<p>good', c=html))
     try:
         pages.at(2)
     except BadItem:
@@ -300,7 +300,7 @@ def test_pairs_come_back_as_they_were_written(tmp_path):
     (tmp_path / 'meta').mkdir()
     pairs = sorted(((noise(), text) for text in ('a red fox', 'zwei Äpfel', '三只 猫', 'x')), key=lambda pair: pair[1])
     for path in write_pairs(tmp_path, pairs):
-        source = open_path(path, images=str(tmp_path / 'meta'))
+        source = open_path(path, FolderSpec(str(tmp_path / 'meta')))
         found = sorted((content(source.at(k)) for k in range(len(source))), key=lambda pieces: pieces[1])
         assert found == [[image.tobytes(), text] for image, text in pairs], path
         assert all(source.at(k).kind == 'pair' for k in range(len(source)))

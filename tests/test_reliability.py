@@ -665,7 +665,8 @@ def json_lines(folder):
 
 def read_json_line(path):
     """Between two good ones: every line is either used or counted."""
-    root = path.parent
+    root = path.parent / 'list'  # of its own: other files in it would be counted, too
+    root.mkdir(exist_ok=True)
     Image.new('RGB', (4, 4)).save(root / 'a.png')
     wounded = path.read_bytes()
     lines = [line for line in wounded.split(b'\n') if line.strip()]

@@ -16,10 +16,10 @@ from PIL import Image
 from data import Given, Media
 from kit.files import BadInput, BadItem
 from kit.sources import decode, fewshot
-from kit.sources.base import Item, Pairs, Report
+from kit.sources.base import FolderSpec, Item, Pairs, read_json, Report
 from kit.sources.decode import read_frames, to_rgb
 from kit.sources.fewshot import Pages
-from kit.sources.folders import Classes, json_array, name_classes
+from kit.sources.folders import name_classes
 from kit.sources.forms import open_folder, Source, split_spec
 
 NAMES = ['dax', 'wug', 'blicket', 'fep', 'toma', 'zup']
@@ -344,7 +344,7 @@ def test_class_folders(tmp_path):
     assert Counter(item.text for item in pairs.items) == {
         'red heart': 2, 'hot air balloon': 1, 'birds crane': 1, 'machines crane': 1}
     assert all(item.label == item.text and item.split == 'train' for item in pairs.items)
-    assert pairs.report.as_dict() == {'in no class folder': 1}
+    assert pairs.report.as_dict() == {'in no class folder': 1, 'a .txt file': 1}
 
 
 def test_names_get_only_the_parents_they_need():
@@ -367,11 +367,11 @@ def test_two_names_make_a_class(tmp_path):
     for name, colour in (('one/Greek/c1/a.png', 'red'), ('two/Greek/c1/a.png', 'red'), ('two/Greek/c1/b.png', 'blue'), ('one/Latin/c1/a.png', 'green'),
                          ('two/Latin/c1/a.png', 'white')):
         picture(tmp_path / name, colour)
-    pairs = open_folder(tmp_path, classes=Classes(depth=2))
+    pairs = open_folder(tmp_path, spec=FolderSpec(class_depth=2))
     assert Counter((item.text, item.group) for item in pairs.items) == {('Greek c1', 'Greek'): 2, ('Latin c1', 'Latin'): 2}
     assert len(open_folder(tmp_path).items) == 5 and {item.group for item in open_folder(tmp_path).items} >= {'one Greek', 'two Latin'}
     with pytest.raises(BadInput, match='less deep'):
-        open_folder(tmp_path, classes=Classes(depth=4))
+        open_folder(tmp_path, spec=FolderSpec(class_depth=4))
 
 
 def test_turned_classes_and_groups_held_out(tmp_path):
@@ -380,8 +380,8 @@ def test_turned_classes_and_groups_held_out(tmp_path):
         image = Image.new('RGB', (3, 2), 'white')
         image.putpixel((0, 0), (255, 0, 0))
         image.save(tmp_path / name)
-    classes = Classes(depth=2, rotate=True, held='Korean')
-    pairs, held = open_folder(tmp_path, classes=classes), open_folder(tmp_path, split='val', classes=classes)
+    spec = FolderSpec(class_depth=2, rotate=True, held_groups='Korean')
+    pairs, held = open_folder(tmp_path, spec=spec), open_folder(tmp_path, split='val', spec=spec)
     assert [item.text for item in held.items] == ['Korean c1']  # upright only
     assert [(item.text, item.group) for item in pairs.items] == [('Greek c1', 'Greek')] + [(f'Greek c1 turned {d}', f'Greek turned {d}') for d in (90, 180, 270)]
     corners = [(0, 0), (0, 2), (2, 1), (1, 0)]  # of the red pixel, as the picture turns to the left
@@ -390,7 +390,7 @@ def test_turned_classes_and_groups_held_out(tmp_path):
         assert frame.size == ((2, 3) if k % 2 else (3, 2)) and frame.getpixel(corner) == (255, 0, 0)
     assert len({pairs.media(k, v).key for k in range(4) for v in (0, 1)}) == 8
     with pytest.raises(BadInput, match="'Klingon'; there is Greek, Korean"):
-        open_folder(tmp_path, classes=Classes(held='Korean, Klingon'))
+        open_folder(tmp_path, spec=FolderSpec(held_groups='Korean, Klingon'))
 
 
 def test_several_folders_are_one_source(tmp_path):
@@ -451,13 +451,13 @@ def test_coco(tmp_path):
     file = coco(tmp_path / 'captions_x.json', [said(11, 1, 'A dog.\n'), said(12, 2, 'A cat.'), said(13, 1, 'One dog.'), said(14, 9, 'nothing'),
                                                said(15, 3, 'gone'), said(16, 1, ' '), said(17, 4, 'secret'), 7, *[said(k, 2, 'A cat.') for k in range(20, 30)]],
                 [image(1, '1.jpg'), image(2, '2.jpg'), image(3, 'gone.jpg'), image(4, '../secret.jpg'), 'nonsense', {'id': [], 'file_name': 'x'}])
-    pairs = open_folder(file, images=str(tmp_path / 'photos'))
+    pairs = open_folder(file, spec=FolderSpec(str(tmp_path / 'photos')))
     assert [(item.text, os.path.basename(item.path)) for item in pairs.items][:3] == [('A dog.', '1.jpg'), ('A cat.', '2.jpg'), ('One dog.', '1.jpg')]
     assert len(pairs) == 13 and pairs.items[2].where == f'{file}: annotation 13' and pairs.at(0).pieces[1] == 'A dog.'
     assert pairs.report.as_dict() == {'no such image id': 1, 'missing': 1, 'no text': 2, 'outside the folder': 1}
     assert f'{file}: annotation 15' in pairs.report.where['missing']
-    assert '--images=DIR' in input_error(coco(tmp_path / 'captions_y.json', [said(1, 1, 'A dog.')], [image(1, '1.jpg')]))
-    assert 'no such folder' in input_error(file, images=str(tmp_path / 'none'))
+    assert '--images=DIR' in input_error(coco(tmp_path / 'captions_y.json', [said(1, 1, 'A dog.')], [image(1, '9.jpg')]))
+    assert 'no such folder' in input_error(file, spec=FolderSpec(str(tmp_path / 'none')))
 
 
 def test_a_coco_file_beside_its_pictures_in_the_folder_at_hand(tmp_path, monkeypatch):
@@ -473,27 +473,25 @@ def test_a_folder_of_coco_files(tmp_path):
         picture(tmp_path / f'{split}2017' / '1.jpg')
         coco(tmp_path / 'annotations' / f'captions_{split}2017.json', [{'id': 1, 'image_id': 1, 'caption': split}], [{'id': 1, 'file_name': '1.jpg'}])
     (tmp_path / 'annotations' / 'instances_train2017.json').write_text('not even JSON')
-    pairs = open_folder(tmp_path / 'annotations', images=str(tmp_path), split=None)
+    pairs = open_folder(tmp_path / 'annotations', spec=FolderSpec(str(tmp_path)), split=None)
     assert pairs.splits == {'train': 1, 'val': 1} and 'val2017' in pairs.split('val').items[0].path
 
 
-def test_large_json_is_read_bit_by_bit(tmp_path):
-    """Elements across the borders of what is read at a time, letters of several bytes among them."""
+def test_damaged_json_is_one_line(tmp_path):
     elements = [{'k': k, 'text': 'ä猫' * (k % 50), 'nested': {'list': [k, [None, 1.5e3]]}} for k in range(20_000)]
-    file = tmp_path / 'a.json'
-    file.write_text('\ufeff ' + json.dumps({'other': elements[:5], 'images': elements, 'number': 12, 'last': {}}, ensure_ascii=False) + '\n', encoding='utf-8')
-    assert file.stat().st_size > 3 << 20
-    assert list(json_array(file, 'images')) == elements
-    assert list(json_array(file, 'annotations')) == []
+    file = tmp_path / 'captions_a.json'
+    file.write_text('\ufeff ' + json.dumps({'images': elements, 'last': {}}, ensure_ascii=False) + '\n', encoding='utf-8')
+    assert read_json(file) == {'images': elements, 'last': {}}
     whole = file.read_text(encoding='utf-8-sig')
-    for damaged in ('', '[1]', whole[:-100], whole[:2 << 20], '{"images": [1 2]}', '{"images" 3}', '{"images": [' + '[' * 100_000,
-                    '{"a": "' + 'x' * (20 << 20), 'null'):
+    for damaged in ('', whole[:-100], whole[:2 << 20], '{"images": [1 2]}', '{"images" 3}', '{"images": [' + '[' * 100_000,
+                    '{"a": "' + 'x' * (20 << 20)):
         file.write_text(damaged, encoding='utf-8')
-        with pytest.raises(BadInput, match='not a captions file'):
-            list(json_array(file, 'images'))
+        assert f'{file}: not JSON' in input_error(file)
+    for other in ('[1]', '[]', '{}', 'null', '{"images": 3, "annotations": 4}'):
+        file.write_text(other, encoding='utf-8')
+        assert 'not a captions file' in input_error(file) or 'cannot be used' in input_error(file) or 'no items' in input_error(file)
     file.write_bytes(b'{"images": ["\xff"]}')
-    with pytest.raises(BadInput, match='not a captions file'):
-        list(json_array(file, 'images'))
+    assert f'{file}: not JSON' in input_error(file)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import csv
 import os
 import time
 from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 
 import numpy as np
@@ -22,8 +22,8 @@ from kit.features import FrozenFeatures, Pixels
 from kit.files import BadInput, BadItem, whole_file
 from kit.run import class_words, distributed
 from kit.show import canvas, charts
-from kit.sources.base import Pairs, readable_pairs, Report, SPLITS
-from kit.sources.folders import Classes
+from kit.sources.base import FolderSpec, Pairs, readable_pairs, Report, SPLITS
+from kit.sources.fewshot import PageSpec
 from kit.sources.forms import is_pages, open_folder, open_source, split_spec
 from kit.tasks.episodes import can_ask
 from kit.tokenizer import Tokenizer
@@ -56,25 +56,25 @@ class Run:
         self.report = Report()
         # A source may be given as the name of another: m3w = 'align' makes pages of the same folder.
         specs = {role: self.config[self.config[role] if self.config[role] in SOURCES else role] for role in (*SOURCES, 'text')}
-        classes = Classes(config.class_depth, config.rotate, config.held_groups)
-        pages = dict(n_image=(-(-config.page_examples // 2), config.page_examples), n_way=(2, config.ways), within=config.within_group,
-                     captions_first=config.captions_first, ways_rise=config.ways_rise)
+        folders, pages = (kind(**{f.name: getattr(config, f.name) for f in fields(kind) if hasattr(config, f.name)})
+                          for kind in (FolderSpec, PageSpec))  # the keys of the same names
         if config.words:
-            pages['names'] = [*made_up_names(np.random.default_rng(0), 1000), *invented_names(np.random.default_rng(0), 3000)]
-        self.sources = {role: open_source(role, spec, self.config['n_frame'], config.seed, config.naming, config.flip, config.images, classes,
-                                          config.page_variants, **pages) for role, spec in specs.items() if spec}
+            names = [*made_up_names(np.random.default_rng(0), 1000), *invented_names(np.random.default_rng(0), 3000)]
+            pages = replace(pages, names=tuple(names))
+        self.sources = {role: open_source(role, spec, folders, pages, self.config['n_frame'], config.seed)
+                        for role, spec in specs.items() if spec}
         self.tried, self.failed = Counter(), Counter()  # documents of each source
         self.left_out = {}                              # what was met in training and cannot be read: where -> kind
         self.ahead = {}                                 # (reads, source, i) -> a batch of the step at hand
         # What training never sees and evaluation asks about: of the embedded world None, of a folder its other split.
         paths = [path for path, _ in split_spec('m3w', specs['m3w'])] if specs['m3w'] else []
-        self.held_out = None if 'shapes' in paths else held_out(specs, self.config['n_frame'], config.images, classes)
+        self.held_out = None if 'shapes' in paths else held_out(specs, self.config['n_frame'], folders)
         if self.config['words']:
             labels = {item.label for item in self.class_items()}
             if not labels:
                 raise BadInput(f'--words={config.words}: no source has class folders, whose names words could replace')
             self.call_classes(class_words.first_names(labels))
-        self.tokenizer = self.choose_tokenizer(specs['text'], classes)
+        self.tokenizer = self.choose_tokenizer(specs['text'], folders)
         self.size = self.check_size()
         self.pixels = Pixels(self.size.image_size, self.size.n_frame)
         self.held_out = self.held_out and readable_pairs(self.held_out, self.pixels, self.report)
@@ -100,7 +100,7 @@ class Run:
         check_memory(4 * n // (distributed.world() if self.config['shard'] else 1), self.device, f'a model of {n / 1e6:,.0f} million numbers')
         return size
 
-    def choose_tokenizer(self, text, classes):
+    def choose_tokenizer(self, text, folders):
         """text: what to learn from, if that is asked for. Captions only: a made-up name stays in pieces, so that one which is
         new, later, is no different from those of the training pages."""
         name = self.config['tokenizer']
@@ -111,7 +111,7 @@ class Run:
         if name != 'sources':
             return Tokenizer.load(name)
         config = self.config
-        captions = open_source('text', text, config['n_frame'], config['seed'], 0.0, config['flip'], config['images'], classes) if text else None
+        captions = open_source('text', text, folders, PageSpec(naming=0.0), config['n_frame'], config['seed']) if text else None
         texts = [self.read('text', i, captions.text) for i in range(4000)] if captions else []
         if config['words']:  # a token for each syllable, and the same in small letters: names are read by syllables, and most begin differently
             texts += [' '.join(['', *SYLLABLES, *(f'{s} -{s}'.lower() for s in SYLLABLES)])] * 1000
@@ -371,16 +371,16 @@ def kind_of(stage_name):
     return 'flamingo' if stage_name == 'finetune' else stage_name
 
 
-def held_out(specs, n_frame, images, classes):
+def held_out(specs, n_frame, folders):
     """What evaluation asks about: the val (valid, validation, test, or any but train) split of the first source of pairs; where groups of
     class folders are held out, of the first that has class folders. All of it, if it has no such split: then evaluation shows what was
     learned by heart, and that is printed. None where there are no pairs but those of the embedded world."""
     paths = [path for role in ('align', 'ltip', 'm3w', 'vtp') if specs[role] for path, _ in split_spec(role, specs[role])]
-    paths = [path for path in dict.fromkeys(paths) if path != 'shapes' and not is_pages(path)][:None if classes.held else 1]
-    opened = [open_folder(path, n_frame, split=None, images=images, classes=classes) for path in paths]
+    paths = [path for path in dict.fromkeys(paths) if path != 'shapes' and not is_pages(path)][:None if folders.held_groups else 1]
+    opened = [open_folder(path, folders, n_frame, split=None) for path in paths]
     if not opened:
         return None
-    pairs = next((p for p in opened if classes.held and any(item.group is not None for item in p.items)), opened[0])
+    pairs = next((p for p in opened if folders.held_groups and any(item.group is not None for item in p.items)), opened[0])
     for name in (*SPLITS, *sorted(pairs.splits)):
         if name != 'train' and name in pairs.splits:
             return pairs.split(name)

@@ -1,9 +1,10 @@
-"""One picture or clip on disk, in whatever state it is: checked before it is decoded, and turned into RGB frames.
+"""One picture or clip on disk, in whatever state it is: checked before it is decoded, and turned into RGB
+frames.
 
     path or Inside (bytes of a larger file)  ──►  media_of  ──►  Media  ──load──►  read_frames, one of its variants
 
-A stranger's file holds anything. Whatever is wrong with it leaves here as a BadItem of one kind ('truncated', 'too large', …),
-never as a decoder's own exception, and never after taking all memory.
+A stranger's file holds anything. Whatever is wrong with it leaves here as a BadItem of one kind ('truncated',
+'too large', …), never as a decoder's own exception, and never after taking all memory.
 """
 import contextlib
 import functools
@@ -17,7 +18,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from data import Media
 from kit.files import BadItem
@@ -30,21 +31,26 @@ PICTURES = ('.png .apng .jpg .jpeg .jfif .gif .webp .avif .bmp .tif .tiff .ppm .
 
 # Pillow's decoders that we use. Not all of them: EPS, for one, would run Ghostscript on a stranger's program.
 Image.init()
-FORMATS = [f for f in ('PNG', 'JPEG', 'MPO', 'GIF', 'WEBP', 'AVIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'ICO') if f in Image.OPEN]
+FORMATS = [f for f in 'PNG JPEG MPO GIF WEBP AVIF BMP TIFF PPM JPEG2000 ICO'.split() if f in Image.OPEN]
+# Texts and colour profiles in a PNG, unpacked: a workflow or a camera's profile is more than the 1 MiB that
+# Pillow allows.
+PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # not TIFF and MPO: those hold pages, or a second view of the same scene
 
 ORIENTATION = 0x0112  # the EXIF tag: which way the camera was held
 
-# Bounds, so that no file can fill the memory or take for ever.
+# Bounds, so that no file can fill the memory or be read without end.
 LIMIT_BYTES = 1 << 30   # of one picture file (some decoders read it whole)
 LIMIT_FRAMES = 10_000   # looked at in one animation
 
 
 @contextlib.contextmanager
 def only_bad_items(where):
-    """Whatever goes wrong inside leaves as a BadItem; warnings do not leave at all. where: a str, or what is spelt out only then.
+    """Whatever goes wrong inside leaves as a BadItem; warnings do not leave at all. where: anything; it is
+    spelt out only then.
 
-    Python keeps one list of warnings to ignore for the whole process: decode in worker processes, not in threads.
+    Python keeps one list of warnings to ignore for the whole process: decode in worker processes, not in
+    threads.
     """
     try:
         with warnings.catch_warnings():
@@ -67,8 +73,8 @@ def only_bad_items(where):
 
 @dataclass(frozen=True)
 class Inside:
-    """A picture inside another file: `size` bytes of `path` from `start` on (a member of a tar), or, where a page
-    carries its picture in itself (a data: address), `content`."""
+    """A picture inside another file: `size` bytes of `path` from `start` on (a member of a tar), or, where a
+    page carries its picture in itself (a data: address), `content`."""
     path: str
     start: int = 0
     size: int = 0
@@ -98,21 +104,22 @@ class Inside:
             return f'{self.path} at byte {self.start}'
 
 
-def read_frames(path, n_frame=8, limit_pixels=64_000_000):
-    """The frames of a picture (one), an animation, or a folder of frames (up to n_frame). path: of a file or a folder,
-    or an Inside.
+def read_frames(path, n_frame=8, limit_pixels=64_000_000, fps=1.0):
+    """The frames of a picture (one), an animation, or a folder of frames (up to n_frame). path: of a file or
+    a folder, or an Inside.
 
-    Animations are sampled at 1 frame a second (Flamingo §3.1.1). A folder of frames, in natural order (2 before
-    10), is taken to be at 1 frame a second already. What is longer than n_frame seconds is spread evenly.
-    Returns a list of PIL RGB pictures, at least one. Raises BadItem and nothing else.
+    Animations are sampled at `fps` frames a second (the paper: 1 in training, §3.1.1; 3 when a trained model
+    is asked). A folder of frames, in natural order (2 before 10), is taken to have that rate already. What is
+    longer than n_frame / fps seconds is spread evenly. Returns a list of PIL RGB pictures, at least one.
+    Raises BadItem and nothing else.
     """
     if isinstance(path, Inside):
         with only_bad_items(path):
-            return read_file(path, n_frame, limit_pixels)
+            return read_file(path, n_frame, limit_pixels, fps)
     path = os.fspath(path)
     with only_bad_items(path):
         if not os.path.isdir(path):
-            return read_file(path, n_frame, limit_pixels)
+            return read_file(path, n_frame, limit_pixels, fps)
         names = frame_names(path)
         if not names:
             raise BadItem('empty', path, 'a folder without pictures')
@@ -121,14 +128,14 @@ def read_frames(path, n_frame=8, limit_pixels=64_000_000):
         return [read_file(os.path.join(path, name), 1, limit_pixels)[0] for name in names]
 
 
-def read_file(path, n_frame, limit_pixels):
+def read_file(path, n_frame, limit_pixels, fps=1.0):
     """`read_frames` of a single file."""
     with open_picture(path, limit_pixels) as image:
         if n_frame == 1 or image.format not in ANIMATED:
             return [to_rgb(image)]
         first, milliseconds = timeline(image, path, limit_pixels)
         frames = {}
-        times = sample_times(milliseconds, n_frame)
+        times = sample_times(milliseconds, n_frame, fps)
         for k in dict.fromkeys(times):  # what is shown for long is in memory once
             image.seek(first + k)
             frames[k] = to_rgb(image)
@@ -136,7 +143,8 @@ def read_file(path, n_frame, limit_pixels):
 
 
 def open_picture(path, limit_pixels=64_000_000):
-    """A PIL picture of which only the header has been read; it is not larger than limit_pixels. Raises anything."""
+    """A PIL picture of which only the header has been read; it is not larger than limit_pixels. Raises
+    anything."""
     file = path
     if isinstance(path, Inside):
         content = path.read()
@@ -168,8 +176,9 @@ def check_size(image, path, limit_pixels):
 
 
 def timeline(image, path, limit_pixels):
-    """Play an animation once. Returns the number of its first frame and a list: how long each is shown, in ms."""
-    # Besides the number of frames, bound their pixels: ten thousand large frames would take hours (at 30 to 90 million a second).
+    """Play an animation once. Returns the number of its first frame and a list: how long each is shown, in
+    ms."""
+    # Besides the number of frames, bound their pixels: ten thousand large frames would take hours.
     most = max(1, min(LIMIT_FRAMES, 2 * limit_pixels // (image.width * image.height)))
     first = 1 if getattr(image, 'default_image', False) else 0  # APNG: a still for viewers that cannot animate
     milliseconds = []
@@ -187,15 +196,15 @@ def timeline(image, path, limit_pixels):
     return first, milliseconds
 
 
-def sample_times(milliseconds, n_frame):
+def sample_times(milliseconds, n_frame, fps=1.0):
     """Which frames to show, given how long each lasts: a list of 1 to n_frame indices, rising."""
     ends = np.cumsum(milliseconds) / 1000
     seconds = ends[-1]
     # One frame a second would reduce a one-second GIF to a still, and motion is all there is to such a clip.
-    if seconds < 2:
+    if seconds * fps < 2:
         return spread(len(ends), n_frame)
-    n = min(n_frame, int(np.ceil(seconds)))
-    times = np.arange(n) * max(1, seconds / n_frame)
+    n = min(n_frame, int(np.ceil(seconds * fps)))
+    times = np.arange(n) * max(1 / fps, seconds / n_frame)
     return np.searchsorted(ends, times, side='right').tolist()  # the frame on screen at each time
 
 
@@ -223,7 +232,8 @@ def natural(name):
 
 
 def to_rgb(image):
-    """Any open PIL image as 8-bit RGB: upright, transparency laid on white. Raises BadItem and nothing else."""
+    """Any open PIL image as 8-bit RGB: upright, transparency laid on white. Raises BadItem and nothing
+    else."""
     with only_bad_items(getattr(image, 'filename', '') or 'picture'):
         image.load()  # damaged pixels are found here, ...
         try:
@@ -245,7 +255,8 @@ def to_8_bits(x):
     """Grey levels (H, W) of any range -> uint8."""
     if x.dtype.kind != 'f' and x.min() >= 0 and x.max() < 1 << 16:
         return ((x.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 16 bits: 65535 = 257 * 255
-    # Nothing says which range floats (and 32 bits) have: take the first usual one that holds them, else stretch.
+    # Nothing says which range floats (and 32 bits) have: take the first usual one that holds them, else
+    # stretch.
     x = np.nan_to_num(x.astype(np.float32), posinf=0, neginf=0)
     low, high = x.min(), x.max()
     if low >= 0 and high <= 255:
@@ -253,13 +264,14 @@ def to_8_bits(x):
     return ((x - low) * (255 / max(high - low, 1e-9)) + 0.5).astype(np.uint8)
 
 
-def load_variant(path, n_frame=8, variant=0, flip=False, turn=0):
-    """`read_frames`, after so many quarter turns to the left; a variant above 0 sees them from elsewhere: turned, scaled, shifted, in other light.
+def load_variant(path, n_frame=8, variant=0, flip=False, turn=0, fps=1.0):
+    """`read_frames`, after this many quarter turns to the left; a variant above 0 sees them from elsewhere:
+    turned, scaled, shifted, in other light.
 
     The same path and variant always give the same pixels. All frames of a clip move together. flip: whether a
     variant may be a mirror image, which is wrong for letters and for "left of".
     """
-    frames = read_frames(path, n_frame)
+    frames = read_frames(path, n_frame, fps=fps)
     if turn:
         frames = [frame.transpose(TURNS[turn]) for frame in frames]
     if variant == 0:
@@ -284,8 +296,9 @@ def load_variant(path, n_frame=8, variant=0, flip=False, turn=0):
 TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 
 
-def media_of(path, n_frame, variant=0, flip=False, turn=0):
-    """A picture or clip as Media. path, turn: as for `load_variant`. Raises BadItem when there is no such file."""
+def media_of(path, n_frame, variant=0, flip=False, turn=0, fps=1.0):
+    """A picture or clip as Media. path, turn, fps: as for `load_variant`. Raises BadItem when there is no
+    such file."""
     if isinstance(path, Inside) and path.content is not None:
         key = f'data:{hashlib.sha256(path.content).hexdigest()}:{n_frame} frames'
     elif isinstance(path, Inside):
@@ -303,4 +316,6 @@ def media_of(path, n_frame, variant=0, flip=False, turn=0):
         key += f':v{variant}' + ('f' if flip else '')
     if turn:
         key += f':{90 * turn} degrees'
-    return Media(key, functools.partial(load_variant, path, n_frame, variant, flip, turn))
+    if fps != 1:
+        key += f':{fps} a second'
+    return Media(key, functools.partial(load_variant, path, n_frame, variant, flip, turn, fps=fps))

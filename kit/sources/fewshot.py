@@ -1,35 +1,68 @@
-"""Few-shot pages made of pairs: what a folder of captioned pictures, or of class folders, becomes for `m3w` and `text`."""
-from data import Document, Example
+"""Few-shot pages made of pairs: what a folder of captioned pictures, or of class folders, becomes for `m3w`
+and `text`."""
+from dataclasses import dataclass
+
+from data import CAPTION_PROMPT, Document, Example
 from kit.files import BadInput
 
 
 COPIES = 0.3  # share of the text made of a folder that is nothing but copying
 
 
+@dataclass(frozen=True)
+class PageSpec:
+    """What pages are made of pairs: the keys of train.py of the same names.
+
+    naming: share of naming pages; page_examples: most examples on a page, half as many at least;
+    page_variants: in how many variants each picture is shown, 1 being the plain one only; ways: most names on
+    a naming page; within_group: share of naming pages whose labels are all of one group; captions_first: this
+    many pages have captions only; ways_rise: pages over which the most names on a page rise from two; names:
+    made-up names, the world's if there are none here.
+    """
+    naming: float = 0.6
+    page_examples: int = 12
+    page_variants: int = 4
+    ways: int = 5
+    within_group: float = 0.0
+    captions_first: int = 0
+    ways_rise: int = 0
+    names: tuple = ()
+
+    def sizes(self):
+        """As keyword arguments of Pages."""
+        return {'naming': self.naming, 'n_image': (-(-self.page_examples // 2), self.page_examples), 'n_way': (2, self.ways),
+                'within': self.within_group, 'captions_first': self.captions_first, 'ways_rise': self.ways_rise}
+
+
 class Pages:
     """Pages on which things recur, made of a Pairs: the diet on which in-context learning grows.
 
-    A naming page gives each of a few labels a made-up name, for this page only, and shows each label again and
-    again. Knowing the world does not help; only looking at the earlier examples does. What learns from such bursts
-    of things with fleeting names learns to learn in context (Chan et al. 2022, arXiv:2205.05055). The other
-    pages show distinct pictures with their own captions.
+    A naming page gives each of a few labels a made-up name, for this page only, and shows each label again
+    and again. Knowing the world does not help; only looking at the earlier examples does. What learns from
+    such bursts of things with fleeting names learns to learn in context (Chan et al. 2022, arXiv:2205.05055).
+    The other pages show distinct pictures with their own captions, or with what is asked about them and its
+    answer.
 
-    names: list of made-up names; n_image, n_way: (least, most) examples and labels on a page; naming: how often a
-    page is a naming page; within: how often its labels are all of one group, which are harder to tell apart.
-    captions_first: so many pages have captions only, and after as many more the others are as frequent as they will be;
-    ways_rise: over so many pages the most labels on a page rise from the least. Raises BadInput when there are too few labels or names.
+    names: list of made-up names; n_image, n_way: (least, most) examples and labels on a page; naming: how
+    often a page is a naming page (never, where all items are questions: those have no label); within: how
+    often its labels are all of one group, which are harder to tell apart; captions_first: this many pages
+    have captions only, and after as many more the others are as frequent as they will be; ways_rise: over
+    this many pages the most labels on a page rise from the least. Raises BadInput when there are too few
+    labels or names.
     """
 
     def __init__(self, pairs, names, n_image=(6, 12), naming=0.6, n_way=(2, 4), within=0.0, captions_first=0, ways_rise=0):
         self.pairs, self.names = pairs, sorted(set(names))
-        self.n_image, self.naming, self.n_way = n_image, naming, n_way
+        self.n_image, self.n_way = n_image, n_way
         self.within, self.captions_first, self.ways_rise = within, captions_first, ways_rise
         self.items, groups = {}, {}  # label -> indices of its items; group -> its labels
         for k, item in enumerate(pairs.items):
-            self.items.setdefault(item.label, []).append(k)
+            if not item.prompt:
+                self.items.setdefault(item.label, []).append(k)
             if item.group is not None:
                 groups.setdefault(item.group, {})[item.label] = True
         self.labels = list(self.items)
+        self.naming = naming = naming if self.labels else 0.0
         self.groups = [list(labels) for labels in groups.values() if len(labels) >= n_way[0]]
         if naming > 0 and len(self.labels) < n_way[0]:
             raise BadInput(f'{pairs.name}: naming pages need {n_way[0]} different labels, and there is {len(self.labels)}')
@@ -38,38 +71,50 @@ class Pages:
 
     def document(self, i, rng):
         """Page number i -> Document. rng: numpy Generator."""
-        if rng.random() < self.naming * (min(1.0, i / self.captions_first - 1) if self.captions_first else 1.0):
+        come_in = min(1.0, i / self.captions_first - 1) if self.captions_first else 1.0
+        if rng.random() < self.naming * come_in:
             rise = min(1.0, i / self.ways_rise) if self.ways_rise else 1.0
-            examples = [(k, variant, name) for k, variant, name in self.deal(rng, round(self.n_way[0] + rise * (self.n_way[1] - self.n_way[0])))]
+            most = round(self.n_way[0] + rise * (self.n_way[1] - self.n_way[0]))
+            examples = [(k, variant, CAPTION_PROMPT, name) for k, variant, name in self.deal(rng, most)]
         else:
-            examples = [(k, int(rng.integers(self.pairs.n_variant)), self.pairs.items[k].text) for k in self.distinct(i, rng)]
+            examples = [(k, int(rng.integers(self.pairs.n_variant)), *self.asked(k)) for k in self.distinct(i, rng)]
         pieces, seen = [], set(self.names)  # a made-up name cannot be known at its first showing: given, not learned
-        for k, variant, answer in examples:
-            pieces += Example(self.pairs.media(k, variant), 'Output:', answer).pieces(learned=answer not in seen)
+        for k, variant, prompt, answer in examples:
+            pieces += Example(self.pairs.media(k, variant), prompt, answer).pieces(learned=answer not in seen)
             seen.discard(answer)
         return Document(pieces, kind='examples', where=self.pairs.items[examples[0][0]].where)
 
+    def asked(self, k):
+        """What is asked about item k, and its answer."""
+        item = self.pairs.items[k]
+        return item.prompt or CAPTION_PROMPT, item.text
+
     def text(self, i, rng):
-        """The same diet without pictures, for the language model, which must learn to copy before it is frozen: words that come
-        again and again; a caption, or some; and naming pages in words ("heart: dax. tram: wug. heart: dax.")."""
+        """The same diet without pictures, for the language model, which must learn to copy before it is
+        frozen: words that come again and again; a caption, or some; and naming pages in words ("heart: dax.
+        tram: wug. heart: dax.")."""
         if self.naming > 0 and rng.random() < COPIES:
             return self.copies(rng)
         if rng.random() < self.naming:
             return self.naming_text(rng)
         if rng.random() < 0.5:
-            return self.pairs.items[self.pairs.order(i)].text
-        return '\n'.join(f'Output: {self.pairs.items[k].text}' for k in self.distinct(i, rng))
+            item = self.pairs.items[self.pairs.order(i)]
+            return f'{item.prompt} {item.text}' if item.prompt else item.text
+        return '\n'.join(' '.join(self.asked(k)) for k in self.distinct(i, rng))
 
     def copies(self, rng):
         """Random words in an order that comes again: nothing but copying predicts them."""
-        words = [self.names[j] for j in rng.choice(len(self.names), size=min(len(self.names), int(rng.integers(3, 7))), replace=False)]
-        words += [w for k in rng.integers(len(self.pairs), size=int(rng.integers(1, 5))) for w in self.pairs.items[k].text.split()[:4]]
+        n = min(len(self.names), int(rng.integers(3, 7)))
+        words = [self.names[j] for j in rng.choice(len(self.names), size=n, replace=False)]
+        shown = rng.integers(len(self.pairs), size=int(rng.integers(1, 5)))
+        words += [w for k in shown for w in self.pairs.items[k].text.split()[:4]]
         return ' '.join([words[j] for j in rng.permutation(len(words))] * int(rng.integers(2, 5)))
 
     def naming_text(self, rng):
-        """Mostly a thing is told by a single word, next to its name: looking that up is the simplest copying there is, and on a
-        page with pictures, where every token sees its picture, the look-up is as short."""
-        deal = [(self.pairs.items[k].text.rstrip('.') or self.pairs.items[k].text, name) for k, _, name in self.deal(rng, self.n_way[1])]
+        """Mostly a thing is told by a single word, next to its name: looking that up is the simplest copying
+        there is, and on a page with pictures, where every token sees its picture, the look-up is as short."""
+        called = lambda text: text.rstrip('.') or text
+        deal = [(called(self.pairs.items[k].text), name) for k, _, name in self.deal(rng, self.n_way[1])]
         link, end = [(': ', '. '), (' ', '. '), (' ', '. '), (' ', ' '), (' ', '\n')][int(rng.integers(5))]
         told = {}  # name -> what the thing is called
         for thing, name in deal:
@@ -79,14 +124,16 @@ class Pages:
         return ''.join(told[name] + link + name + end for _, name in deal).rstrip()
 
     def distinct(self, i, rng):
-        """Different items for a page of captions; the first is item i of the epoch, so that each gets its turn."""
+        """Different items for a page of captions; the first is item i of the epoch, so that each gets its
+        turn."""
         lead = self.pairs.order(i)
         n = min(int(rng.integers(self.n_image[0], self.n_image[1] + 1)), len(self.pairs))
         others = rng.choice(len(self.pairs), size=n, replace=False).tolist()
         return [lead] + [k for k in others if k != lead][:n - 1]
 
     def deal(self, rng, most):
-        """The plan of a naming page of at most so many labels: [(item, variant, name), ...] in the order they are shown."""
+        """The plan of a naming page of at most this many labels: [(item, variant, name), ...] in the order
+        they are shown."""
         n = int(rng.integers(self.n_image[0], self.n_image[1] + 1))
         way = int(rng.integers(self.n_way[0], most + 1))
         labels = self.labels
@@ -103,8 +150,8 @@ class Pages:
     def views(self, label, n, rng):
         """n ways to see a label, [(item, variant), ...], no two of them the same pixels.
 
-        They are different items as long as there are any; then the same ones come again in further variants, even
-        if `n_variant` is 1: a picture repeated exactly could be recognised without seeing what is in it.
+        They are different items as long as there are any; then the same ones come again in further variants,
+        even if `n_variant` is 1: a picture repeated exactly could be recognised without seeing what is in it.
         """
         items = rng.choice(self.items[label], size=min(n, len(self.items[label])), replace=False).tolist()
         rounds = -(-n // len(items))

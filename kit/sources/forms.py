@@ -1,100 +1,211 @@
-"""All forms of data that can be opened, and the sources that training reads."""
+"""All forms of data that can be opened, as a table, and the sources that training reads. The one file here
+that others open.
+
+    open_source('m3w', 'pages:3,pairs:1')  ──►  Source.document(i), .text(i)
+    open_folder(path)                      ──►  Pairs of one split
+    open_path(path)                        ──►  Pairs, or WebPages where there are pages
+"""
 import os
+import re
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Callable
 
 import numpy as np
 
-from kit.files import BadInput
-from kit.sources.base import Pairs, Report
-from kit.sources.fewshot import Pages
-from kit.sources.folders import (
-    check_folder, class_items, Classes, find_classes, find_coco, find_metadata, read_coco, read_metadata,
-    RECOGNISED)
-from kit.sources.pages import html_files, is_html, open_pages
+from kit.files import BadInput, BadItem
+from kit.sources.annotations import find_captions, find_questions, read_captions, read_question_items
+from kit.sources.base import FolderSpec, Pairs, Report
+from kit.sources.decode import FFMPEG, is_picture, is_video
+from kit.sources.fewshot import Pages, PageSpec
+from kit.sources.finding import given_path, kind_of_file, Place
+from kit.sources.folders import find_classes, read_classes
+from kit.sources.lists import find_lists, find_metadata, read_lists
+from kit.sources.pages import find_html, find_line_pages, find_tar_pages, read_html, read_line_pages, read_tar_pages
 from kit.sources.shards import find_tars, read_tars
+from kit.sources.sidecars import find_sidecars, read_sidecars
 from kit.world.pages import Shapes
 from kit.world.words import made_up_names
 
 
+# ---------------------------------------------------------------------------------------------
+# The table
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form that data comes in.
+
+    name: in the words of a message; find(Place) -> a list of what belongs to it there, empty where the place
+    has another form; read(list, Place) -> list of Items (or what serves them by number), or a source of
+    pages. holds: what it gives, 'pairs', 'pages' or 'world'; whole: the folder itself is the source, not a
+    list in it, so what in it nobody can read counts against it.
+    """
+    name: str
+    find: Callable
+    read: Callable
+    holds: str = 'pairs'
+    whole: bool = False
+
+
+def find_world(place):
+    return [place.path] * (place.path == 'shapes')
+
+
+def read_world(found, place):
+    return Shapes('m3w' if place.role == 'text' else place.role, place.share, place.seed)
+
+
+# The first form that is found counts. Class folders come last: where there is a list of captions, folders are
+# only folders.
+FORMS = (
+    Form("'shapes', the embedded world", find_world, read_world, 'world'),
+    Form('metadata.jsonl, .csv, .tsv or .parquet, rows of file_name, text and perhaps split', find_metadata, read_lists),
+    Form('documents.jsonl, or any .jsonl of pages (OBELICS, MMC4)', find_line_pages, read_line_pages, 'pages'),
+    Form('.tar shards of pages', find_tar_pages, read_tar_pages, 'pages'),
+    Form('.tar shards of pairs (key.jpg + key.txt or key.json)', find_tars, read_tars),
+    Form('captions_*.json (COCO, with --images=DIR) or dataset_*.json (Karpathy)', find_captions, read_captions),
+    Form('*questions.json and *annotations.json (VQA)', find_questions, read_question_items),
+    Form('captions.txt, or any .csv, .tsv or .jsonl of pictures and captions', find_lists, read_lists),
+    Form('pictures with a .txt or .json beside each', find_sidecars, read_sidecars, whole=True),
+    Form('a folder of .html pages', find_html, read_html, 'pages'),
+    Form('class folders that hold pictures', find_classes, read_classes, whole=True),
+)
+RECOGNISED = '; '.join(form.name for form in FORMS)
+
+
+def form_of(place):
+    """Which form the place has -> (Form, what was found). Raises BadInput where it has none."""
+    for form in FORMS:
+        if found := form.find(place):
+            return form, found
+    path = place.path
+    if is_video(path):
+        raise BadInput(f'{path}: a video; {FFMPEG}, and name them in a metadata.jsonl')
+    if not os.path.exists(path):
+        raise BadInput(f'{path}: no such folder')
+    if not place.is_folder:
+        raise BadInput(f'{path}: not a folder; recognised are {RECOGNISED}')
+    try:
+        empty = not os.listdir(path)
+    except OSError as e:
+        raise BadInput(f'{path}: {e.strerror}') from e
+    if empty:
+        raise BadInput(f'{path}: the folder is empty; recognised are {RECOGNISED}')
+    count_unread(place, FORMS[-1], (), [])
+    place.report.add_report(place.aside)
+    there = place.report.lines()
+    if n := sum(is_picture(name) for _, name in place.files):
+        there.insert(0, f'pictures in no class folder, and without captions: {n}')
+    raise BadInput(f'{path}: nothing here that can be read' + (f' ({"; ".join(there)})' if there else '') + f'; recognised are {RECOGNISED}')
+
+
 def is_pages(path):
     """Whether what is at `path` is read as pages rather than as pairs."""
-    path = os.fspath(path)
-    if os.path.isfile(path):
-        return is_html(path) or path.endswith('.jsonl') and os.path.basename(path) != 'metadata.jsonl'
-    if not os.path.isdir(path):
+    try:
+        return form_of(Place(given_path(path)))[0].holds == 'pages'
+    except BadInput:
         return False
-    if os.path.isfile(os.path.join(path, 'documents.jsonl')):
-        return True
-    if find_metadata(path) or find_tars(path, Report()) or find_coco(path):
-        return False
-    return next(html_files(path), None) is not None
 
 
-BLOCK = 64  # documents of a mix that change places among themselves
+def count_unread(place, form, found, items):
+    """Every file in the folder is read, or belongs to one that is (it has its name, but for the ending), or
+    is counted under its kind: as bad where the folder itself is the source, else as left aside."""
+    used = {os.path.realpath(part) if form.holds == 'pairs' and not form.whole else part
+            for entry in found for part in (entry if isinstance(entry, tuple) else [entry]) if isinstance(part, str)}
+    used |= {item.path for item in items} if isinstance(items, list) else set()
+    stems = {os.path.splitext(path)[0] for path in used}
+    for parts, name in place.files:
+        path = os.path.join(place.root, *parts, name)
+        above = (os.path.join(place.root, *parts[:n]) for n in range(1, len(parts) + 1))  # a folder of frames
+        if path in used or os.path.splitext(path)[0] in stems or any(folder in used for folder in above):
+            continue
+        if not is_picture(name):
+            (place.report if form.whole else place.aside).add(BadItem(kind_of_file(name), path))
+        elif not form.whole and not (os.path.islink(path) and os.path.realpath(path) in used):
+            place.aside.add(BadItem('a picture that nothing is said about', path))
+    for trouble in place.troubles:  # links that lead nowhere matter where the folder is the source; a list names what it means
+        if form.whole or trouble.kind == 'unreadable':
+            (place.report if form.whole else place.aside).add(trouble)
 
 
-def open_path(path, n_frame=8, seed=0, split='train', n_variant=1, flip=False, images='', classes=Classes()):
-    """Whatever is at `path` -> Pairs, or WebPages where it holds pages. Raises BadInput."""
-    if is_pages(path):
-        return open_pages(path, n_frame, seed, images)
-    return open_folder(path, n_frame, seed, split, n_variant=n_variant, flip=flip, images=images, classes=classes)
+# ---------------------------------------------------------------------------------------------
+# One path
+
+def open_path(path, spec=FolderSpec(), n_frame=8, seed=0, split='train', n_variant=1, role='', share=1.0):
+    """Whatever is at `path` -> Pairs, or WebPages where it holds pages; 'shapes' -> the embedded world.
+    Raises BadInput."""
+    place = Place(given_path(path), checked_spec(spec), n_frame, seed, role, share)
+    form, found = form_of(place)
+    if form.holds != 'pairs':
+        return form.read(found, place)
+    return read_pairs([(place, form, found)], split, n_variant)
 
 
-def open_folder(path, n_frame=8, seed=0, split='train', report=None, n_variant=1, flip=False, images='', classes=Classes()):
-    """A folder, a .tar shard, a glob of shards or a COCO captions file -> Pairs of one split (every split if None). Its
-    format is told by what is on disk.
+def open_folder(path, spec=FolderSpec(), n_frame=8, seed=0, split='train', report=None, n_variant=1):
+    """A folder, a .tar shard, a glob of shards, or a list of captions -> Pairs of one split (every split if
+    None). Its form is told by what is on disk, in the order of FORMS.
 
-    path: one of these, or a list of them that make one source; images: the folder of the pictures that a COCO file
-    names. What was left out is in the `report` of the result, and added to the Report given here, if any. Raises
-    BadInput when a folder is missing, empty or none of RECOGNISED, when more than half of the items are bad, and when
-    there is no such split.
+    path: one of these, or a list of them that make one source. What was left out is in the `report` of the
+    result, and added to the Report given here, if any. Raises BadInput when something is missing, empty or of
+    no form in FORMS, when more than half of the items are bad, and when there is no such split.
     """
-    roots = [os.fspath(root) for root in ([path] if isinstance(path, (str, os.PathLike)) else path)]
-    name = ' + '.join(roots)
-    here, items, pictures = Report(), [], []
-    for root in roots:
-        before = here.total
-        if is_pages(root):
-            raise BadInput(f'{root}: holds pages; pairs of a picture and its caption are wanted here')
-        if found := find_metadata(root):
-            for file, folder_split in found:
-                items += read_metadata(file, folder_split, here)
-        elif found := find_tars(root, here):
-            shards = read_tars(found, here)
-            items = items + list(shards) if len(roots) > 1 else shards
-        elif found := find_coco(root):
-            for file, file_split in found:
-                items += read_coco(file, images or os.path.dirname(file) or '.', file_split, here)
-        else:
-            check_folder(root)
-            found = find_classes(root, here)
-            if not found and here.total == before:
-                raise BadInput(f'{root}: nothing here that can be read; recognised are {RECOGNISED}')
-            pictures += found
-    # Only now: the same class may be under several roots, and two classes under different roots must not share a name.
-    if pictures:
-        items = items + class_items(pictures, classes)
-
-    bad = here.total
-    if bad > len(items):  # one damaged file is bad luck; most of them are a mistake, and training would hide it
-        hint = '' if images or not find_coco(roots[0]) else ' (--images=DIR says where its pictures are)'
-        raise BadInput(f'{name}: {bad} of {bad + len(items)} items cannot be used: ' + '; '.join(here.lines()) + hint)
+    paths = [path] if isinstance(path, (str, os.PathLike)) else path
+    here, aside, spec, places = Report(), Report(), checked_spec(spec), []
+    for one in paths:
+        place = Place(given_path(one), spec, n_frame, seed, report=here, aside=aside)
+        form, found = form_of(place)
+        if form.holds != 'pairs':
+            raise BadInput(f'{place.path}: holds {"pages" if form.holds == "pages" else "the embedded world"}; '
+                           'pairs of a picture and its caption are wanted here')
+        places.append((place, form, found))
+    pairs = read_pairs(places, split, n_variant)
     if report is not None:
-        report.add_report(here)
-    pairs = Pairs(items, name, n_frame, n_variant, seed, flip, here)
+        report.add_report(pairs.report)
+    return pairs
+
+
+def read_pairs(places, split, n_variant):
+    """[(Place, Form, what was found there)], which share their reports -> Pairs of one split."""
+    first, parts = places[0][0], []
+    for form in dict.fromkeys(form for _, form, _ in places):  # of one form together: the same class may lie in several places
+        mine = [(place, found) for place, other, found in places if other is form]
+        together = [entry for _, found in mine for entry in found]
+        parts.append(form.read(together, first))
+        for place, found in mine:
+            if place.is_folder:
+                count_unread(place, form, found, parts[-1])
+    items = parts[0] if len(parts) == 1 else [item for part in parts for item in part]
+    name, bad, report = ' + '.join(place.path for place, _, _ in places), first.report.total, first.report
+    if bad > len(items):  # one damaged file is bad luck; most of them are a mistake, and training would hide it
+        hint = '' if first.spec.images or 'missing' not in report.count else ' (--images=DIR says where its pictures are)'
+        raise BadInput(f'{name}: {bad} of {bad + len(items)} items cannot be used: ' + '; '.join(report.lines()) + hint)
+    report.add_report(first.aside)
+    pairs = Pairs(items, name, first.n_frame, n_variant, first.seed, first.spec.flip, report, first.spec.fps)
     return pairs if split is None else pairs.split(split)
+
+
+def checked_spec(spec):
+    """The FolderSpec, ~ in its folder being home. Raises BadInput where there is no such folder."""
+    images = given_path(spec.images) if spec.images else ''
+    if images and not os.path.isdir(images):
+        raise BadInput(f'--images={images}: no such folder')
+    return replace(spec, images=images)
 
 
 # ---------------------------------------------------------------------------------------------
 # The four sources
 
+BLOCK = 64  # documents of a mix that change places among themselves
+
 
 class Source:
     """What one of the keys m3w, align, ltip, vtp and text stands for: one or several parts, mixed by weight.
 
-    document(i) -> data.Document number i of an endless stream; text(i) -> str. Both depend on seed, role and i alone,
-    so a position in the data is one number, and rank r of R takes the numbers that leave r when divided by R. Each part has
-    numbers of its own, 0, 1, 2, ..., each of them once: of every part every item comes once in an epoch of that part.
+    document(i) -> data.Document number i of an endless stream; text(i) -> str. Both depend on seed, role and
+    i alone, so a position in the data is one number, and rank r of R takes the numbers that leave r when
+    divided by R. Each part has numbers of its own, 0, 1, 2, ..., each of them once: of every part every item
+    comes once in an epoch of that part.
     """
 
     def __init__(self, role, parts, weights, seed):
@@ -104,10 +215,10 @@ class Source:
     def whose(self, i):
         """-> (which part number i belongs to, how many of its own come before it)
 
-        *Why not drawn by weight:* a sampled part would show some items twice and others not at all. Dealt out evenly, as a
-        line is drawn in pixels, the first i numbers hold i times the share of a part, rounded, and that needs no counting. The
-        numbers of a block change places, or a mix of 1:1 would deal all even numbers to the same part, and rows of texts
-        (kit/run.py) begin with even numbers only.
+        *Why not drawn by weight:* a sampled part would show some items twice and others not at all. Dealt out
+        evenly, as a line is drawn in pixels, the first i numbers hold i times the share of a part, rounded,
+        and that needs no counting. The numbers of a block change places, or a mix of 1:1 would deal all even
+        numbers to the same part, and rows of texts (kit/run.py) begin with even numbers only.
         """
         if len(self.parts) == 1:
             return 0, i
@@ -137,9 +248,11 @@ class Source:
 
 
 def split_spec(role, spec):
-    """'dirA:3,dirB:1' -> [('dirA', 3.0), ('dirB', 1.0)]. Raises BadInput."""
+    r"""'dirA:3,dirB:1' -> [('dirA', 3.0), ('dirB', 1.0)]. A comma of a path's own is written \, there. Raises
+    BadInput."""
     parts = []
-    for entry in spec.split(','):
+    for entry in re.split(r'(?<!\\),', spec):
+        entry = entry.replace('\\,', ',')
         path, _, weight = entry.rpartition(':')
         try:
             path, weight = path or entry, float(weight)
@@ -153,21 +266,21 @@ def split_spec(role, spec):
     return parts
 
 
-def open_source(role, spec, n_frame=8, seed=0, naming=0.6, flip=False, images='', classes=Classes(), n_variant=4, **pages):
+def open_source(role, spec, folders=FolderSpec(), pages=PageSpec(), n_frame=8, seed=0):
     """'shapes', 'PATH', or several of them with weights, 'dirA:3,dirB:1' -> Source. Raises BadInput.
 
-    Pairs go to align, ltip and vtp, and as few-shot pages made of them to m3w and text (`pages`: more for the Pages, which show each picture in n_variant variants); pages go
-    to m3w and text.
+    Pairs go to align, ltip and vtp, and as few-shot pages made of them to m3w and text; pages go to m3w and
+    text. folders: how what is on disk is read; pages: how few-shot pages are made of pairs.
     """
-    parts, found = [], split_spec(role, spec)
-    for path, weight in found:
-        if path == 'shapes':
-            parts.append(Shapes('m3w' if role == 'text' else role, float(Fraction(weight) / sum(Fraction(w) for _, w in found)), seed))
-            continue
-        part = open_path(path, n_frame, seed, n_variant=n_variant if role == 'm3w' else 1, flip=flip, images=images, classes=classes)
-        if role in ('m3w', 'text') and isinstance(part, Pairs):
-            part = Pages(part, naming=naming, **{'names': made_up_names(np.random.default_rng(0), 1000), 'n_way': (2, 5), **pages})
-        elif role not in ('m3w', 'text') and not isinstance(part, Pairs):
+    parts, named = [], split_spec(role, spec)
+    total = sum(Fraction(weight) for _, weight in named)
+    for path, weight in named:
+        n_variant = pages.page_variants if role == 'm3w' else 1
+        part = open_path(path, folders, n_frame, seed, 'train', n_variant, role, float(Fraction(weight) / total))
+        if isinstance(part, Pairs) and role in ('m3w', 'text'):
+            names = pages.names or made_up_names(np.random.default_rng(0), 1000)
+            part = Pages(part, names, **pages.sizes())
+        elif not isinstance(part, (Pairs, Shapes)) and role not in ('m3w', 'text'):
             raise BadInput(f'{role}: {path} holds pages, which go to m3w or text; {role} wants pictures with captions')
         parts.append(part)
-    return Source(role, parts, [weight for _, weight in found], seed)
+    return Source(role, parts, [weight for _, weight in named], seed)

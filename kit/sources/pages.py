@@ -1,15 +1,18 @@
-"""Pages that somebody wrote, texts and pictures in their order: documents.jsonl, and folders of saved .html.
+"""Pages that somebody wrote, texts and pictures in their order: .jsonl, .json members of shards, folders of
+saved .html.
 
-    open_pages(path)  ──►  WebPages: at(k), document(i, rng), text(i, rng)
-                               │
-                               ▼
-                           Document(['A heading\nA paragraph.', Media, 'More text.', ...], kind='page', dropped=[...])
+    Place  ──►  WebPages: at(k), document(i, rng), text(i, rng)
+                    │
+                    ▼
+                Document(['A heading\nA paragraph.', Media, 'More text.', ...], kind='page', dropped=[...])
 
-Nothing is kept in memory but where each page begins. A page is read when its number comes up; a picture in it that is missing,
-remote, damaged or filtered out leaves the page without it, and is listed in the Document's `dropped`.
+Nothing is kept in memory but where each page begins. A page is read when its number comes up. A picture in it
+that is missing, remote, damaged or filtered out leaves the page without it, and is listed in the Document's
+`dropped`.
 """
 import base64
 import binascii
+import itertools
 import os
 import re
 from html.parser import HTMLParser
@@ -20,8 +23,10 @@ import numpy as np
 
 from data import Document, Media
 from kit.files import BadInput, BadItem
-from kit.sources.base import Epochs, locate, parse_json, read_lines, Report
+from kit.sources.base import Epochs, first_of, first_object, is_row, locate, parse_json, read_lines, Report
 from kit.sources.decode import Inside, media_of, natural, only_bad_items, open_picture, to_rgb
+from kit.sources.finding import Finder, kind_of_file
+from kit.sources.shards import find_tars, tar_members
 
 
 # The paper's filters of pictures on web pages (appendix A.3.1): buttons, rulers and spacers.
@@ -35,24 +40,65 @@ LIMIT_PICTURES = 1_000  # in one page
 LIMIT_DEPTH = 200       # of elements inside one another; browsers stop at 512
 
 
-def open_pages(path, n_frame=8, seed=0, images=''):
-    """documents.jsonl (or a folder with one), an .html file or a folder of them -> WebPages.
+def find_line_pages(place):
+    """[file] of pages in lines: documents.jsonl, or every .jsonl in a folder that begins with a page; or the
+    one given."""
+    if not place.is_folder:
+        name = os.path.basename(place.path)
+        listed = name.endswith('.jsonl') and os.path.isfile(place.path) and first_object(place.path)
+        pages = name.endswith('.jsonl') and os.path.isfile(place.path) and (
+            name == 'documents.jsonl' or is_page(listed) or not is_row(listed))
+        return [place.path] * (pages and name != 'metadata.jsonl')
+    if os.path.isfile(place.at('documents.jsonl')):
+        return [place.at('documents.jsonl')]
+    return [place.at(name) for name in place.tops
+            if name.endswith('.jsonl') and os.path.isfile(place.at(name)) and is_page(first_object(place.at(name)))]
 
-    images: the folder of the pictures, if it is not the file's own. Raises BadInput when there is no page, or when most of
-    the first hundred cannot be read.
-    """
-    path = os.fspath(path)
-    if images and not os.path.isdir(images):
-        raise BadInput(f'--images={images}: no such folder')
-    file = os.path.join(path, 'documents.jsonl') if os.path.isdir(path) else path
-    if os.path.isfile(file) and not is_html(file):
-        pages = LinePages(file, images or os.path.dirname(file), path, n_frame, seed)
-    else:
-        root = path if os.path.isdir(path) else os.path.dirname(path)
-        files = sorted(html_files(path), key=natural) if os.path.isdir(path) else [path]
-        pages = HtmlPages(files, root, path, n_frame, seed)
+
+def is_page(fields):
+    """Whether an object is a page, in the form of OBELICS or of MMC4."""
+    return 'text_list' in fields or 'texts' in fields and 'images' in fields
+
+
+def find_tar_pages(place):
+    """[(shard, split)] of shards whose .json members are pages, which carry their pictures in themselves."""
+    tars = find_tars(place)
+    for path, _ in tars[:1]:
+        with only_bad_items(path), open(path, 'rb') as f:
+            try:
+                for name, start, size in itertools.islice(tar_members(f, path), 20):
+                    if name.endswith('.json') and size <= LIMIT_PAGE:
+                        f.seek(start)
+                        return tars if is_page(parse_json(f.read(size), name)) else []
+            except BadItem:
+                return []
+    return []
+
+
+def find_html(place):
+    """[file] of a folder of .html pages and below, or the one that is given."""
+    if not place.is_folder:
+        return [place.path] * (is_html(place.path) and os.path.isfile(place.path))
+    return sorted(html_files(place.path), key=natural)
+
+
+def read_line_pages(found, place):
+    return checked(LinePages(found, place))
+
+
+def read_tar_pages(found, place):
+    return checked(TarPages(found, place))
+
+
+def read_html(found, place):
+    return checked(HtmlPages(found, place))
+
+
+def checked(pages):
+    """The WebPages. Raises BadInput where there are none, or where most of the first hundred cannot be
+    read."""
     if not len(pages):
-        raise BadInput(f'{path}: no pages' + ''.join('; ' + line for line in pages.report.lines()))
+        raise BadInput(f'{pages.name}: no pages' + ''.join('; ' + line for line in pages.report.lines()))
     report, first = Report(), range(min(100, len(pages)))
     for k in first:
         try:
@@ -60,19 +106,20 @@ def open_pages(path, n_frame=8, seed=0, images=''):
         except BadItem as e:
             report.add(e)
     if 2 * report.total > len(first):
-        raise BadInput(f'{path}: {report.total} of the first {len(first)} pages cannot be used: ' + '; '.join(report.lines()))
+        raise BadInput(f'{pages.name}: {report.total} of the first {len(first)} pages cannot be used: ' + '; '.join(report.lines()))
     return pages
 
 
 class WebPages:
     """A finite number of pages, served in a new order every epoch. Subclasses say how page k is read.
 
-    at(k, pictures=True) -> Document; without pictures, only its texts. Raises BadItem where it cannot be read at all.
+    at(k, pictures=True) -> Document; without pictures, only its texts. Raises BadItem where it cannot be read
+    at all.
     """
 
-    def __init__(self, n, name, n_frame, seed):
-        self.n, self.name, self.n_frame, self.report = n, name, n_frame, Report()
-        self.order = Epochs(n, seed)
+    def __init__(self, n, place):
+        self.n, self.name, self.n_frame, self.fps = n, place.path, place.n_frame, place.spec.fps
+        self.report, self.order = place.report, Epochs(n, place.seed)
 
     def __len__(self):
         return self.n
@@ -101,32 +148,24 @@ def joined(pieces, between):
 
 
 # ---------------------------------------------------------------------------------------------
-# documents.jsonl
+# Pages in lines and in shards
 
 
-class LinePages(WebPages):
-    """A page a line, in one of two forms:
+class JsonPages(WebPages):
+    """Pages as objects, in one of two forms:
 
         {"texts": ["A dog.", null, "And a cat."], "images": [null, "dog.jpg", null]}                               (OBELICS)
         {"text_list": ["A dog.", "And a cat."], "image_info": [{"image_name": "dog.jpg", "matched_text_index": 1}]}  (MMC4)
 
-    In the second a picture stands before the sentence that it was matched to; several for one sentence keep their order.
+    In the second a picture stands before the sentence that it was matched to; several for one sentence keep
+    their order. A picture is a file's name, or the file itself in base64: {"bytes": …}, "image_base64": …, or
+    a data: address. Subclasses say how the object of page k is read: content(k) -> (bytes, where).
     """
-
-    def __init__(self, file, images, name, n_frame, seed):
-        report = Report()
-        # 16 bytes a page: where its line begins, and its number.
-        self.lines = np.array([(start, number) for number, start, _ in read_lines(file, report)], dtype=np.int64).reshape(-1, 2)
-        self.file, self.root = file, os.path.realpath(images)
-        super().__init__(len(self.lines), name, n_frame, seed)
-        self.report = report
+    find = None  # a Finder of the pictures that have names
 
     def at(self, k, pictures=True):
-        start, number = self.lines[k].tolist()
-        where = f'{self.file}:{number}'
-        with only_bad_items(where), open(self.file, 'rb') as f:
-            f.seek(start)
-            fields = parse_json(f.readline(), where)
+        content, where = self.content(k)
+        fields = parse_json(content, where)
         if 'text_list' in fields:
             pieces, between = mmc4_pieces(fields, where), ' '
         else:
@@ -139,22 +178,88 @@ class LinePages(WebPages):
                 found.append(piece)
             elif pictures:
                 try:
-                    found.append(self.picture(piece[0]))
+                    found.append(self.picture(piece[0], where))
                 except BadItem as e:
                     dropped.append(BadItem(e.kind, f'{where}: {str(piece[0])[:200]}', e.message))
         return Document(joined(found, between), 'page', where, dropped)
 
-    def picture(self, name):
-        """A picture's name as it stands in the file -> Media. Raises BadItem."""
-        if not isinstance(name, str) or not name:
+    def picture(self, named, where):
+        """A picture as it stands in the page, a name or an object -> Media. Raises BadItem."""
+        if isinstance(named, dict):
+            inside = first_of(named, ('image_base64', 'bytes'))
+            if inside is not None:
+                return media_of(Inside(where, content=from_base64(inside, where)), self.n_frame, fps=self.fps)
+            named = first_of(named, ('image_name', 'path', 'file_name', 'raw_url', 'url'))
+        if not isinstance(named, str) or not named:
             raise BadItem('picture without a name', '')
-        if re.match(r'(https?|ftp):|//', name):
+        if named[:5] == 'data:':
+            return media_of(Inside(where, content=from_base64(named.partition(',')[2], where)), self.n_frame, fps=self.fps)
+        if re.match(r'(https?|ftp):|//', named):
             raise BadItem('remote picture', '')
-        return media_of(locate(self.root, name), self.n_frame)
+        if self.find is None:
+            raise BadItem('picture outside its shard', '')
+        return media_of(self.find(named), self.n_frame, fps=self.fps)
+
+
+class LinePages(JsonPages):
+    """A page a line, in one file or several."""
+
+    def __init__(self, files, place):
+        # 24 bytes a page: the file, where its line begins, and its number.
+        self.lines = np.array([(k, start, number) for k, file in enumerate(files)
+                               for number, start, _ in read_lines(file, place.report)], dtype=np.int64).reshape(-1, 3)
+        self.files, self.find = files, place.finder(os.path.dirname(files[0]) or '.')
+        super().__init__(len(self.lines), place)
+
+    def content(self, k):
+        file, start, number = self.lines[k].tolist()
+        where = f'{self.files[file]}:{number}'
+        with only_bad_items(where), open(self.files[file], 'rb') as f:
+            f.seek(start)
+            return f.readline(), where
+
+
+class TarPages(JsonPages):
+    """A page a .json member, in shards."""
+
+    def __init__(self, tars, place):
+        self.tars, rows = [path for path, _ in tars], []
+        for number, path in enumerate(self.tars):
+            try:
+                with open(path, 'rb') as f:
+                    for name, start, size in tar_members(f, path):
+                        if name.endswith('.json'):
+                            rows.append((number, start, size))
+                        elif not os.path.basename(name).startswith('.'):
+                            place.report.add(BadItem(kind_of_file(name), f'{path}:{name}') if name
+                                             else BadItem('outside the folder', f'{path} at byte {start - 512}'))
+            except BadItem as e:
+                place.report.add(e)
+            except OSError as e:
+                raise BadInput(f'{path}: {e.strerror}') from e
+        self.rows = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        super().__init__(len(rows), place)
+
+    def content(self, k):
+        tar, start, size = self.rows[k].tolist()
+        member = Inside(self.tars[tar], start, size)
+        if size > LIMIT_PAGE:
+            raise BadItem('too large', str(member), f'{size} bytes')
+        with only_bad_items(member):
+            return member.read(), str(member)
+
+
+def from_base64(text, where):
+    """base64 -> bytes. Raises BadItem."""
+    try:
+        return base64.b64decode(text)
+    except (binascii.Error, ValueError, TypeError) as e:
+        raise BadItem('damaged', where, str(e)) from e
 
 
 def obelics_pieces(fields, where):
-    """[text or (picture's name,), ...] of {"texts", "images"}, one of the two null at each position. Raises BadItem."""
+    """[text or (picture's name,), ...] of {"texts", "images"}, one of the two null at each position. Raises
+    BadItem."""
     texts, images = fields.get('texts'), fields.get('images')
     if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
         raise BadItem('not a page', where, 'texts and images must be lists of one length')
@@ -179,7 +284,7 @@ def mmc4_pieces(fields, where):
         index = image.get('matched_text_index')
         if type(index) is not int or not 0 <= index < len(texts):
             raise BadItem('not a page', where, f'matched_text_index {index!r} of {len(texts)} texts')
-        before[index].append((image.get('image_name'),))
+        before[index].append((image,))
     return [piece for text, pictures in zip(texts, before)
             for piece in [*pictures, *([text] if check_text(text, where).strip() else [])]]
 
@@ -212,12 +317,12 @@ def html_files(root):
 
 
 class HtmlPages(WebPages):
-    """Saved web pages, made Documents the way M3W was (§3.2, appendix A.3.1): the text that a reader sees and the pictures where
-    the DOM has them, those left out that are tiny, elongated or of one colour."""
+    """Saved web pages, made Documents the way M3W was (§3.2, appendix A.3.1): the text that a reader sees and
+    the pictures where the DOM has them, those left out that are tiny, elongated or of one colour."""
 
-    def __init__(self, files, root, name, n_frame, seed):
-        super().__init__(len(files), name, n_frame, seed)
-        self.files, self.root = files, os.path.realpath(root)
+    def __init__(self, files, place):
+        super().__init__(len(files), place)
+        self.files, self.root, self.pictures = files, place.root, Finder(place.root)
         self.verdicts = {}  # a picture's key -> why it is filtered out, or None; a logo comes on every page
 
     def at(self, k, pictures=True):
@@ -240,7 +345,7 @@ class HtmlPages(WebPages):
         """The address in an <img> -> Media. Raises BadItem, also for what the filters leave out."""
         try:
             path = self.find(src, base, file, where)
-            media = media_of(path, self.n_frame)
+            media = media_of(path, self.n_frame, fps=self.fps)
             if media.key not in self.verdicts:
                 if len(self.verdicts) >= 100_000:
                     self.verdicts.clear()
@@ -270,17 +375,19 @@ class HtmlPages(WebPages):
             raise BadItem('remote picture', where)
         if re.match(r'[A-Za-z][A-Za-z0-9+.-]*:', address):  # file:, blob:, C:
             raise BadItem('outside the folder', where)
-        # '/a.png' is at the root of the site, which is the folder; the rest is beside the page. A name may hold a real % or ?.
+        # '/a.png' is at the root of the site, which is the folder; the rest is beside the page. A name may
+        # hold a real % or ?.
         beside = '' if address.startswith('/') else os.path.relpath(os.path.dirname(os.path.realpath(file)), self.root)
         plain = unquote(re.split(r'[?#]', address)[0])
         for name in (address, plain):
             if os.path.isfile(os.path.join(self.root, beside, name.lstrip('/').replace('\0', ''))):
                 break
-        return locate(self.root, os.path.join(beside, name.lstrip('/')))
+        return self.pictures(os.path.join(beside, name.lstrip('/')))
 
 
 def filtered(path):
-    """Why the paper's filters leave this picture out: a few words, or None. Raises BadItem where it cannot be read."""
+    """Why the paper's filters leave this picture out: a few words, or None. Raises BadItem where it cannot be
+    read."""
     with only_bad_items(path), open_picture(path) as image:
         short, long = sorted(image.size)
         if short < LEAST_SIDE:
@@ -323,10 +430,11 @@ class TooMuch(Exception):
 
 
 class PageReader(HTMLParser):
-    """The visible text of a page and its pictures, in order. Blocks become lines; a picture ends the text before it.
+    """The visible text of a page and its pictures, in order. Blocks become lines; a picture ends the text
+    before it.
 
-    find(src, base, 'line:column') -> Media, or raises BadItem, which goes to `dropped`; None: no pictures are wanted.
-    Raises TooMuch.
+    find(src, base, 'line:column') -> Media, or raises BadItem, which goes to `dropped`; None: no pictures are
+    wanted. Raises TooMuch.
     """
 
     def __init__(self, find):

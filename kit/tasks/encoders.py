@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from kit.files import BadInput
-from kit.sources.base import readable_pairs
+from kit.sources.base import FolderSpec, readable_pairs
 from kit.sources.forms import open_folder
 from kit.tasks import metrics
 from kit.tasks.options import templates
@@ -183,8 +183,8 @@ def further_rows(asker, episodes, ways, shots, written=False):
 
 def open_split(path, config, asker, report):
     """A folder, the split of it that --split names -> Pairs"""
-    return open_folder(path, asker.model.config.n_frame, split=config.split or None, images=config.images,
-                       report=report)
+    spec = FolderSpec(config.images)
+    return open_folder(path, spec, asker.model.config.n_frame, split=config.split or None, report=report)
 
 
 def run_retrieval(config, asker, contrastive, report):

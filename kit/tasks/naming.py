@@ -10,7 +10,7 @@ import numpy as np
 
 from kit.files import BadInput, BadItem
 from kit.show import canvas
-from kit.sources.folders import Classes
+from kit.sources.base import FolderSpec
 from kit.sources.forms import open_folder
 from kit.tasks.encoders import further_rows
 from kit.tasks.episodes import can_ask, episodes_of, folder_trials
@@ -33,9 +33,8 @@ def open_classes(config, asker, report):
     """--folder=DIR -> Pairs; for the embedded world None"""
     if not config.folder:
         return None
-    classes = Classes(config.class_depth, held=config.held_groups)
-    return open_folder(config.folder, asker.model.config.n_frame, split=config.split or None,
-                       images=config.images, report=report, classes=classes)
+    spec = FolderSpec(config.images, config.class_depth, held_groups=config.held_groups)
+    return open_folder(config.folder, spec, asker.model.config.n_frame, split=config.split or None, report=report)
 
 
 def naming_episodes(config, ways, shots, pairs):

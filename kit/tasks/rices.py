@@ -12,7 +12,7 @@ import torch
 
 from data import CAPTION_PROMPT, Document, EndOfChunk, Example, Media
 from kit.files import BadInput
-from kit.sources.base import readable_pairs, Report
+from kit.sources.base import FolderSpec, readable_pairs, Report
 from kit.sources.forms import open_folder
 from kit.tasks.encoders import embed_media
 from kit.weights import checkpoint
@@ -75,8 +75,8 @@ def with_examples(document, config, asker, contrastive):
     if not (config.prompt or config.prompt_file) or not shown:
         raise BadInput('--rices: give a --prompt with the picture that is asked about')
     report = Report()
-    pairs = open_folder(config.rices, asker.model.config.n_frame, split=None, images=config.images,
-                        report=report)
+    spec = FolderSpec(config.images)
+    pairs = open_folder(config.rices, spec, asker.model.config.n_frame, split=None, report=report)
     name = hashlib.sha256(os.fsencode(os.path.realpath(config.rices))).hexdigest()[:12]
     cache = os.path.join(config.out_dir, f'rices-{name}.pt')
     items, embeddings = folder_embeddings(pairs, contrastive, asker.features, cache, report)

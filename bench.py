@@ -40,7 +40,7 @@ from kit.device import autocast, check_memory, pick_device, pick_dtype
 from kit.fast import packed
 from kit.files import BadInput, whole_file
 from kit.measure import accounting, peers
-from kit.run.run import SIZE_FIELDS
+from kit.run.run import Run, SIZE_FIELDS
 from kit.show import lettering
 from kit.tasks.episodes import episodes_of
 from model import Flamingo, FlamingoConfig
@@ -304,10 +304,11 @@ class SmallModel:
 def stage_step(run, stage, numbers):
     """A step as in train.train_stage, at the next place in the data."""
     def call():
-        train.gradients(run, stage, list(stage.sources), next(numbers))
+        _, n_token = train.gradients(run, stage, list(stage.weights), next(numbers))
+        stage.clip()
         stage.optimizer.step()
         stage.optimizer.zero_grad()
-        return stage.n_token
+        return n_token
     return call
 
 
@@ -316,7 +317,7 @@ class Whole:
 
     def __init__(self, config):
         with tempfile.TemporaryDirectory() as config.out_dir:
-            self.run = train.Run(config, train.KEYS)
+            self.run = Run(config, train.KEYS)
             torch.manual_seed(0)
             self.vision, self.language = train.VisionStage(self.run), train.LanguageStage(self.run)
             self.run.save_stage(self.vision)
@@ -327,8 +328,6 @@ class Whole:
 
     def steps(self):
         for stage in (self.vision, self.language, self.flamingo):
-            if self.run.config['compile']:
-                stage.module.compile()
             yield Work('step_' + stage.name, {'ours': stage_step(self.run, stage, self.numbers)})
 
     def parts(self, batch=32):
@@ -372,21 +371,21 @@ class Whole:
     def data(self):
         def flamingo():
             i, n_token = next(self.numbers), 0
-            for name in self.flamingo.sources:
-                batch = collate(self.run.sequences(name, i), self.run.tokenizer)
+            for name in self.flamingo.weights:
+                batch = collate(self.run.reader.sequences(name, i), self.run.tokenizer)
                 for m in (m for row in batch.media for m in row):
-                    self.run.pixels(m)
+                    self.run.reader.pixels(m)
                 n_token += batch.tokens.numel()
             return n_token
 
         def vision():
             i = next(self.numbers)
-            pairs = [d for name in self.vision.sources for d in self.run.pairs(name, i)]
+            pairs = [d for name in self.vision.weights for d in self.run.reader.pairs(name, i)]
             return sum(isinstance(p, Media) for d in pairs for p in d.pieces)
 
         yield Work('data', {'ours': flamingo})
         yield Work('data_vision', {'ours': vision}, unit='images')
-        yield Work('data_language', {'ours': lambda: self.run.texts('text', next(self.numbers))[0].size})
+        yield Work('data_language', {'ours': lambda: self.run.reader.texts('text', next(self.numbers))[0].size})
 
 
 def no_grad(call):

@@ -10,15 +10,16 @@ m3w = 'align'       # few-shot pages made of the same pictures: captions, and ma
 ltip = ''
 vtp = ''
 text = 'align'      # the language model reads the captions, and names that recur beside them
-tokenizer = 'sources'
-tokenizer_ranks = 4096  # every word of 1,525 captions a token: in pieces, a rare one would say what other words say, too
-plain_words = True
-word_dropout = 0.3      # most words come once: what a picture is called must follow from the others, too
+tokenizer = 'sources:4096'  # every word of 1,525 captions a token: in pieces, a rare one would say what other words say, too
+sizes = 'plain_words=True'
+augment = (
+    'word_dropout=0.3 '  # most words come once: what a picture is called must follow from the others, too
+    'strength=1.0 '
+    'flip=True'
+)
 vision_iters = 600
 vision_batch = 256
 vision_lr = 3e-3
-augment = 1.0
-flip = True
 language_iters = 700
 language_batch = 12
 language_tokens = 256

@@ -20,26 +20,26 @@ activation_checkpointing = True
 vision_iters = 1200000
 vision_batch = 16384            # pairs of each of align and ltip (appendix B.1); the paper shows them at 288 x 288 here, one size serves all stages
 vision_lr = 1e-3
-schedule = 'linear'
+schedule = 'vision=linear language=linear flamingo=constant'
 language_iters = 100000         # the paper took Chinchilla as it was; give gpt2 and language_iters=0 for a model of your own
 language_batch = 512
 language_tokens = 2048
 language_lr = 1e-4
-batch_m3w = 256                 # of each step; the paper gives batches for its ablations only, these
-batch_align = 512
-batch_ltip = 512
-batch_vtp = 64
+batch = (
+    'm3w=256 '  # of each step; the paper gives batches for its ablations only, these
+    'align=512 '
+    'ltip=512 '
+    'vtp=64'
+)
 lambda_m3w = 1.0
 lambda_align = 0.2
 lambda_ltip = 0.2
 lambda_vtp = 0.03
 flamingo_iters = 500000
 flamingo_lr = 1e-4
-flamingo_schedule = 'constant'
 warmup = 5000                   # of every stage; the paper's contrastive stage has none
 gate_scale = 1.0
 feature_dropout = 0.0
-augment = 1.0
-flip = True
+augment = 'strength=1.0 flip=True'
 micro_batches = 4
 eval_every = 1000

@@ -37,12 +37,11 @@ m3w = 'align'                  # few-shot pages made of the same pictures
 ltip = ''
 vtp = ''
 text = 'align'
-batch_m3w = 32
-batch_align = 48
+batch = 'm3w=32 align=48'
 lambda_align = 0.2
 flamingo_iters = 20000
 flamingo_lr = 1e-4             # the paper's
-flamingo_schedule = 'constant'
+schedule = 'flamingo=constant'
 warmup = 1000
 gate_scale = 1.0
 eval_every = 1000

@@ -5,41 +5,46 @@
 
 FOLDER holds images_background_small1 and images_background_small2 of github.com/brendenlake/omniglot, unzipped: alphabet/character/drawings.
 """
-class_depth = 2                            # alphabet/character: Greek and Latin are in both
-rotate = True
-held_groups = 'Early_Aramaic,Greek'        # never trained, whatever is chosen by their figures
+folders = (
+    'class_depth=2 '  # alphabet/character: Greek and Latin are in both
+    'rotate=True '
+    'held_groups=Early_Aramaic,Greek '  # never trained, whatever is chosen by their figures
+    'words=2 '
+    'word_centres=32 '
+    'naming=0.6 '
+    'page_examples=32 '  # of up to 16 names
+    'page_variants=1 '  # twenty drawings of each are variation enough
+    'ways=20 '
+    'within_group=0.7 '
+    'captions_first=1600 '  # pages: 133 steps
+    'ways_rise=4800'
+)
 ltip = ''
 vtp = ''
 text = 'align'
-tokenizer = 'sources'
-tokenizer_ranks = 2046                     # room for a token for each of 968 classes
-plain_words = True                         # the first names of classes have nothing in common
-words = 2
-word_centres = 32
+tokenizer = 'sources:2046'  # room for a token for each of 968 classes
+sizes = (
+    'plain_words=True '  # the first names of classes have nothing in common
+    'per_image=True '
+    'lm_head=2'  # the wider a head, the finer what it can match: 20 names are much to tell apart
+)
 image_size = 32
 # Black on white as drawn: each picture is normalised by its own mean and deviation, which leaves the paper near zero, where
 # padding is, and ink far from it, whichever of the two is the darker.
-per_image = True
 vision_iters = 6000
 vision_batch = 128
-augment = 1.0
-augment_colour = False
-warp = 1.0                                 # as two hands differ
-lm_head = 2                                # the wider a head, the finer what it can match: 20 names are much to tell apart
+augment = (
+    'strength=1.0 '
+    'colour=False '
+    'warp=1.0'  # as two hands differ
+)
 language_iters = 600
 language_tokens = 128
 language_batch = 12
-naming = 0.6
-page_examples = 32                         # of up to 16 names
-page_variants = 1                          # twenty drawings of each are variation enough
-ways = 20
-within_group = 0.7
-captions_first = 1600                      # pages: 133 steps
-ways_rise = 4800
 n_image = 32
 n_token = 304
 n_context = 384
 flamingo_iters = 1600
 gate_scale = 5.0                           # what its figures were measured with
-batch_m3w = 12
+batch = 'm3w=12'
 lambda_align = 0.2

@@ -7,10 +7,7 @@ vision_batch = 16
 language_iters = 10
 language_batch = 4
 flamingo_iters = 10
-batch_m3w = 4
-batch_align = 4
-batch_ltip = 4
-batch_vtp = 2
+batch = 'm3w=4 align=4 ltip=4 vtp=2'
 eval_every = 10
 eval_n = 4
 test_n = 4

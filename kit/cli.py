@@ -1,4 +1,4 @@
-"""Command-line overrides, the choice of device and precision, and one-line errors.
+"""Command-line overrides and one-line errors.
 
 A script lists its keys, each with a default and one line of meaning:
 
@@ -8,6 +8,11 @@ A script lists its keys, each with a default and one line of meaning:
 As in nanoGPT, config files and `--key=value` are read from left to right and the later one wins. Unlike
 in nanoGPT, a config file is never executed, so reading a stranger's is safe: it may hold comments,
 docstrings and `name = literal` lines only.
+
+Keys that are seldom needed stand together in one key, whose default is a table of them:
+
+    keys['batch'] = ({'batch_m3w': (24, 'sequences of m3w'), 'batch_vtp': (4, 'of vtp')}, 'sequences a step')
+    config = configure(keys)    # --batch='m3w=12 vtp=2' sets config.batch_m3w and config.batch_vtp
 """
 import ast
 import contextlib
@@ -16,7 +21,9 @@ import difflib
 import errno
 import math
 import os
+import shlex
 import sys
+import textwrap
 from types import SimpleNamespace
 
 import torch
@@ -30,35 +37,82 @@ from kit.files import BadInput, BadItem, one_line, open_file
 LIMIT_CONFIG = 1 << 20  # bytes of a config file
 
 
-def configure(keys, argv=None, usage=''):
+def configure(keys, argv=None, usage='', groups=None, gone=None):
     """Read the command line. `--help` or `-h` prints `usage` and every key, and exits.
 
-    keys: {name: (default, one line of meaning)}, defaults being bool, int, float or str;
-    argv: list of str, sys.argv[1:] unless given. Returns a namespace with every key, and with `given`: the
-    set of the keys that a config file or the command line set. Raises BadInput.
+    keys:   {name: (default, one line of meaning)}; a default is a bool, int, float or str, or a table of keys
+    argv:   list of str, sys.argv[1:] unless given
+    groups: {title: names of the keys}, for --help
+    gone:   {name of a key that is no more: what to do instead}
+    Returns a namespace with every key, those of tables by their own names, and with `given`: the set of those that a
+    config file or the command line set. Raises BadInput.
     """
     argv = sys.argv[1:] if argv is None else argv
     on_command_line = keys | {'debug': (False, 'show the full traceback of an error')}
     if '--help' in argv or '-h' in argv:
-        print_help(on_command_line, usage)
+        print_help(on_command_line, usage, groups)
         sys.exit(0)
     overrides = {}
     for argument in argv:
         if argument.startswith('-'):
             name, equals, text = argument.lstrip('-').partition('=')
-            check_known(name, on_command_line, argument)
+            check_known(name, on_command_line, argument, gone)
             if not equals or not argument.startswith('--'):
                 raise BadInput(f'{argument}: write --key=value, here --{name}={text or "..."}')
-            overrides[name] = parse(text, on_command_line[name][0], argument)
+            overrides |= parse_key(name, text, on_command_line, argument)
         else:
-            overrides.update(read_config_file(argument, keys))
+            overrides |= read_config_file(argument, keys, gone)
     if 'debug' not in keys:
         overrides.pop('debug', None)  # it is for `command`, and no part of a run's configuration
-    values = {name: default for name, (default, _) in keys.items()} | overrides
+    values = {name: default for name, (default, _) in flat(keys).items()} | overrides
     return SimpleNamespace(**values, given=set(overrides))
 
 
-def read_config_file(path, keys):
+def flat(keys):
+    """The same keys, each table replaced by the keys in it."""
+    out = {}
+    for name, (default, meaning) in keys.items():
+        out |= default if isinstance(default, dict) else {name: (default, meaning)}
+    return out
+
+
+def short(name, table):
+    """How a key of a table is spelled on the command line: batch_m3w of --batch is m3w."""
+    return name.removeprefix(table + '_')
+
+
+def spell(values, keys):
+    """{name: value}, those of tables by their own names -> the arguments that say so, ['--key=value', ...]."""
+    spelled = [f'--{name}={value}' for name, value in values.items() if name in keys]
+    for table, (default, _) in keys.items():
+        inside = [name for name in values if isinstance(default, dict) and name in default]
+        text = ' '.join(f'{short(name, table)}={shlex.quote(str(values[name]))}' for name in inside)
+        spelled += [f'--{table}={text}'] if inside else []
+    return spelled
+
+
+def parse_key(name, text, keys, where):
+    """The text of one key -> {name: value}; of a table, 'm3w=12 vtp=2', all that it names. Raises BadInput."""
+    default = keys[name][0]
+    if not isinstance(default, dict):
+        return {name: parse(text, default, where)}
+    names, values = {short(inside, name): inside for inside in default}, {}
+    try:
+        entries = shlex.split(text)
+    except ValueError as e:  # a quotation mark that nothing closes
+        raise BadInput(f'{where}: {e}') from e
+    for entry in entries:
+        inside, equals, value = entry.partition('=')
+        inside = short(inside, name)
+        if not equals or inside not in names:
+            nearest = difflib.get_close_matches(inside, names, n=1, cutoff=0)[0]
+            like = f'{nearest}={default[names[nearest]][0]}'
+            raise BadInput(f'{where}: {entry!r} is no name=value of --{name}; one is {like}')
+        values[names[inside]] = parse(value, default[names[inside]][0], f'{where}: {inside}')
+    return values
+
+
+def read_config_file(path, keys, gone=None):
     """A Python file of `name = literal` lines -> {name: value}. Nothing in it is executed. Raises BadInput."""
     if not os.path.exists(path):
         hint = f' (write --{path} to set a key)' if '=' in path else ''
@@ -84,34 +138,42 @@ def read_config_file(path, keys):
             case ast.Expr(value=ast.Constant(value=str())):
                 continue  # a docstring
             case ast.Assign(targets=[ast.Name(id=name)]):
-                check_known(name, keys, where)
+                check_known(name, keys, where, gone)
             case _:
                 raise BadInput(f'{where}: config files hold only "name = literal" lines and comments')
         try:
             value = ast.literal_eval(statement.value)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as e:
-            raise BadInput(f'{where}: {name} must be a literal such as 3, 0.1, True or "text"; nothing is computed here') from e
+            raise BadInput(f'{where}: {name} must be a literal such as 3, 0.1, True or "text"; '
+                           'nothing is computed here') from e
         default = keys[name][0]
-        if isinstance(value, str) != isinstance(default, str):
+        if isinstance(value, str) != isinstance(default, (str, dict)):
             raise BadInput(f'{where}: {name} must be {wanted(default)}, not {value!r}')
         try:
             text = value if isinstance(value, str) else repr(value)
         except ValueError as e:  # 0xfff..., thousands of digits long
             raise BadInput(f'{where}: {name} must be {wanted(default)} of a reasonable length') from e
-        values[name] = parse(text, default, f'{where}: {name} = {text}')
+        values |= parse_key(name, text, keys, f'{where}: {name} = {text}')
     return values
 
 
-def check_known(name, keys, where):
-    """Raises BadInput with the nearest valid key, if `name` is not one."""
-    if name not in keys:
-        nearest = difflib.get_close_matches(name.replace('-', '_').lower(), keys, n=1, cutoff=0)
-        raise BadInput(f'{where}: unknown key {name!r}' + (f'; did you mean {nearest[0]!r}?' if nearest else ''))
+def check_known(name, keys, where, gone=None):
+    """Raises BadInput with the nearest valid key, or with what replaced it, if `name` is not one."""
+    if name in keys:
+        return
+    for table, (default, _) in keys.items():
+        if isinstance(default, dict) and name in default:
+            raise BadInput(f'{where}: {name} is part of --{table}: write --{table}={short(name, table)}=...')
+    if name in (gone or {}):
+        raise BadInput(f'{where}: {name} is gone: {gone[name]}')
+    nearest = difflib.get_close_matches(name.replace('-', '_').lower(), keys, n=1, cutoff=0)
+    raise BadInput(f'{where}: unknown key {name!r}' + (f'; did you mean {nearest[0]!r}?' if nearest else ''))
 
 
 def wanted(default):
     """The values that may replace `default`, in words."""
-    return {bool: 'True or False', int: 'a whole number', float: 'a finite number', str: 'a text'}[type(default)]
+    return {bool: 'True or False', int: 'a whole number', float: 'a finite number', str: 'a text',
+            dict: 'a text, "name=value name=value"'}[type(default)]
 
 
 def parse(text, default, where):
@@ -132,29 +194,51 @@ def parse(text, default, where):
     raise BadInput(f'{where}: expected {wanted(default)}')
 
 
-def check_range(config, low, high, *keys):
-    """Raises BadInput where one of the keys is below `low` or above `high`."""
-    for key in keys:
-        value = getattr(config, key)
+def check_range(config, low, high, *names, keys=None):
+    """Raises BadInput where the value of one of these keys is below `low` or above `high`. keys: where some are in tables."""
+    for name in names:
+        value = getattr(config, name)
         if not low <= value <= high:
-            raise BadInput(f'--{key}={value}: must be at ' + (f'least {low}' if value < low else f'most {high}'))
+            said = ' '.join(spell({name: value}, keys)) if keys else f'--{name}={value}'
+            raise BadInput(f'{said}: must be at ' + (f'least {low}' if value < low else f'most {high}'))
 
 
-def print_help(keys, usage):
+def print_help(keys, usage, groups=None):
+    """Every key with its default and its meaning, in groups; the keys of a table below it."""
     if usage:
-        print(usage.strip() + '\n')
-    rows = [(f'--{name}={default}', meaning) for name, (default, meaning) in keys.items()]
-    width = max(len(key) for key, _ in rows)
-    for key, meaning in rows:
-        print(f'  {key:<{width}}  {meaning}')
+        print(usage.strip())
+    grouped = {name for names in (groups or {}).values() for name in names}
+    rest = [name for name in keys if name not in grouped]
+    for title, names in [*(groups or {}).items(), ('', rest)]:
+        print(f'\n{title}' if title else '')
+        for name in names:
+            default, meaning = keys[name]
+            print_key(f'--{name}=' + ("'name=value ...'" if isinstance(default, dict) else str(default)), meaning, 2)
+            for inside, (value, said) in default.items() if isinstance(default, dict) else ():
+                print_key(f'{short(inside, name)}={value}', said, 6)
+
+
+def print_key(spelled, meaning, indent, column=34, width=110):
+    """One key and what it means, in two columns."""
+    first = f'{" " * indent}{spelled}'
+    if len(first) > column - 2:  # too long to stand beside its meaning
+        print(first)
+        first = ''
+    for line in textwrap.wrap(meaning, width - column):
+        print(f'{first:<{column}}{line}')
+        first = ''
+
+
+# ---------------------------------------------------------------------------------------------
+# Running a script
 
 
 def keep_freed_memory():
-    """Let glibc keep what is freed. By itself it gives much of it back to the system, and gets it anew page by page, each filled with zeros:
-    6 to 12 % of a step of the vision stage. Where there is no glibc, nothing happens."""
+    """Let glibc keep what is freed. By itself it gives much of it back to the system, and then gets it page by page,
+    each filled with zeros: 6 to 12 % of a step of the vision stage. Without glibc nothing happens."""
     with contextlib.suppress(OSError):
         libc = ctypes.CDLL('libc.so.6')
-        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: only what is larger (and that is the most it can be) comes from the system directly
+        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its most: what is smaller is kept
         libc.mallopt(-1, -1)        # M_TRIM_THRESHOLD: nothing is given back
 
 
@@ -186,7 +270,8 @@ def command(main):
         sys.exit(2)
     except (MemoryError, RuntimeError) as e:
         # torch says it in three ways: an error of its own, Python's, and on the CPU a RuntimeError like any other.
-        full = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(e) or 'not enough memory' in str(e)
+        full = isinstance(e, (MemoryError, torch.OutOfMemoryError))
+        full = full or "can't allocate memory" in str(e) or 'not enough memory' in str(e)
         if debug or not full:
             raise
         print('error: out of memory: make batches, sizes or counts smaller (--debug=True shows where)', file=sys.stderr)

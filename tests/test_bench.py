@@ -14,7 +14,7 @@ from kit.files import BadInput
 from kit.measure import peers
 from xattn import GatedCrossAttention
 
-TINY = ['--width=32', '--runs=1', '--device=cpu', '--batch_m3w=1', '--batch_align=1', '--batch_ltip=1', '--batch_vtp=1', '--vision_batch=2', '--language_batch=2']
+TINY = ['--width=32', '--runs=1', '--device=cpu', '--batch=m3w=1', '--batch=align=1', '--batch=ltip=1', '--batch=vtp=1', '--vision_batch=2', '--language_batch=2']
 KEYS = {'what', 'who', 'images', 'ms', 'tokens_per_s', 'peak_mib', 'of_peak_flops'}
 
 

@@ -12,7 +12,7 @@ from kit.device import pick_dtype
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = ['--vision_iters=4', '--language_iters=4', '--flamingo_iters=4', '--eval_every=2', '--log_every=1', '--eval_n=2', '--test_n=4', '--vision_batch=8',
-        '--language_batch=2', '--batch_m3w=2', '--batch_align=2', '--batch_ltip=2', '--batch_vtp=2', '--device=cpu']
+        '--language_batch=2', '--batch=m3w=2', '--batch=align=2', '--batch=ltip=2', '--batch=vtp=2', '--device=cpu']
 
 
 def run(script, *arguments, code=0):

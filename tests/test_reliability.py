@@ -29,11 +29,13 @@ import sample
 import train
 from data import Document, encode, Episode
 from kit import bpe
-from kit.cli import command, configure
+from kit.cli import command, configure, flat, spell
 from kit.files import BadInput, BadItem, only_run, whole_file
+from kit.run import driver
 from kit.sources.base import Report
 from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
+from kit.run.run import Run
 from kit.tasks.asker import load
 from kit.tasks.episodes import can_ask
 from kit.tasks.files import read_episodes
@@ -44,11 +46,11 @@ from kit.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / 'assets' / 'tokenizer.tiktoken'
-SIZES = ['--lm_layer=1', '--lm_dim=32', '--lm_head=2', '--text_dim=32', '--text_head=2', '--dim_embed=32', '--resampler_layer=1', '--resampler_dim=32',
-         '--xattn_head=2', '--resampler_head=2', '--n_context=320', '--n_token=192']
+SIZES = ['--lm_layer=1', '--lm_dim=32', '--sizes=lm_head=2', '--sizes=text_dim=32', '--sizes=text_head=2', '--sizes=dim_embed=32', '--sizes=resampler_layer=1', '--sizes=resampler_dim=32',
+         '--sizes=xattn_head=2', '--sizes=resampler_head=2', '--n_context=320', '--n_token=192']
 TINY = [*SIZES, f'--tokenizer={TOKENIZER}', '--vision_iters=4', '--language_iters=4', '--flamingo_iters=4', '--finetune_iters=3', '--eval_every=2',
-        '--log_every=1', '--eval_n=2', '--test_n=1', '--vision_batch=4', '--language_batch=2', '--batch_m3w=2', '--batch_align=2', '--batch_ltip=1',
-        '--batch_vtp=1', '--device=cpu']
+        '--log_every=1', '--eval_n=2', '--test_n=1', '--vision_batch=4', '--language_batch=2', '--batch=m3w=2', '--batch=align=2', '--batch=ltip=1',
+        '--batch=vtp=1', '--device=cpu']
 
 
 # ---------------------------------------------------------------------------------------------
@@ -178,9 +180,10 @@ import multiprocessing, sys, time
 import train
 from kit.cli import configure
 from kit.run.ahead import look_ahead
+from kit.run.run import Run
 config = configure(train.KEYS, sys.argv[1:])
-run = train.Run(config, train.KEYS)
-batches = look_ahead(run, 'pairs', [(i, ['align']) for i in range(100)])
+run = Run(config, train.KEYS)
+batches = look_ahead(run.reader, 'pairs', [(i, ['align']) for i in range(100)])
 next(batches)
 print(*[p.pid for p in multiprocessing.active_children()], flush=True)
 time.sleep(600)
@@ -271,9 +274,9 @@ def test_a_damaged_picture_costs_a_page_one_example(tmp_path):
         for k in range(10):
             Image.new('RGB', (20 + k, 20), name).save(tmp_path / 'data' / name / f'{k}.png')
         (tmp_path / 'data' / name / '0.png').write_text('no picture')
-    run = small_run(tmp_path / 'out', f'--align={tmp_path}/data', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--naming=0', '--n_token=256', '--n_image=12')
-    sequences = [s for i in range(12) for s in run.sequences('m3w', i)]
-    assert set(run.left_out.values()) == {'not a picture'} and len(run.left_out) == 2
+    run = small_run(tmp_path / 'out', f'--align={tmp_path}/data', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--folders=naming=0', '--n_token=256', '--n_image=12')
+    sequences = [s for i in range(12) for s in run.reader.sequences('m3w', i)]
+    assert set(run.reader.left_out.values()) == {'not a picture'} and len(run.reader.left_out) == 2
     for s in sequences:
         said = run.tokenizer.decode([t for t in s.tokens.tolist() if t < run.tokenizer.bos])
         assert len(s.media) == said.count('Output: ') and all(os.path.basename(m.load.args[0]) != '0.png' for m in s.media)
@@ -287,14 +290,14 @@ def test_a_split_of_another_name_is_held_out_too_and_none_is_said(tmp_path, caps
         Image.new('RGB', (20, 20), colour).save(tmp_path / 'data' / f'{colour}.png')
     lines = [{'file_name': 'red.png', 'text': 'red', 'split': 'train'}, {'file_name': 'blue.png', 'text': 'blue', 'split': 'dev'}]
     (tmp_path / 'data' / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-    few = ['--ltip=', '--vtp=', '--naming=0', '--m3w=align', '--text=align']
+    few = ['--ltip=', '--vtp=', '--folders=naming=0', '--m3w=align', '--text=align']
     assert [item.text for item in small_run(tmp_path / 'out', f'--align={tmp_path}/data', *few).held_out.items] == ['blue']
     assert 'trained on' not in capsys.readouterr().out
     (tmp_path / 'data' / 'metadata.jsonl').write_text(json.dumps(lines[0]))
     assert [item.text for item in small_run(tmp_path / 'out', f'--align={tmp_path}/data', *few).held_out.items] == ['red']
     assert 'data has no val or test split: evaluation asks about what was trained on' in capsys.readouterr().out
-    with pytest.raises(BadInput, match='--words=2: no source has class folders'):
-        small_run(tmp_path / 'out', f'--align={tmp_path}/data', '--words=2', *few)
+    with pytest.raises(BadInput, match='--folders=words=2: no source has class folders'):
+        small_run(tmp_path / 'out', f'--align={tmp_path}/data', '--folders=words=2', *few)
 
 
 def test_groups_held_out_are_asked_about_though_another_source_has_a_split(tmp_path):
@@ -305,7 +308,7 @@ def test_groups_held_out_are_asked_about_though_another_source_has_a_split(tmp_p
             Image.new('RGB', (20 + k, 20)).save(tmp_path / name / f'{k}.png')
     lines = [{'file_name': 'red/0.png', 'text': 'red', 'split': 'train'}, {'file_name': 'blue/0.png', 'text': 'blue', 'split': 'val'}]
     (tmp_path / 'pairs' / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-    run = small_run(tmp_path / 'out', f'--align={tmp_path}/pairs,{tmp_path}/nested', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--naming=0', '--held_groups=b')
+    run = small_run(tmp_path / 'out', f'--align={tmp_path}/pairs,{tmp_path}/nested', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--folders=naming=0', '--folders=held_groups=b')
     assert {item.group for item in run.held_out.items} == {'b'}
 
 
@@ -326,7 +329,7 @@ def test_captions_too_long_for_many_shots_leave_rows_out_of_the_table_and_say_so
     lines = [{'file_name': f'{k}.png', 'text': f'number {k}, ' + 'very far away and ' * 6 + 'red'} for k in range(10)]
     (tmp_path / 'data' / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     run = small_run(tmp_path / 'out', f'--align={tmp_path}/data', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--n_context=160', '--n_token=128', '--eval_n=3',
-                    '--ways=2')
+                    '--folders=ways=2')
     (tmp_path / 'out').mkdir()
     run.save_stage(train.VisionStage(run))
     run.save_stage(train.LanguageStage(run))
@@ -350,8 +353,8 @@ def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
     assert [can_ask(run.held_out, ways, 1) for ways in (2, 3, 4)] == [True, True, False]
     assert [can_ask(run.held_out, None, shots) for shots in (0, 4, 8)] == [True, True, False]
     damaged.unlink()  # gone since the source was opened
-    documents = run.documents('align', 0, 12) + run.documents('align', 0, 12)
-    assert len(documents) == 24 and run.left_out == {str(damaged): 'missing'}
+    documents = [run.reader.read('align', n % 12, lambda k: run.reader.readable('align', k)) for n in range(24)]
+    assert len(documents) == 24 and run.reader.left_out == {str(damaged): 'missing'}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -360,21 +363,25 @@ def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
 def small_run(tmp_path, *arguments):
     config = configure(train.KEYS, [f'--out_dir={tmp_path}', *TINY, *arguments])
     train.check_values(config)
-    return train.Run(config, train.KEYS)
+    return Run(config, train.KEYS)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_path):
     """Once by a loss, once by a gradient alone, deep in the NFNet, whose clipping divides by the norm."""
     run = small_run(tmp_path, '--vision_iters=5', '--eval_every=100')
     stage, weights = train.VisionStage(run), {}
-    losses = stage.losses
+    losses, batches, at = stage.losses, stage.batches, {}
 
-    def spoilt(sources, i, part):
+    def numbered(sources, i):
         weights.setdefault(i, {n: p.clone() for n, p in stage.module.named_parameters()})
-        stage.hurt = 'align' in sources and i == 3
-        return {source: loss * float('nan') if source == 'ltip' and i == 1 else loss for source, loss in losses(sources, i).items()}
+        at['i'], stage.hurt = i, 'align' in sources and i == 3
+        return batches(sources, i)
 
-    stage.losses, stage.evaluate = spoilt, lambda: {}
+    def spoilt(batch):
+        return {source: loss * float('nan') if source == 'ltip' and at['i'] == 1 else loss
+                for source, loss in losses(batch).items()}
+
+    stage.batches, stage.losses, stage.evaluate = numbered, spoilt, lambda: {}
     stage.module.vision.blocks[1].conv2.weight.register_hook(lambda g: g * float('inf') if stage.hurt else g)
     assert train.train_stage(run, stage, ['vision'])
     run.write_log()
@@ -388,8 +395,9 @@ def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_state(tmp_path):
     run = small_run(tmp_path, '--vision_iters=50', '--eval_every=1')
     stage = train.VisionStage(run)
     stage.evaluate = lambda: {}
-    losses = stage.losses
-    stage.losses = lambda sources, i, part: {source: loss * (float('inf') if i > 1 else 1) for source, loss in losses(sources, i).items()}
+    losses, batches, at = stage.losses, stage.batches, {}
+    stage.batches = lambda sources, i: at.update(i=i) or batches(sources, i)
+    stage.losses = lambda batch: {s: loss * (float('inf') if at['i'] > 1 else 1) for s, loss in losses(batch).items()}
     save = run.save_progress
     run.save_progress = lambda missing, i, stage=None: save(missing, i, stage) if i <= 2 else None
     with pytest.raises(BadInput, match=r'ten steps in a row .*align \+ ltip.*training\.pt'):
@@ -408,7 +416,7 @@ def out(tmp_path_factory):
     torch.manual_seed(0)
     config = configure(train.KEYS, [f'--out_dir={folder}', *TINY])
     os.makedirs(folder)
-    run = train.Run(config, train.KEYS)
+    run = Run(config, train.KEYS)
     for name in ('vision', 'language', 'flamingo'):
         run.save_stage(train.STAGES[name](run))
     stage = train.VisionStage(run)
@@ -569,7 +577,7 @@ def test_another_preset_or_tokenizer_is_named(out, tmp_path):
     for name in ('vision.pt', 'language.pt'):
         (tmp_path / name).write_bytes((out / name).read_bytes())
     with pytest.raises(BadInput, match=r'preset=nano and lm_dim=32; now --preset=nano and lm_dim=64'):
-        small_run(tmp_path, '--lm_dim=64').load_stage('vision', 'contrastive')
+        small_run(tmp_path, '--lm_dim=64').load_stage('language', 'lm')
     other = Tokenizer.load(TOKENIZER)
     del other.ranks[max(other.ranks, key=other.ranks.get)]
     other.save(tmp_path / 'other.tiktoken')
@@ -926,14 +934,15 @@ EDGES = {int: ['0', '-1', '1000000000', '1' + '0' * 30, '', '1.5', 'ü'], float:
 
 
 def edges(keys, *without):
-    return [f'--{key}={value}' for key, (default, _) in keys.items() if key not in without for value in EDGES[type(default)]]
+    return [spelled for key, (default, _) in flat(keys).items() if key not in without for value in EDGES[type(default)]
+            for spelled in spell({key: value}, keys)]
 
 
 def test_every_key_of_training_at_its_edges(tmp_path, monkeypatch):
     """As far as the data, the tokenizer and the sizes of the model: it goes on, or says why not in one line."""
     monkeypatch.chdir(tmp_path)
     reached = []
-    monkeypatch.setattr(train, 'carry_out', lambda run, config: reached.append(run))
+    monkeypatch.setattr(driver, 'carry_out', lambda run, stages, train_stage: reached.append(run))
     statuses = []
     for argument in [*edges(train.KEYS), '--dtype=float16', '--device=meta', '--m3w=', '--m3w=align', '--m3w=seed', '--align=ltip']:
         status, _, said = main_of(train, '--out_dir=out', *TINY, argument)
@@ -942,9 +951,9 @@ def test_every_key_of_training_at_its_edges(tmp_path, monkeypatch):
     refused = {argument for argument, status in statuses if status == 2}
     assert len(reached) == len(statuses) - len(refused) > 50
     assert {'--seed=-1', '--out_dir=', '--vision_batch=1000000000', '--lm_dim=1000000000', '--dtype=float16', '--device=meta', '--tokenizer=/dev/zero', '--flamingo_lr=nan',
-            '--m3w=a:nan', '--n_token=1000000000', '--n_context=0', '--p_next=1e308', '--feature_dropout=1e308', '--word_dropout=1e308', '--naming=-1'} <= refused
+            '--m3w=a:nan', '--n_token=1000000000', '--n_context=0', '--p_next=1e308', '--feature_dropout=1e308', '--augment=word_dropout=1e308', '--folders=naming=-1'} <= refused
     assert 'GiB' in main_of(train, '--out_dir=out', f'--tokenizer={TOKENIZER}', '--preset=flamingo-80b', '--device=cpu')[2]
-    assert not {'--m3w=', '--m3w=align', '--max_minutes=1e308', '--vision_iters=1000000000', '--augment=0'} & refused
+    assert not {'--m3w=', '--m3w=align', '--max_minutes=1e308', '--vision_iters=1000000000', '--augment=strength=0'} & refused
 
 
 @pytest.mark.long
@@ -952,13 +961,14 @@ def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
     """The same, and a step of each stage."""
     monkeypatch.chdir(tmp_path)
 
-    def one_step(run, config):
+    def one_step(run, stages, train_stage):
         for name in ('vision', 'language', 'flamingo'):
             stage = train.STAGES[name](run)
-            train.gradients(run, stage, list(stage.sources), 0)
+            train.gradients(run, stage, list(stage.weights), 0)
+            stage.clip()
             run.save_stage(stage)
 
-    monkeypatch.setattr(train, 'carry_out', one_step)
+    monkeypatch.setattr(driver, 'carry_out', one_step)
     for argument in edges(train.KEYS):
         status, _, said = main_of(train, '--out_dir=out', *TINY, argument)
         assert status in (0, 2), (argument, said)

@@ -25,6 +25,8 @@ from kit.device import frozen_dtype
 from kit.files import BadInput
 from kit.measure import accounting
 from kit.run import distributed
+from kit.run.run import Run
+from kit.tasks.results import measure
 from kit.tokenizer import Tokenizer
 from kit.weights import checkpoint
 from model import Block, Cache, Flamingo, FlamingoConfig, GPT, PRESETS
@@ -396,10 +398,10 @@ def test_the_report_is_printed_for_the_largest_without_allocating_it(capsys):
 # ---------------------------------------------------------------------------------------------
 # Precision, micro-batches, activation checkpointing: one process
 
-SMALL = ['--device=cpu', '--dtype=float32', '--lm_layer=2', '--lm_dim=32', '--lm_head=2', '--xattn_head=2', '--xattn_head_dim=16', '--resampler_dim=32',
-         '--resampler_head=2', '--resampler_head_dim=16', '--resampler_layer=1', '--n_latent=4', '--n_frame=2', '--text_dim=32', '--text_head=2', '--dim_embed=32',
-         '--vision_batch=4', '--language_batch=4', '--language_tokens=32', '--n_token=96', '--n_image=6', '--batch_m3w=2', '--batch_align=2', '--ltip=',
-         '--batch_vtp=2', '--vision_iters=20', '--language_iters=20', '--flamingo_iters=20', '--log_every=1', '--eval_every=5', '--eval_n=2',
+SMALL = ['--device=cpu', '--dtype=float32', '--lm_layer=2', '--lm_dim=32', '--sizes=lm_head=2', '--sizes=xattn_head=2', '--sizes=xattn_head_dim=16', '--sizes=resampler_dim=32',
+         '--sizes=resampler_head=2', '--sizes=resampler_head_dim=16', '--sizes=resampler_layer=1', '--n_latent=4', '--n_frame=2', '--sizes=text_dim=32', '--sizes=text_head=2', '--sizes=dim_embed=32',
+         '--vision_batch=4', '--language_batch=4', '--language_tokens=32', '--n_token=96', '--n_image=6', '--batch=m3w=2', '--batch=align=2', '--ltip=',
+         '--batch=vtp=2', '--vision_iters=20', '--language_iters=20', '--flamingo_iters=20', '--log_every=1', '--eval_every=5', '--eval_n=2',
          '--finetune_iters=4']
 
 
@@ -407,7 +409,7 @@ def small_run(out_dir, *arguments):
     config = configure(train.KEYS, [f'--out_dir={out_dir}', *SMALL, *arguments])
     train.check_values(config)
     os.makedirs(out_dir, exist_ok=True)
-    run = train.Run(config, train.KEYS)
+    run = Run(config, train.KEYS)
     run.write_log = lambda: None
     return run
 
@@ -430,13 +432,8 @@ def flamingo_gradient(folder, *arguments):
     for layer in stage.module.gated:  # open the gates, or most gradients are zero
         torch.nn.init.constant_(layer.alpha_x, 0.5)
         torch.nn.init.constant_(layer.alpha_d, 0.5)
-    loss = 0.0
-    for part in range(stage.n_part):
-        with train.autocast(run.device, run.dtype):
-            part_loss = stage.losses(['m3w'], 0, part)['m3w']
-        part_loss.backward()
-        loss += part_loss.item()
-    return loss, torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad]), stage
+    losses, _ = train.gradients(run, stage, ['m3w'], 0)
+    return losses['m3w'], torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad]), stage
 
 
 def test_micro_batches_and_activation_checkpointing_change_nothing(untrained):
@@ -447,7 +444,8 @@ def test_micro_batches_and_activation_checkpointing_change_nothing(untrained):
         torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-7)
     a, b = (train.LanguageStage(small_run(untrained, f'--micro_batches={n}')) for n in (1, 2))
     b.module.load_state_dict(a.module.state_dict())
-    assert sum(b.losses(['text'], 0, part)['text'].item() for part in (0, 1)) == pytest.approx(a.losses(['text'], 0)['text'].item(), rel=1e-6)
+    whole, parts = (train.gradients(stage.run, stage, ['text'], 0)[0]['text'] for stage in (a, b))
+    assert parts == pytest.approx(whole, rel=1e-6)
 
 
 def test_activation_checkpointing_keeps_less(untrained):
@@ -461,7 +459,8 @@ def test_activation_checkpointing_keeps_less(untrained):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             run = small_run(untrained, *arguments)
-            train.LanguageStage(run).losses(['text'], 0)
+            stage = train.LanguageStage(run)
+            stage.losses(*stage.batches(['text'], 0))
         return total
 
     assert kept('--activation_checkpointing=True') < 0.75 * kept()
@@ -530,7 +529,7 @@ def test_batches_that_cannot_be_dealt_out(monkeypatch):
     for name, value in (('TORCHELASTIC_RUN_ID', 'x'), ('WORLD_SIZE', '4'), ('RANK', '1')):
         monkeypatch.setenv(name, value)
     assert distributed.rows(8, 'batch_m3w') == range(2, 4)
-    with pytest.raises(BadInput, match='--batch_m3w=6 cannot be divided by 4 processes'):
+    with pytest.raises(BadInput, match='--batch=m3w=6 cannot be divided by 4 processes'):
         distributed.rows(6, 'batch_m3w')
     with pytest.raises(BadInput, match='4 processes times 4 micro-batches'):
         distributed.rows(8, 'batch_m3w', 4)
@@ -556,7 +555,7 @@ def train_all(out_dir, other=None, *arguments):
         save = run.save_progress
 
         def keep_one(missing, i, stage):
-            train.Run.save_progress(run, missing, i, stage)
+            Run.save_progress(run, missing, i, stage)
             if i == 15 and distributed.rank() == 0:
                 shutil.copy(run.path('training.pt'), run.path(f'{stage.name}.15.pt'))
 
@@ -569,7 +568,7 @@ def train_all(out_dir, other=None, *arguments):
             continued |= go_on(run, name, f'{other}/{name}.15.pt')
     stage.asker.max_new_tokens = 4
     answers = [(a['prediction'], a['logprob']) for task, ways in (('naming', 2), ('caption', None))
-               for a in train.measure(stage.asker, task, 1 if ways else 0, 2, ways)[2]]
+               for a in measure(stage.asker, task, 1 if ways else 0, 2, ways)[2]]
     return [first, continued], answers
 
 

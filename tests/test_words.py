@@ -10,6 +10,7 @@ from kit.cli import configure
 from kit.files import BadInput
 from kit.run import class_words
 from kit.sources.fewshot import Pages
+from kit.run.run import Run
 from kit.world.words import invented_names, made_up_names, SYLLABLES
 
 
@@ -59,16 +60,16 @@ def folder(tmp_path_factory):
 
 
 def run_of(folder, out, *arguments):
-    config = configure(train.KEYS, [f'--out_dir={out}', '--device=cpu', f'--align={folder}', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--words=2',
-                                    '--word_centres=3', '--tokenizer=sources', '--image_size=32', '--eval_n=4', '--vision_batch=8', *arguments])
+    config = configure(train.KEYS, [f'--out_dir={out}', '--device=cpu', f'--align={folder}', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--folders=words=2',
+                                    '--folders=word_centres=3', '--tokenizer=sources', '--image_size=32', '--eval_n=4', '--vision_batch=8', *arguments])
     train.check_values(config)
-    return train.Run(config, train.KEYS)
+    return Run(config, train.KEYS)
 
 
 def test_later_stages_speak_in_words(folder, tmp_path):
-    run = run_of(folder, tmp_path, '--held_groups=south')
+    run = run_of(folder, tmp_path, '--folders=held_groups=south')
     torch.manual_seed(0)
-    captions = {item.label: item.text for item in run.class_items()}
+    captions = {item.label: item.text for item in class_words.items_of(run)}
     assert len(set(captions.values())) == len(captions) == 12
     assert all(len(run.tokenizer.encode(' ' + name)) == 1 for name in captions.values())  # no two share a token
     run.save_stage(train.VisionStage(run))
@@ -78,9 +79,9 @@ def test_later_stages_speak_in_words(folder, tmp_path):
     assert all(len(run.tokenizer.encode(' ' + s)) == 1 for s in SYLLABLES)  # a syllable is a token
     assert [len(run.tokenizer.encode(' ' + name)) for name in ('toma', 'dax', 'kobadu')] == [2, 2, 3]
 
-    again = run_of(folder, tmp_path, '--held_groups=south')  # another sitting: the same words
+    again = run_of(folder, tmp_path, '--folders=held_groups=south')  # another sitting: the same words
     train.LanguageStage(again)
-    assert {item.label: item.text for item in again.class_items()} == named
+    assert {item.label: item.text for item in class_words.items_of(again)} == named
     pages = again.sources['m3w'].parts[0]
     assert isinstance(pages, Pages) and {named[label] for label in pages.labels} == {item.text for item in pages.pairs.items}
     assert {item.text for item in again.held_out.items} <= set(named.values())
@@ -99,16 +100,16 @@ def test_first_names_differ_however_many_there_are():
 def test_words_are_refused_where_there_are_none(folder, tmp_path):
     run = run_of(folder, tmp_path)
     stage = train.VisionStage(run)
-    run.config['words'] = 0
+    run.config.words = 0
     run.save_stage(stage)
-    run.config['words'] = 2
+    run.config.words = 2
     with pytest.raises(BadInput, match='no word for'):
         train.LanguageStage(run)
 
 
 def test_there_are_only_so_many_syllables(folder, tmp_path):
     with pytest.raises(BadInput, match='180 syllables'):
-        run_of(folder, tmp_path, '--word_centres=100')
+        run_of(folder, tmp_path, '--folders=word_centres=100')
 
 
 def test_invented_names_are_many_and_not_those_held_out():

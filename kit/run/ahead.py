@@ -1,7 +1,7 @@
 """Batches read and decoded by worker processes while the model computes.
 
-Documents are addressed by number, so a worker needs no more than the number of a step: there is no position to hand over and
-no seed of its own, and a run is the same, to the bit, with any number of workers, interrupted or not.
+Documents are addressed by number, so a worker needs no more than the number of a step: it has neither a position to
+hand over nor a seed of its own, and a run is the same, to the bit, with any number of workers, interrupted or not.
 """
 import multiprocessing
 import os
@@ -27,50 +27,51 @@ class Heard(Report):
 
 
 class Ahead(torch.utils.data.Dataset):
-    """Entry k: the batches of step steps[k] = (i, names of sources), with the pixels of their pictures."""
+    """Entry k: the rows of step steps[k] = (i, names of sources), with the pixels of their pictures."""
 
-    def __init__(self, run, reads, steps):
-        self.run, self.reads, self.steps = run, reads, steps
+    def __init__(self, reader, kind, steps):
+        self.reader, self.kind, self.steps = reader, kind, steps
 
     def __len__(self):
         return len(self.steps)
 
     def __getitem__(self, k):
-        run, (i, names) = self.run, self.steps[k]
-        if not isinstance(run.report, Heard):  # a worker's first step: `run` is its own copy
-            run.report = Heard()
-        run.report.news = []
+        reader, (i, names) = self.reader, self.steps[k]
+        if not isinstance(reader.report, Heard):  # a worker's first step: `reader` is its own copy
+            reader.report = Heard()
+        reader.report.news = []
         try:
-            batches = {(self.reads, name, i): run.batch(self.reads, name, i) for name in names}
+            rows = {(self.kind, name, i): reader.rows(self.kind, name, i) for name in names}
         except BadInput as e:
             return e
-        entries = [] if self.reads == 'texts' else [entry for batch in batches.values() for entry in batch]
-        media = [m for entry in entries for m in (entry.pieces[:1] if self.reads == 'pairs' else entry.media)]
+        entries = [] if self.kind == 'texts' else [entry for of_source in rows.values() for entry in of_source]
+        media = [m for entry in entries for m in (entry.pieces[:1] if self.kind == 'pairs' else entry.media)]
         # numpy, not torch: tensors would travel through shared memory, of which containers have next to none.
-        return batches, {m.key: run.pixels(m).numpy() for m in media if m.key}, run.report.news
+        return rows, {m.key: reader.pixels(m).numpy() for m in media if m.key}, reader.report.news
 
 
-def look_ahead(run, reads, steps):
-    """An iterator that gives the names of each step's sources, and beforehand fills run.ahead with their batches.
+def look_ahead(reader, kind, steps):
+    """An iterator that gives the names of each step's sources, and beforehand fills reader.ahead with their rows.
 
-    steps: [(i, names)]; reads: the method of `run` that makes batch i of a source. Without workers, run.ahead stays empty, and
-    the batches are made when they are asked for.
+    steps: [(i, names)]; kind: 'pairs', 'texts' or 'sequences'. Without workers, reader.ahead stays empty, and rows are
+    made when they are asked for.
     """
-    if not run.config['workers']:
+    n_worker = reader.config.workers
+    if not n_worker:
         yield from (names for _, names in steps)
         return
     loader = torch.utils.data.DataLoader(
-        Ahead(run, reads, steps), batch_size=None, num_workers=run.config['workers'], collate_fn=as_it_is, worker_init_fn=quiet,
+        Ahead(reader, kind, steps), batch_size=None, num_workers=n_worker, collate_fn=as_it_is, worker_init_fn=quiet,
         generator=torch.Generator())  # its own, or it would draw from the one that dropout uses
     for (_, names), prepared in zip(steps, loader):
         if isinstance(prepared, BadInput):
             raise prepared
-        run.ahead, pixels, bad_items = prepared
+        reader.ahead, pixels, bad_items = prepared
         for key, frames in pixels.items():
-            if key not in run.pixels.kept:
-                run.pixels.kept.keep(key, torch.from_numpy(frames))
+            if key not in reader.pixels.kept:
+                reader.pixels.kept.keep(key, torch.from_numpy(frames))
         for bad in bad_items:
-            run.leave_out(bad)
+            reader.leave_out(bad)
         yield names
 
 
@@ -86,6 +87,6 @@ def quiet(number):
 
 
 def end_with_parent():
-    """A worker whose main process was killed would wait for ever until somebody reads what it has prepared."""
+    """A worker whose main process was killed would wait without end for somebody to read what it has prepared."""
     multiprocessing.parent_process().join()
     os._exit(1)

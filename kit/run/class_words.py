@@ -1,22 +1,24 @@
 """Words for what it sees: made-up names for classes whose own names say nothing to a language model.
 
-"Balinese character17" can only be learned by heart, and a frozen language model has no way to say of something new what it
-looks like. So once the encoder can see, its classes are clustered, in levels: first into so many kinds, then what is left of
-each class after its kind is taken away, and so on. A class is called by a syllable for each level, its clusters: what looks
-alike shares syllables, and something new can be told by the syllables of what it looks like.
+"Balinese character17" can only be learned by heart, and a frozen language model has no way to say what something new
+looks like. So once the encoder can see, its classes are clustered in levels: first into a number of kinds, then what is
+left of each class when its kind is taken away, and so on. A class is called by one syllable for each level, its cluster
+there: what looks alike shares syllables, and something new can be told by the syllables of what it looks like.
 
-The encoder itself learns from words that need not mean anything, only be different, one token for each class: in "Balinese
-character17 turned 90" every word is shared with hundreds of classes that look nothing like it, and a bag of words cannot tell them
-apart. (80 seconds of one core, handwriting, error of the nearest neighbour among 20 characters never seen: 31 % with names of four
-syllables by lot, each of which 17 classes shared; 18 % with a word each.)
+The encoder itself learns from words that need not mean anything, only differ, one token for each class: in "Balinese
+character17 turned 90" every word is shared with hundreds of classes that look nothing like it, and a bag of words cannot
+tell them apart.
 """
 import itertools
 
 import numpy as np
 from PIL import Image
 
-from kit.files import BadItem
-from kit.show import sheets
+from kit.features import FrozenFeatures
+from kit.files import BadInput, BadItem
+from kit.run import distributed
+from kit.show import canvas, sheets
+from kit.sources.base import Pairs
 from kit.sources.decode import media_of
 from kit.tasks.encoders import embed_media
 from kit.world.words import SYLLABLES
@@ -88,6 +90,53 @@ def name_classes(items, vision, features, n_frame, n_level, n_centre, leave_out,
     learn = np.array([any(item.split == 'train' for item in mine.values()) for mine in classes.values()])
     shown = {k: Image.fromarray(features.pixels(m)[0].permute(1, 2, 0).numpy()) for m, k in reversed(list(zip(media, owner.tolist())))}
     return dict(zip(classes, make_words(x, learn, n_level, n_centre))), {label: shown[k] for k, label in enumerate(classes) if k in shown}
+
+
+# ---------------------------------------------------------------------------------------------
+# Of a run
+
+
+def items_of(run):
+    """The items of all class folders, those held out too."""
+    found = [getattr(part, 'pairs', part) for source in run.sources.values() for part in source.parts] + [run.held_out]
+    return [item for pairs in found if isinstance(pairs, Pairs) and isinstance(pairs.items, list)
+            for item in pairs.items if item.group is not None]
+
+
+def begin(run):
+    """Until the encoder can see, every class is called by a word of its own. Raises BadInput where there is no class."""
+    labels = {item.label for item in items_of(run)}
+    if not labels:
+        raise BadInput(f'--folders=words={run.config.words}: no source has class folders, whose names words could replace')
+    call(run, first_names(labels))
+
+
+def find(run, vision):
+    """-> {class: word} from what the trained encoder sees, or {} where none are wanted; and words.png"""
+    items = items_of(run) if run.config.words else []
+    if not items:
+        return {}
+    features = FrozenFeatures(vision, run.reader.pixels, run.device)
+    found, shown = name_classes(items, vision, features, run.config.n_frame, run.config.words, run.config.word_centres,
+                                run.reader.leave_out)
+    if distributed.rank() == 0:
+        canvas.save(sheet(found, shown), run.path('words.png'))
+    return found
+
+
+def use(run):
+    """From here on, captions of class folders are the words that were found at the end of the vision stage."""
+    if run.config.words:
+        call(run, run.load_stage('vision', 'contrastive').get('words') or {})
+
+
+def call(run, names):
+    """names {class: what it is called from here on}. Raises BadInput where one has no name."""
+    for item in items_of(run):
+        if item.label not in names:
+            raise BadInput(f'{run.path("vision.pt")} has no word for {item.label!r}: '
+                           'it was trained without words, or on other folders')
+        item.text = names[item.label]
 
 
 def sheet(words, shown, rows=12, columns=10):

@@ -107,6 +107,11 @@ def total(*numbers):
     return all_reduce(numbers, dist.ReduceOp.SUM)
 
 
+def mean(*numbers):
+    """Mean over ranks of each number -> list of floats."""
+    return [x / world() for x in total(*numbers)]
+
+
 def largest(number):
     """The largest int that any rank has."""
     return int(all_reduce([number], dist.ReduceOp.MAX)[0])

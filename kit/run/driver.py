@@ -1,0 +1,134 @@
+"""All stages that are asked for and missing, in order; and the table they end with."""
+import contextlib
+import json
+import os
+import shlex
+import signal
+import sys
+
+import torch
+
+from kit.device import autocast
+from kit.files import BadInput, only_run, whole_file
+from kit.run import distributed
+from kit.run.keys import SOURCES
+from kit.run.loop import OUT_OF_TIME
+from kit.run.run import Run, kind_of
+from kit.show import canvas
+from kit.tasks.tables import first_table, sheet, table
+from kit.weights import checkpoint
+
+ALL = ('vision', 'language', 'flamingo')
+
+
+def drive(config, keys, stages, train_stage):
+    """One `python train.py`, from its keys to its last line. stages: {name: class}; train_stage(run, stage, missing,
+    progress) -> whether the stage came to its end. Exits with 128 + the signal's number where one has stopped it."""
+    with only_run(config.out_dir) if distributed.rank() == 0 else contextlib.nullcontext():
+        run = Run(config, keys)
+        try:
+            stopped = carry_out(run, stages, train_stage)
+        except KeyboardInterrupt:  # at once, without finishing the step
+            stopped = run.stop or signal.SIGINT
+    distributed.end()
+    if stopped is None:
+        return
+    if distributed.rank() == 0:
+        given = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
+        if config.init_from == 'scratch' and any(a.endswith('.py') for a in given):  # a config file may say so
+            given.append('--init_from=auto')
+        print(f'stopped and saved; to continue: python train.py {shlex.join(given)}')
+    sys.exit(0 if stopped == OUT_OF_TIME else 128 + stopped)
+
+
+def carry_out(run, stages, train_stage):
+    """-> why it stopped early: a signal, OUT_OF_TIME or None"""
+    config = run.config
+    wanted = ALL if config.stage == 'all' else (config.stage,)
+    missing, progress = what_is_missing(run, wanted, stages)
+    check_batches(config, missing)
+    finished = not missing and progress is None and ('flamingo' not in wanted or os.path.exists(run.path('results.json')))
+    distributed.barrier()  # all have seen the same files, and only now they may change
+    if finished:
+        if distributed.rank() == 0:
+            print(f'{config.out_dir} is complete. --init_from=scratch starts over; '
+                  'python sample.py shows what it learned.')
+        return None
+    signal.signal(signal.SIGINT, run.on_signal)
+    signal.signal(signal.SIGTERM, run.on_signal)
+    while missing:
+        torch.manual_seed(config.seed)
+        stage = stages[missing[0]](run)
+        if progress is None or 'module' not in progress:
+            run.save_progress(missing, 0)  # from here on, training.pt says what is left to do
+        if not train_stage(run, stage, missing, progress):
+            return run.stop
+        run.save_stage(stage)
+        missing, progress = missing[1:], None
+        run.save_progress(missing, 0)
+        if run.stop:
+            return run.stop
+    run.training = False
+    if 'flamingo' in wanted:
+        finish(run, stages['flamingo'](run))
+    run.reader.share_left_out()
+    if distributed.rank() == 0:
+        with contextlib.suppress(FileNotFoundError):  # all stages were there, and only results.json was missing
+            os.remove(run.path('training.pt'))
+        for line in run.report.lines():
+            print('left out', line)
+        if skipped := sum(bool(row.get('skipped')) for row in run.rows):
+            print(f'{skipped} steps were skipped, their loss or gradient not being finite; {run.path("log.csv")} says of '
+                  'which source')
+    return None
+
+
+def what_is_missing(run, wanted, stages):
+    """-> (names of the stages to train, content of training.pt or None). Raises BadInput."""
+    scratch = run.config.init_from == 'scratch'
+    missing = [name for name in wanted if scratch or not os.path.exists(run.path(name + '.pt'))]
+    if not scratch and os.path.exists(run.path('training.pt')):
+        progress = run.load_progress(stages)
+        # What was begun is ended, whatever was asked for; its stage, then what is missing besides.
+        begun = progress['missing']
+        return begun + [name for name in missing if name not in begun], progress
+    if run.config.init_from == 'resume':
+        raise BadInput(f'{run.path("training.pt")}: no such file, nothing to resume')
+    run.rows = [row for row in run.read_log() if row['stage'] not in missing]  # of stages trained before, one by one
+    for name in wanted:
+        if name not in missing:
+            path = run.path(name + '.pt')
+            run.check_same_keys(checkpoint.load(path, kind_of(name), keys=dict)['keys'], path)
+    return missing, None
+
+
+def check_batches(config, missing):
+    """Raises BadInput where a batch cannot be dealt out to the ranks: before anything is trained."""
+    for name in missing:
+        if name in ('vision', 'language'):
+            n_part = 1 if name == 'vision' else config.micro_batches
+            distributed.rows(getattr(config, name + '_batch'), name + '_batch', n_part)
+            continue
+        for source in SOURCES:
+            if getattr(config, source):
+                distributed.rows(getattr(config, 'batch_' + source), 'batch=' + source, config.micro_batches)
+
+
+def finish(run, stage):
+    """The few-shot table, on screen and in results.json, and samples.png. stage: of Flamingo, not trained yet."""
+    path = run.path('flamingo.pt')
+    distributed.load_module(stage.module, run.load_stage('flamingo', 'flamingo')['flamingo'], path)
+    stage.module.eval()
+    with autocast(run.device, run.dtype):
+        trained = run.config.vision_iters and not run.config.words  # else its captions were other words, or none
+        rows, shown = first_table(stage.asker, stage.contrastive if trained else None, run.config.test_n,
+                                  pairs=run.held_out, all_ways=run.ask_ways(), within=run.within(), report=run.report)
+    if distributed.rank() > 0:
+        return
+    with whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:
+        json.dump(rows, f, indent=1)
+    canvas.save(sheet(shown), run.path('samples.png'))
+    print(table(rows))
+    out_dir = '' if run.config.out_dir == 'out' else f' --out_dir={run.config.out_dir}'
+    print(f'\n{run.minutes():.1f} minutes. Look at {run.path("samples.png")} and {run.path("curves.png")}; '
+          f'then: python sample.py{out_dir}')

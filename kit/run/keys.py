@@ -1,0 +1,115 @@
+"""The keys of train.py that are seldom needed, and where those went that are no more.
+
+Tables (see kit/cli.py) hold what belongs together: `--folders='words=2 ways=8'`.
+"""
+from dataclasses import fields
+
+from model import FlamingoConfig
+
+SOURCES = ('m3w', 'align', 'ltip', 'vtp')
+SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
+
+FOLDERS = {  # how folders of pictures are read, and the few-shot pages that are made of them
+    'class_depth': (0, 'how many folder names make a class: 2 for alphabet/character; 0 for all of them'),
+    'rotate': (False, 'turned by 90, 180 and 270 degrees, each class is three more'),
+    'held_groups': ('', 'folders of class folders that training never sees and evaluation asks about, with commas'),
+    'words': (0, 'after the vision stage, made-up words of this many syllables replace class names: what looks alike '
+                 'shares syllables; 0: none'),
+    'word_centres': (32, 'syllables to choose from, for each place in a word'),
+    'naming': (0.6, 'share of naming pages among the pages'),
+    'page_examples': (12, 'most examples on a page; half of it at least; never more than n_image'),
+    'page_variants': (4, 'in how many variants a page shows each picture: turned, scaled and shifted a little; '
+                         '1 for as it is'),
+    'ways': (5, 'most names on a naming page'),
+    'within_group': (0.0, 'share of naming pages whose classes are all of one group: of the same parent folder'),
+    'captions_first': (0, 'this many pages have captions only, before naming pages come'),
+    'ways_rise': (0, 'pages over which the most names on a page rise from two'),
+}
+AUGMENT = {  # in the contrastive stage
+    'augment_strength': (0.0, 'of geometric and colour augmentation; 0 for none'),
+    'augment_colour': (True, 'whether it changes colours; off where there are none'),
+    'augment_warp': (0.0, 'how much it slants, stretches and bends besides, as two hands differ that draw the same'),
+    'augment_flip': (False, 'mirror pictures at random; off where left and right or letters mean something'),
+    'augment_word_dropout': (0.0, 'share of the tokens of a caption that are left out, others each time'),
+}
+BATCH = {
+    'batch_m3w': (24, 'interleaved pages'),
+    'batch_align': (8, 'pairs with short captions'),
+    'batch_ltip': (16, 'pairs with long captions'),
+    'batch_vtp': (4, 'clips'),
+}
+SCHEDULE = {
+    'schedule_vision': ('cosine', 'the paper: linear'),
+    'schedule_language': ('cosine', 'the paper took a trained language model'),
+    'schedule_flamingo': ('trapezoid', 'full until 70 % of the steps, then linear to zero; the paper: constant'),
+}
+OWN_SIZES = ('lm_layer', 'lm_dim', 'n_context', 'xattn_every', 'attend', 'n_latent', 'n_frame', 'vision', 'image_size',
+             'n_token', 'n_image')
+SIZES = {f.name: (f.default, 'see model.FlamingoConfig') for f in fields(FlamingoConfig)
+         if f.name not in (*OWN_SIZES, 'n_vocab', 'bos', 'pad')}  # those three are the tokenizer's
+
+RARE = {
+    'Where and how it runs': {
+        'device': ('auto', 'auto, cpu, cuda, cuda:1, mps'),
+        'dtype': ('auto', 'of matrix products and, on a GPU, frozen weights: auto, float32 or bfloat16'),
+        'compile': (False, 'torch.compile the networks'),
+        'shard': (False, 'split weights and optimizer over the processes of torchrun (FSDP), for models that do not fit '
+                         'on one GPU'),
+        'activation_checkpointing': (False, 'keep only what goes into each block and compute the rest again: '
+                                            'less memory, a third more work'),
+        'micro_batches': (1, 'read each batch in this many parts, adding up gradients; not in the contrastive stage, '
+                             'whose batch is compared with itself'),
+        'workers': (0, 'processes that read and decode the next steps while the model computes; for large pictures'),
+        'max_minutes': (0.0, 'stop this sitting after this long, saved and ready to be continued; 0 for no limit'),
+    },
+    'Published weights and words': {
+        'gpt2': ('', "GPT-2's weights, as published: the language stage starts from them (language_iters=0 takes them "
+                     'as they are)'),
+        'nfnet': ('', "timm's dm_nfnet weights, as published: the vision stage starts from them (vision_iters=0 takes "
+                      'them as they are)'),
+        'tokenizer': ('assets/tokenizer.tiktoken', "a tiktoken file; a folder with GPT-2's vocab.json and merges.txt; "
+                      "'gpt2' where tiktoken has it in its cache; 'sources', or 'sources:4096' for that many tokens, to "
+                      'train one on the captions of the sources'),
+    },
+    'Folders of pictures': {
+        'images': ('', 'folder of the pictures that a list of captions or pages names, where they are not beside it'),
+        'folders': (FOLDERS, 'how they are read, and the pages made of them'),
+        'augment': (AUGMENT, 'augmentation in the contrastive stage'),
+    },
+    'Steps of optimization': {
+        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),
+        'schedule': (SCHEDULE, f'of the learning rate, after warm-up: {", ".join(SCHEDULES)}'),
+        'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
+        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
+        'grad_clip': (1.0, 'global norm of the gradient, after all sources are accumulated'),
+        'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
+        'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, others for '
+                                 'each picture; not in fine-tuning'),
+        'finetune_iters': (200, 'steps of fine-tuning'),
+        'finetune_lr': (1e-4, 'its peak learning rate (the paper, for much larger models: 3e-8 to 1e-5)'),
+    },
+    'Watching it': {
+        'log_every': (10, 'steps between rows of log.csv'),
+        'eval_every': (100, 'steps between evaluations, which also save a checkpoint'),
+        'eval_n': (64, 'episodes of each kind in an evaluation'),
+        'test_n': (400, 'episodes of each kind in the final table'),
+    },
+    'Sizes (the preset decides unless said)': {
+        **{f.name: (f.default, meaning) for f in fields(FlamingoConfig) for name, meaning in {
+            'lm_layer': 'blocks of the language model', 'lm_dim': 'its width', 'n_context': 'its longest sequence, tokens',
+            'xattn_every': 'a gated layer before every k-th block', 'attend': "'last' or 'all_previous' images",
+            'n_latent': 'R, visual tokens an image', 'n_frame': 'F, most frames of a clip in training',
+            'vision': 'the encoder: nano, F0 ... F6', 'image_size': 'pixels, height and width',
+            'n_token': 'L, most tokens of a training sequence', 'n_image': 'N, most images of one'}.items()
+            if f.name == name},
+        'sizes': (SIZES, 'all the others'),
+    },
+}
+GONE = {
+    'tokenizer_ranks': '--tokenizer=sources:4096 says how many tokens',
+    'warp': '--augment=warp=1', 'flip': '--augment=flip=True',
+    'word_dropout': '--augment=word_dropout=0.3',
+    'flamingo_schedule': '--schedule=flamingo=constant',
+    'agc': "adaptive gradient clipping is at the NFNet paper's 0.01",
+    'blind_loss': 'text that sees no picture is always learned',
+}

@@ -1,0 +1,115 @@
+"""What goes on around the steps of a stage: resuming, batches ahead, the log, evaluations, checkpoints, reasons to stop."""
+import math
+import time
+
+from tqdm import tqdm
+
+from data import mixture
+from kit.device import autocast
+from kit.files import BadInput
+from kit.run import distributed
+from kit.run.ahead import look_ahead
+
+OUT_OF_TIME = 1000  # a reason to stop; the others are numbers of signals
+MOST_SKIPPED = 10   # steps in a row
+
+
+class Loop:
+    """for step, number, sources in Loop(run, stage, missing, progress): the steps of a stage, from where it stopped.
+
+    number and sources: which batch of which sources the step reads. missing: names of the stages to be trained, this one
+    first; progress: the content of training.pt, where there is one. A step that a signal or the clock interrupts is
+    finished and saved, and was the last. complete: whether the stage came to its end.
+    """
+
+    def __init__(self, run, stage, missing, progress=None):
+        self.run, self.stage, self.missing = run, stage, missing
+        self.start = run.restore(stage, progress) if progress is not None and 'module' in progress else 0
+        self.step, self.saved, self.complete = self.start - 1, self.start, False
+        self.skipped, self.last_evaluation = 0, ''
+        self.clock, self.n_token = time.time(), 0  # since the last row of the log
+
+    def __iter__(self):
+        run, stage = self.run, self.stage
+        steps = mixture(list(stage.weights), run.config.mixing if stage.mixes else 'accumulate', stage.n_iter)
+        steps = steps[self.start:]
+        prepared = look_ahead(run.reader, stage.reads, steps)
+        with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
+            for self.step, ((number, _), sources) in enumerate(zip(steps, prepared), self.start):
+                yield self.step, number, sources
+                self.bar.update()
+                self.find_out_whether_to_stop()
+                if run.stop and self.saved != self.step + 1:
+                    self.save()
+                if run.stop:
+                    break
+        self.complete = self.is_last
+
+    @property
+    def is_last(self):
+        return self.step + 1 == self.stage.n_iter
+
+    def find_out_whether_to_stop(self):
+        run = self.run
+        if run.config.max_minutes and time.time() - run.started > 60 * run.config.max_minutes:
+            run.stop = run.stop or OUT_OF_TIME
+        run.stop = distributed.largest(run.stop or 0) or None  # one that stops, stops all
+
+    # -----------------------------------------------------------------------------------------
+    # A step that is not finite would spoil the weights
+
+    def finite(self, losses, norm, blame):
+        """Whether the loss of every source and the norm of the gradient are finite. Where not, the log and the screen say
+        of which source. blame() -> the sources, found out by reading each alone. Raises BadInput after MOST_SKIPPED steps."""
+        if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
+            self.skipped = 0
+            return True
+        run, name = self.run, self.stage.name
+        self.skipped += 1
+        source = ' + '.join(blame())
+        run.rows.append({'stage': name, 'iter': self.step + 1, 'skipped': source})
+        if distributed.rank() == 0:
+            tqdm.write(f'{name} step {self.step + 1}: loss or gradient of {source} is not finite; skipped')
+        if self.skipped == MOST_SKIPPED:
+            if distributed.rank() == 0:
+                run.write_log()
+            raise BadInput(f'{name}: ten steps in a row were not finite ({source}); the last good state is in '
+                           f'{run.path("training.pt")}')
+        return False
+
+    # -----------------------------------------------------------------------------------------
+    # The log
+
+    def log(self, losses, norm, n_token):
+        """A row of log.csv every --log_every steps."""
+        run, stage = self.run, self.stage
+        self.n_token += n_token * distributed.world()
+        if (self.step + 1) % run.config.log_every and not self.is_last:
+            return
+        row = {'stage': stage.name, 'iter': self.step + 1, **{'loss_' + k: round(v, 6) for k, v in losses.items()},
+               'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5), **stage.state()}
+        row['tokens_per_s'] = round(self.n_token / (time.time() - self.clock))
+        row['minutes'] = round(run.minutes(), 3)
+        run.rows.append(row)
+        self.clock, self.n_token = time.time(), 0
+        said = ' '.join(f'{source} {loss:.3f}' for source, loss in losses.items())
+        self.bar.set_postfix_str(said + self.last_evaluation)
+
+    def time_to_evaluate(self):
+        return (self.step + 1) % self.run.config.eval_every == 0 or self.is_last
+
+    def evaluate_and_save(self):
+        """The stage's own evaluation into the log; the state to go on from, but for the last, whose stage is saved whole."""
+        run, stage = self.run, self.stage
+        with autocast(run.device, run.dtype):
+            found = stage.evaluate()
+        run.rows.append({'stage': stage.name, 'iter': self.step + 1, 'minutes': round(run.minutes(), 3),
+                         **{'eval_' + k: round(v, 4) for k, v in found.items()}})
+        self.last_evaluation = ' | ' + ' '.join(f'{k} {v:.0%}' for k, v in found.items())
+        if (self.step + 1) % run.config.eval_every == 0:
+            self.save()
+        self.clock = time.time()
+
+    def save(self):
+        self.run.save_progress(self.missing, self.step + 1, self.stage)
+        self.saved = self.step + 1

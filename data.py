@@ -11,8 +11,7 @@ This file tells how a Document becomes what the model eats (Flamingo §3.1.3, §
        ▼
     Batch of tokens (B,T), image_index (B,T), targets (B,T), media [[Media, ...], ...]
 
-Shapes: B batch, T tokens, N images in the sequence, F frames, H and W pixels.
-
+Shapes: B batch, T tokens, N images in the sequence, F frames.
 """
 from dataclasses import dataclass, field
 from typing import Callable
@@ -23,7 +22,6 @@ from PIL import Image
 
 from kit.files import BadInput, BadItem
 
-
 # ---------------------------------------------------------------------------------------------
 # Documents
 
@@ -32,10 +30,9 @@ from kit.files import BadInput, BadItem
 class Media:
     """One picture, or one clip. `load()` gives its frames as RGB pictures; one frame = a picture.
 
-    `key` names the exact pixels: two Media with the same key look the same, so whatever was computed
-    from one (frozen features) may be reused for the other. An empty key promises nothing.
-    `load` must survive pickling (a functools.partial of a top-level function does), so that worker
-    processes can decode. It raises `kit.configurator.BadItem` where the file is damaged.
+    `key` names the exact pixels: two Media with the same key look the same, so whatever was computed from
+    one (its frozen features) may serve the other. An empty key promises nothing. `load` must survive
+    pickling, so that worker processes can decode. It raises BadItem where the file is damaged.
     """
     key: str
     load: Callable[[], list]
@@ -66,13 +63,15 @@ class Document:
 
 @dataclass
 class Example:
-    """A picture, what is asked about it ("Output:", "Question: … Answer:"), and the answer. media may be None: text only."""
+    """A picture, what is asked about it ("Output:", "Question: … Answer:"), and the answer. media None:
+    text only."""
     media: Media | None
     prompt: str
     answer: str
 
     def pieces(self, learned=True, answered=True):
-        """-> Document pieces. The answer follows the prompt after a space, in training and in prompts alike."""
+        """-> Document pieces. The answer follows the prompt after a space, in training and in prompts
+        alike."""
         answer = [' ' + self.answer if learned else Given(' ' + self.answer)] if answered else []
         # A picture closes the example before it by itself; a text-only example must be closed by hand.
         closed = [EndOfChunk()] if self.media is None and answered else []
@@ -83,11 +82,12 @@ class Example:
 class Episode:
     """A few-shot task: examples to learn from, and a query whose answer is the truth (§4, appendix A.2).
 
-    choices: the answers to choose from, by log-likelihood; None: the answer is generated.
-    check(text) -> bool says whether a generated answer is right; by default when it is the same text.
-    people: all answers or captions that people gave, where the metric wants more than one (VQA accuracy, CIDEr).
-    relevance: for each choice, how right it is, where that is a matter of degree (VisDial's NDCG).
-    where: file and line, for messages;  induction: text that opens the prompt (Frozen's "Answer with dax or blicket.").
+    choices:     answers to choose from, by log-likelihood; None: the answer is generated
+    check(text): whether a generated answer is right; by default when it is the same text
+    people:      all answers or captions that people gave, where the metric wants several (VQA accuracy, CIDEr)
+    relevance:   how right each choice is, where that is a matter of degree (VisDial's NDCG)
+    where:       file and line, for messages
+    induction:   text that opens the prompt (Frozen's "Answer with dax or blicket.")
     """
     support: list
     query: Example
@@ -126,8 +126,9 @@ def statement_prompt(text, asked='Is it hateful?'):
 
 
 def dialogue_prompt(caption, turns, question):
-    """VisDial: the caption unprompted, the turns so far, [(question, answer), …], and what is asked now."""
-    return ' '.join([*([caption] if caption else []), *(f'{question_prompt(q)} {a}' for q, a in turns), question_prompt(question)])
+    """VisDial: the caption unprompted, the turns so far [(question, answer), …], and what is asked now."""
+    said = [f'{question_prompt(q)} {a}' for q, a in turns]
+    return ' '.join([*([caption] if caption else []), *said, question_prompt(question)])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def dialogue_prompt(caption, turns, question):
 
 @dataclass
 class Encoded:
-    """One sequence: tokens, image_index and loss_mask are numpy arrays of one length T; media are the pictures its
+    """One sequence. tokens, image_index and loss_mask have one length T; media are the pictures that its
     <image> tags stand for, in order."""
     tokens: np.ndarray       # int64
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
@@ -152,84 +153,82 @@ class Encoded:
         return int(self.loss_mask[1:].sum())
 
 
-def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5, blind_loss=True):
+def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5):
     """Document -> Encoded (appendices A.3.2 and B.1.2).
 
-    <BOS> text <EOC> <image> text <EOC> <image> text <EOC>        (<EOC> before each image and at the end; the paper's
-                                                                  pairs end with <EOC><EOS>, and GPT-2 has no <EOS>)
+        <BOS> text <EOC> <image> text <EOC> <image> text <EOC>
 
-    n_token, n_image: L and N, at most this long; None for no limit. A longer page gives a window of L tokens that
-        starts at a random place (at its beginning without an rng), ending before the N+1st picture (the paper keeps
-        its text, which then sees a picture that it does not speak of). A tag is one token, so no window can cut a
-        picture from its tag; text whose picture is outside sees none.
-    rng: a numpy Generator; without one, nothing is left to chance: previous picture, no added space.
-    p_next: for a page, the chance that its text sees the picture after it instead of the one before it. *Why:* on
-        the web both happen. Fixing either would teach the model to ignore half of the pages (Table 10: p_next 0 or 1
-        cost 1.1 and 0.3 points). The last text, with no picture after it, keeps the one before it.
-    p_space: for a pair, the chance of a space in front of its caption: "dog" and " dog" are different tokens, and a
-        prompt may end in either way.
-    blind_loss: whether text that sees no picture is learned too (OpenFlamingo leaves it out).
-
+    An <EOC> stands before each image and at the end. (The paper's pairs end with <EOC><EOS>; GPT-2 has no
+    <EOS>.)
     Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
+
+    n_token, n_image: L and N, at most this long; None for no limit. See `window`.
+    rng:     a numpy Generator; without one, nothing is left to chance: previous picture, no added space
+    p_next:  the chance that the text of a page sees the picture after it instead of the one before it. *Why.*
+             On the web both happen, and fixing either teaches the model to ignore half of the pages (p_next 0
+             or 1 cost the paper 1.1 and 0.3 points, Table 10). The last text, with no picture after it, keeps
+             the one before it.
+    p_space: the chance of a space in front of a pair's caption: "dog" and " dog" are different tokens, and a
+             prompt may end in either way
     Raises BadInput if the Document is a prompt and longer than n_token, or has more than n_image pictures.
     """
-    tokens, index, learn, media = [tokenizer.bos], [0], [False], []
-    follow = document.kind == 'page' and rng is not None and rng.random() < p_next
     total = sum(isinstance(piece, Media) for piece in document.pieces)
-    sees = min(1, total) if follow else 0   # what text sees now
+    follow = document.kind == 'page' and rng is not None and rng.random() < p_next
+    sees = min(1, total) if follow else 0   # which picture text sees now
+    rows, media = [(tokenizer.bos, 0, False)], []  # (token, image_index, learned)
     open_chunk = False                      # is there anything since the last <EOC>?
-
-    def put(ids, image, learned):
-        tokens.extend(ids)
-        index.extend([image] * len(ids))
-        learn.extend([learned] * len(ids))
-
     for piece in document.pieces:
         if isinstance(piece, Media):
             if open_chunk:
-                put([tokenizer.eoc], sees, True)
+                rows.append((tokenizer.eoc, sees, True))
             media.append(piece)
-            put([tokenizer.image], len(media), False)  # φ moves on at the tag itself (Figure 7)
+            rows.append((tokenizer.image, len(media), False))  # φ moves on at the tag itself (Figure 7)
             sees = min(len(media) + 1, total) if follow else len(media)
         elif isinstance(piece, EndOfChunk):
-            put([tokenizer.eoc], sees, True)
-            open_chunk = False
-            continue
+            rows.append((tokenizer.eoc, sees, True))
         else:
             space = document.kind == 'pair' and rng is not None and rng.random() < p_space
-            put(tokenizer.encode(' ' + piece if space else piece), sees, not isinstance(piece, Given))
-        open_chunk = True
+            ids = tokenizer.encode(' ' + piece if space else piece)
+            rows += [(i, sees, not isinstance(piece, Given)) for i in ids]
+        open_chunk = not isinstance(piece, EndOfChunk)
     if open_chunk and document.kind != 'prompt':
-        put([tokenizer.eoc], sees, True)
+        rows.append((tokenizer.eoc, sees, True))
 
-    tokens, index, learn = np.array(tokens), np.array(index), np.array(learn)
+    tokens, index, learn = (np.array(column) for column in zip(*rows))
     if document.kind == 'prompt':
-        if n_token is not None and len(tokens) > n_token:
-            raise BadInput(f'{document.where or "prompt"}: {len(tokens)} tokens are longer than the context of {n_token}')
-        if n_image is not None and len(media) > n_image:
-            raise BadInput(f'{document.where or "prompt"}: {len(media)} pictures are more than {n_image}')
-    else:
-        tokens, index, learn, media = window(tokens, index, learn, media, tokenizer.image, n_token, n_image, rng)
-    if not blind_loss:
-        learn &= index > 0
-    return Encoded(tokens, index, learn, media)
+        check_prompt(document, len(tokens), len(media), n_token, n_image)
+        return Encoded(tokens, index, learn, media)
+    return Encoded(*window(tokens, index, learn, media, tokenizer.image, n_token, n_image, rng))
+
+
+def check_prompt(document, length, n_media, n_token, n_image):
+    where = document.where or 'prompt'
+    if n_token is not None and length > n_token:
+        raise BadInput(f'{where}: {length} tokens are longer than the context of {n_token}')
+    if n_image is not None and n_media > n_image:
+        raise BadInput(f'{where}: {n_media} pictures are more than {n_image}')
 
 
 def window(tokens, index, learn, media, image_token, n_token, n_image, rng):
-    """Cut at most n_token tokens and n_image pictures out of a sequence, at random; pictures are counted anew."""
+    """Cut a window of n_token tokens out of a longer sequence, at a random place (at its beginning without
+    an rng), that ends before its N+1st picture; pictures are counted from 1 again.
+
+    (The paper keeps the text of that picture, which then sees one that it does not speak of.) A tag is one
+    token, so no window can cut a picture from its tag; text whose picture is outside sees none.
+    """
     start, stop = 0, len(tokens)
     if n_token is not None and stop > n_token:
         start = int(rng.integers(stop - n_token + 1)) if rng is not None else 0
         stop = start + n_token
-    tags = np.flatnonzero(tokens == image_token)                    # where each picture's tag stands
-    first = int(np.searchsorted(tags, start))                       # pictures before the window
+    tags = np.flatnonzero(tokens == image_token)                     # where each picture's tag stands
+    first = int(np.searchsorted(tags, start))                        # pictures before the window
     kept = tags[(tags >= start) & (tags < stop)]
     if n_image is not None and len(kept) > n_image:
         stop, kept = int(kept[n_image]), kept[:n_image]
     tokens, index, learn = tokens[start:stop], index[start:stop] - first, learn[start:stop].copy()
     index = np.where((index >= 1) & (index <= len(kept)), index, 0)  # pictures outside are not seen
     if len(learn):
-        learn[0] = False                                            # nothing stands before it to predict it from
+        learn[0] = False  # nothing stands before it to predict it from
     return tokens, index, learn, media[first:first + len(kept)]
 
 
@@ -239,11 +238,14 @@ def window(tokens, index, learn, media, image_token, n_token, n_image, rng):
 
 @dataclass
 class Batch:
-    """Padded rows, of one sequence each or of several. tokens, image_index, targets, position, document (B,T) int64; length (B,);
-    media: B lists of Media; sequences: all of them, in the order in which they stand in the rows.
+    """Padded rows, of one sequence each or of several.
 
-    targets are the tokens moved by one, and -100 where there is nothing to learn; position: where in the context each token stands;
-    document: which sequence of its row it belongs to, 0 for padding.
+    tokens, image_index (B,T) int64
+    targets (B,T):  the tokens moved by one, and -100 where there is nothing to learn
+    position (B,T): where in the context each token stands
+    document (B,T): which sequence of its row a token belongs to, 0 for padding
+    length (B,):    of each row, without padding
+    media:          B lists of Media;  sequences: all Encoded, in the order in which they stand in the rows
     """
     tokens: torch.Tensor
     image_index: torch.Tensor
@@ -258,30 +260,41 @@ class Batch:
 def collate(sequences, tokenizer, share=False):
     """list of Encoded -> Batch, padded on the right with <PAD>. Padding sees no picture and is never learned.
 
-    share: short sequences may share a row. *Why.* Pages are as long as they happen to be, the longest of a batch twice the mean:
-    with a row for each, nearly half of all work would be padding. `document` tells those in one row apart.
+    share: short sequences may share a row, `document` telling them apart. *Why.* Pages differ in length,
+    and the longest of a batch has twice the mean: with a row for each, nearly half of all work would be
+    padding.
     """
+    rows = share_rows(sequences) if share else [[s] for s in sequences]
+    length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])
+    shape = len(rows), int(length.max())
+    empty = (tokenizer.pad, 0, -100, 0, 0)
+    tokens, image_index, targets, position, document = (np.full(shape, value) for value in empty)
+    for b, row in enumerate(rows):
+        start, n_image = 0, 0
+        for number, s in enumerate(row, 1):
+            stop = start + len(s.tokens)
+            tokens[b, start:stop] = s.tokens
+            image_index[b, start:stop] = np.where(s.image_index > 0, s.image_index + n_image, 0)
+            targets[b, start:stop - 1] = np.where(s.loss_mask[1:], s.tokens[1:], -100)  # ℓ predicts ℓ+1
+            position[b, start:stop] = s.start + np.arange(len(s.tokens))
+            document[b, start:stop] = number
+            start, n_image = stop, n_image + len(s.media)
+    tensors = map(torch.from_numpy, (tokens, image_index, targets, position, document))
+    media = [[m for s in row for m in s.media] for row in rows]
+    return Batch(*tensors, length, media, [s for row in rows for s in row])
+
+
+def share_rows(sequences):
+    """-> lists of sequences, none longer together than the longest alone: longest first, the short ones
+    fill the gaps"""
     rows, room = [], max(len(s.tokens) for s in sequences)
-    for s in sorted(sequences, key=lambda s: -len(s.tokens)) if share else sequences:  # longest first: the short ones fill the gaps
-        row = next((row for row in rows if sum(len(other.tokens) for other in row) + len(s.tokens) <= room), None) if share else None
+    length = lambda row: sum(len(s.tokens) for s in row)
+    for s in sorted(sequences, key=lambda s: -len(s.tokens)):
+        row = next((row for row in rows if length(row) + len(s.tokens) <= room), None)
         if row is None:
             rows.append(row := [])
         row.append(s)
-    length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])
-    shape = len(rows), int(length.max())
-    tokens, image_index, targets, position, document = (np.full(shape, value) for value in (tokenizer.pad, 0, -100, 0, 0))
-    for r, row in enumerate(rows):
-        start, n_image = 0, 0
-        for number, s in enumerate(row, 1):
-            n = len(s.tokens)
-            here = slice(start, start + n)
-            tokens[r, here] = s.tokens
-            image_index[r, here] = np.where(s.image_index > 0, s.image_index + n_image, 0)
-            targets[r, start:start + n - 1] = np.where(s.loss_mask[1:], s.tokens[1:], -100)  # position ℓ predicts token ℓ+1
-            position[r, here], document[r, here] = s.start + np.arange(n), number
-            start, n_image = start + n, n_image + len(s.media)
-    media = [[m for s in row for m in s.media] for row in rows]
-    return Batch(*map(torch.from_numpy, (tokens, image_index, targets, position, document)), length, media, [s for row in rows for s in row])
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------
@@ -289,10 +302,12 @@ def collate(sequences, tokenizer, share=False):
 
 
 def mixture(sources, mixing, n_step):
-    """Which batches each of n_step steps reads -> [(number of the batch, names of sources), ...] (appendix B.1.2).
+    """Which batches each of n_step steps reads -> [(number of the batch, names of sources), ...] (appendix
+    B.1.2).
 
-    'accumulate', 'merged': a batch of every source, and a step on Σ_m λ_m ∇L_m. 'round_robin': one source a step, in
-    turns, which cost the paper 7.8 points (Table 3): each step forgets some of what the others taught.
+    'accumulate' and 'merged': a batch of every source, and a step on Σ_m λ_m ∇L_m. 'round_robin': one
+    source a step, in turns, which cost the paper 7.8 points (Table 3): each step undoes some of what the
+    others taught.
     """
     if mixing == 'round_robin':
         return [(i // len(sources), [sources[i % len(sources)]]) for i in range(n_step)]
@@ -304,24 +319,22 @@ def mixture(sources, mixing, n_step):
 
 
 def to_pixels(image, size):
-    """PIL RGB picture -> (3,size,size) uint8: aspect kept, longer side resized, the rest filled with the picture's
-    mean colour (appendix B.1.2)."""
+    """PIL RGB picture -> (3,size,size) uint8: aspect kept, longer side resized, the rest filled with the
+    picture's mean colour (appendix B.1.2)."""
     if image.size != (size, size):
         scale = size / max(image.size)
-        w, h = (max(1, round(side * scale)) for side in image.size)
+        shape = tuple(max(1, round(side * scale)) for side in image.size)
         # BOX would do for shrinking; BICUBIC with its widened window is right in both directions.
-        small = image.resize((w, h), Image.Resampling.BICUBIC)
-        if (w, h) != (size, size):
-            mean = tuple(int(round(c)) for c in np.asarray(small).reshape(-1, 3).mean(0))
-            image = Image.new('RGB', (size, size), mean)
-            image.paste(small, ((size - w) // 2, (size - h) // 2))
-        else:
-            image = small
+        small = image.resize(shape, Image.Resampling.BICUBIC)
+        mean = tuple(int(round(c)) for c in np.asarray(small).reshape(-1, 3).mean(0))
+        image = Image.new('RGB', (size, size), mean)
+        image.paste(small, tuple((size - side) // 2 for side in shape))
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def load_pixels(media, size, n_frame):
-    """Media -> (F,3,size,size) uint8, F ≤ n_frame frames spread evenly. Raises BadItem where it cannot be read."""
+    """Media -> (F,3,size,size) uint8, F ≤ n_frame frames spread evenly. Raises BadItem where it cannot be
+    read."""
     frames = media.load()
     if not frames:
         raise BadItem('empty', media.key, 'no frames')
@@ -333,22 +346,24 @@ def load_pixels(media, size, n_frame):
 def stack_frames(media, frames):
     """B lists of Media -> (B,N,F,…) tensor, zero where there is no frame, and frame_mask (B,N,F) bool.
 
-    `frames(media)` gives one of them as a tensor (F,…): its pixels, or its features. Without any: (None, None).
+    `frames(media)` gives one of them as a tensor (F,…): its pixels, or its features. Without any: (None,
+    None).
     """
     arrays = [[frames(m) for m in row] for row in media]
     mask = frame_mask([[len(a) for a in row] for row in arrays])
     if mask is None:
         return None, None
-    arrays = torch.cat([a for row in arrays for a in row])  # all real frames, one after the other
-    stacked = arrays.new_zeros(*mask.shape, *arrays.shape[1:])
-    stacked[mask] = arrays
+    real = torch.cat([a for row in arrays for a in row])                          # one frame after the other
+    stacked = real.new_zeros(*mask.shape, *real.shape[1:])
+    stacked[mask] = real
     return stacked, mask
 
 
 def frame_mask(lengths):
-    """How many frames each picture has, in B lists -> (B,N,F) bool, True where there is a frame; None without any picture."""
+    """How many frames each picture has, in B lists -> (B,N,F) bool, True where there is a frame; None
+    without any."""
     n = max(len(row) for row in lengths)
     if n == 0:
         return None
-    lengths = torch.tensor([row + [0] * (n - len(row)) for row in lengths])               # (B,N)
+    lengths = torch.tensor([row + [0] * (n - len(row)) for row in lengths])       # (B,N)
     return torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)

@@ -213,11 +213,6 @@ BY_HAND = {
         '^#ab$',
         '01111',
         '..xxx'),
-    'text that sees no picture, left out of the loss': (
-        Document(['ab', A, 'c']), dict(blind_loss=False),
-        '^ab$#c$',
-        '0000111',
-        '.....xx'),
     'a window of six tokens without chance: the beginning': (
         Document(['ab', A, 'c', B, 'de']), dict(n_token=6),
         '^ab$#c',

@@ -40,6 +40,7 @@ from kit.device import autocast, check_memory, pick_device, pick_dtype
 from kit.fast import packed
 from kit.files import BadInput, whole_file
 from kit.measure import accounting, peers
+from kit.run.keys import check_values
 from kit.run.run import Run, SIZE_FIELDS
 from kit.show import lettering
 from kit.tasks.episodes import episodes_of
@@ -425,7 +426,7 @@ def works(config, device, wanted):
 
 def main():
     config = configure(KEYS, usage=__doc__)
-    train.check_values(config)
+    check_values(config, train.KEYS)
     if config.device == 'meta':
         try:
             return print(accounting.report(config.preset, {f.name: getattr(config, f.name) for f in SIZE_FIELDS if f.name in config.given}))

@@ -1,49 +1,49 @@
 """Train Flamingo from nothing: eyes, then language, then the bridge between them.
 
-    python train.py                                      # all three stages on the embedded world, minutes on a laptop
-    python train.py --align=pictures --m3w=align --text=align --ltip= --vtp=      # your own pictures with captions
-    python train.py config/gpt2.py                       # from GPT-2 and an ImageNet NFNet: see there what to fetch
+    python train.py                        # all three stages on the embedded world, minutes on a laptop
+    python train.py config/gpt2.py         # from GPT-2 and an ImageNet NFNet: see there what to fetch
+    python train.py --align=pictures --m3w=align --text=align --ltip= --vtp=       # your own pictures
     cp out/vision.pt out/language.pt out16 && python train.py --stage=flamingo --n_latent=16 --out_dir=out16
-    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py              # many GPUs: docs/scaling.md
+    torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py               # docs/scaling.md
 
-    vision     NFNet and text tower from random weights: which caption belongs to which picture?     (appendix B.1)
+    vision     NFNet and text tower from random weights: which caption is whose picture's?    (appendix B.1)
     language   a GPT from random weights, on text alone
-    flamingo   both frozen; the resampler and the gated layers between them learn to answer          (§3.2)
-    finetune   the same, the vision encoder training too, at a small learning rate                   (appendix)
+    flamingo   both frozen; the resampler and the gated layers between them learn to answer   (§3.2)
+    finetune   the same, the vision encoder training too, at a small learning rate            (appendix)
 
 It leaves in out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again and it continues where it was interrupted.
 
-To follow one batch: a source's Document becomes a row in kit/run/reading.py (by data.encode), rows become tensors in
-kit/run/batches.py (by data.collate), a stage's `losses` takes them, and `train_stage` makes the step.
+To follow one batch: a source's Document becomes a row in kit/run/reading.py (by data.encode); rows become
+tensors in kit/run/batches.py (by data.collate); a stage's `losses` takes them, `train_stage` makes the step.
 """
 import math
 
 import torch
 
-from kit.cli import check_range, command, configure, flat, spell
+from kit.cli import command, configure
 from kit.device import autocast, frozen_dtype
 from kit.features import FrozenFeatures
 from kit.files import BadInput
 from kit.run import batches, checks, class_words, distributed
 from kit.run.driver import drive
-from kit.run.keys import GONE, RARE, SCHEDULES, SOURCES
+from kit.run.keys import GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.weights import checkpoint
-from kit.world.words import SYLLABLES
 from model import GPT, PRESETS, Flamingo
-from vision import SIZES, NFNet, adaptive_gradient_clip, new_contrastive
+from vision import NFNet, adaptive_gradient_clip, new_contrastive
 
 GROUPS = {
     'What to train': {
         'stage': ('all', 'all, vision, language, flamingo or finetune'),
         'out_dir': ('out', 'folder for everything the run leaves behind'),
-        'init_from': ('auto', 'auto: continue, or fill in what is missing; scratch: start over; resume: continue, or fail'),
+        'init_from': ('auto', 'auto: continue, or fill in what is missing; scratch: start over; '
+                              'resume: continue, or fail'),
         'preset': ('nano', f'sizes of everything: {", ".join(PRESETS)}'),
         'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
     },
-    "What to learn from ('shapes' is the embedded world; a path; several 'path:weight' with commas; empty for none)": {
-        'm3w': ('shapes', "interleaved pages; the name of another source makes pages of its pictures: --m3w=align"),
+    "What to learn from ('shapes', the embedded world; a path; 'path:weight,path:weight'; empty for none)": {
+        'm3w': ('shapes', "interleaved pages; --m3w=align makes pages of the pictures of align"),
         'align': ('shapes', 'pictures with short, noisy captions'),
         'ltip': ('shapes', 'pictures with long captions'),
         'vtp': ('shapes', 'clips with captions'),
@@ -54,7 +54,7 @@ GROUPS = {
         'lambda_align': (0.2, 'of align'),
         'lambda_ltip': (0.2, 'of ltip'),
         'lambda_vtp': (0.03, 'of vtp'),
-        'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step, in turns; "
+        'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
                                  "'merged': one batch of all, without λ"),
         'p_next': (0.5, 'chance that the text of a page sees the next picture instead of the one before'),
     },
@@ -64,7 +64,7 @@ GROUPS = {
         'vision_lr': (5e-3, 'peak learning rate'),
         'language_iters': (400, 'of the language stage'),
         'language_batch': (8, 'rows a step'),
-        'language_tokens': (448, 'tokens a row, at a random place of the context; as many as the longest prompt has'),
+        'language_tokens': (448, 'tokens a row, at a random place of the context'),
         'language_lr': (3e-3, 'peak learning rate'),
         'flamingo_iters': (600, 'of the Flamingo stage'),
         'flamingo_lr': (2e-3, 'peak learning rate'),
@@ -74,18 +74,18 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 
 
 # ---------------------------------------------------------------------------------------------
-# The stages: three, and fine-tuning. Each names the rows that it `reads` and makes `batches(sources, i)` of them; its
-# `losses(batch)` are {source: mean loss}, and `weights` {source: λ}. `module` is what it trains, `net` the same as
-# training calls it (over many processes), `content()` what its file holds.
+# The stages: three, and fine-tuning. Each names the rows that it `reads` and makes `batches(sources, i)` of
+# them; its `losses(batch)` are {source: mean loss}, and `weights` {source: λ}. `module` is what it trains,
+# `net` the same as training calls it (over many processes), `content()` what its file holds.
 
 
 class VisionStage:
-    """Contrastive pretraining: the pictures of a batch against the captions of the batch (§3.1.1, appendix B.1)."""
+    """Contrastive pretraining: the pictures of a batch against its captions (§3.1.1, appendix B.1)."""
     name, reads, mixes = 'vision', 'pairs', False
 
     def __init__(self, run):
         self.run, self.config = run, run.config
-        self.weights = {source: 1.0 for source in ('align', 'ltip') if getattr(self.config, source)}  # λ is for later
+        self.weights = {source: 1.0 for source in ('align', 'ltip') if getattr(self.config, source)}
         if not self.weights:
             raise BadInput('the vision stage needs pairs: give align or ltip')
         self.module = new_contrastive(run.size)
@@ -120,7 +120,8 @@ class VisionStage:
         return {'beta': round(self.module.log_beta.exp().item(), 3)}
 
     def content(self):
-        return {'contrastive': self.module.state_dict(), 'words': class_words.find(self.run, self.module.vision)}
+        words = class_words.find(self.run, self.module.vision)
+        return {'contrastive': self.module.state_dict(), 'words': words}
 
 
 class LanguageStage:
@@ -175,8 +176,8 @@ class FlamingoStage:
         self.contrastive, self.module = load_frozen(run)
         m = self.module
         self.prepare()
-        # The vision encoder stays whole (so it does in the paper): its features are kept, and each rank asks when it
-        # needs new ones. How often the resampler's layers are called depends on the pictures: it is put together at once.
+        # The vision encoder stays whole, as in the paper: each rank asks it when it needs new features. How
+        # often the resampler's layers are called depends on the pictures: it is put together at once.
         trained_vision = [] if m.vision in m.frozen else m.vision.blocks
         self.net = run.spread(m, [*m.lm.h, *m.gated, m.resampler], replicated=[m.vision],
                               methods=[(m, 'generate'), (m, 'score')],
@@ -196,8 +197,8 @@ class FlamingoStage:
         return batches.sequence_batches(self.run, sources, i, self.see, merged=self.config.mixing == 'merged')
 
     def losses(self, batch):
-        """The mean over the tokens of each source. (The paper has their sum; with the mean, λ says the same of long pages
-        and of short captions.)"""
+        """The mean over the tokens of each source. (The paper has their sum; with the mean, λ says the same
+        of long pages and of short captions.)"""
         _, each = self.net(**batch.inputs, each=True)                                # (number of targets,)
         total = each.new_zeros(len(batch.n_learned)).index_add(0, batch.source, each)
         return {source: total[k] / n for k, (source, n) in enumerate(batch.n_learned.items())}
@@ -215,12 +216,12 @@ class FlamingoStage:
 
     def content(self):
         text = {k: v for k, v in self.contrastive.state_dict().items() if not k.startswith('vision.')}
-        return {'flamingo': self.module.state_dict(), 'contrastive': text}  # the encoder is in both: once is enough
+        return {'flamingo': self.module.state_dict(), 'contrastive': text}  # the encoder, in both, only once
 
 
 class FinetuneStage(FlamingoStage):
-    """A trained Flamingo goes on at a small learning rate, and its eyes with it (the end of the paper's appendix, which
-    also shows larger pictures here, 480 x 480)."""
+    """A trained Flamingo goes on at a small learning rate, and its eyes with it (the end of the paper's
+    appendix, which also shows larger pictures here, 480 x 480)."""
     name = 'finetune'
 
     def prepare(self):
@@ -228,7 +229,7 @@ class FinetuneStage(FlamingoStage):
         checkpoint.load_into(self.module, self.run.load_stage('flamingo', 'flamingo')['flamingo'], path)
         self.module.freeze(vision=False)
         self.n_iter, self.lr = self.config.finetune_iters, self.config.finetune_lr
-        self.features = FrozenFeatures(self.module.vision, self.run.reader.pixels, self.run.device)  # of evaluations
+        self.features = FrozenFeatures(self.module.vision, self.run.reader.pixels, self.run.device)
         self.see = batches.pixel_view(self.run.reader.pixels, self.run.device)
 
     def evaluate(self):
@@ -242,8 +243,9 @@ STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoSt
 def load_frozen(run):
     """-> the trained Contrastive, and a Flamingo around its encoder and the trained GPT. Raises BadInput."""
     contrastive, lm = new_contrastive(run.size), GPT.from_config(run.size)
-    checkpoint.load_into(contrastive, run.load_stage('vision', 'contrastive')['contrastive'], run.path('vision.pt'))
-    checkpoint.load_into(lm, run.load_stage('language', 'lm')['lm'], run.path('language.pt'))
+    encoders, text = run.load_stage('vision', 'contrastive'), run.load_stage('language', 'lm')
+    checkpoint.load_into(contrastive, encoders['contrastive'], run.path('vision.pt'))
+    checkpoint.load_into(lm, text['lm'], run.path('language.pt'))
     contrastive.to(run.device)
     flamingo = Flamingo(run.size, contrastive.vision, lm)
     for frozen in flamingo.frozen:
@@ -256,14 +258,15 @@ def load_frozen(run):
 
 
 def train_stage(run, stage, missing, progress=None):
-    """Train one stage, from where `progress` left it -> whether it came to its end. (Around it: kit/run/loop.py.)"""
+    """Train one stage, from where `progress` left it -> whether it came to its end. Around it:
+    kit/run/loop.py."""
     kind = getattr(run.config, 'schedule_' + ('flamingo' if stage.mixes else stage.name))
     loop = Loop(run, stage, missing, progress)
     for step, number, sources in loop:                    # from where it stopped; ends on a signal or on time
         for group in stage.optimizer.param_groups:
             group['lr'] = stage.lr * group['scale'] * schedule(kind, step, run.config.warmup, stage.n_iter)
         losses, n_token = gradients(run, stage, sources, number)
-        norm = stage.clip().item()                        # once, after all sources: clipping each would change their balance
+        norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm, blame=lambda: not_finite(run, stage, sources, number)):
             stage.optimizer.step()
         stage.optimizer.zero_grad(set_to_none=True)
@@ -274,9 +277,10 @@ def train_stage(run, stage, missing, progress=None):
 
 
 def gradients(run, stage, sources, number):
-    """The gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) over batch `number` of each source, added up over micro-batches.
+    """The gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2), over batch `number` of each source, in
+    micro-batches.
 
-    -> ({source: L_m}, tokens read with padding), losses of all ranks together
+    -> ({source: L_m}, tokens read, with padding); losses of all ranks together
     """
     total, n_token = {}, 0
     parts = list(stage.batches(sources, number))
@@ -293,7 +297,8 @@ def gradients(run, stage, sources, number):
 
 
 def not_finite(run, stage, sources, number):
-    """Which sources of a step gave a loss or gradient that is not finite? Each alone, once more: this is seldom asked."""
+    """Which sources gave a loss or gradient that is not finite? Each alone, once more: this is seldom
+    asked."""
     found = []
     for source in sources:
         stage.optimizer.zero_grad(set_to_none=True)
@@ -304,14 +309,15 @@ def not_finite(run, stage, sources, number):
 
 
 def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
-    """AdamW. Weight decay pulls matrices only, and none of the resampler's (appendix B.1.2): a gate, gain or norm that
-    decays would undo what it is for, and the two new rows stand among rows that do not decay. The gates learn
-    `gate_scale` times as fast: while they are shut, everything behind them learns through a keyhole."""
+    """AdamW. Weight decay pulls matrices only, and none of the resampler's (appendix B.1.2): a gate, gain
+    or norm that decays would undo what it is for, and the two new rows stand among rows that do not decay.
+    The gates learn `gate_scale` times as fast: while they are shut, everything behind them learns through a
+    keyhole."""
     groups = {}
     for name, p in named_parameters:
         matrix = p.ndim >= 2 and not name.startswith('resampler.') and name != 'new_rows'
         kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
-        # Scalars and the encoder apart: they may be whole where the rest is sharded, and one group cannot mix the two.
+        # Scalars and the encoder apart: they may be whole where the rest is sharded, which no group can mix.
         groups.setdefault((kind, p.ndim == 0, name.startswith('vision.')), []).append(p)
     groups = [{'params': ps, 'weight_decay': weight_decay if kind == 'matrix' else 0.0,
                'scale': gate_scale if kind == 'gate' else 1.0} for (kind, _, _), ps in groups.items()]
@@ -319,49 +325,16 @@ def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
 
 
 def schedule(kind, step, warmup, n):
-    """The learning rate of step `step` of n, as a share of its peak: linear warm-up, then one of SCHEDULES."""
+    """The learning rate of a step of n, as a share of its peak: linear warm-up, then one of four decays."""
     left = 1 - step / n
     decay = {'cosine': 0.5 * (1 + math.cos(math.pi * (1 - left))), 'linear': left,
              'trapezoid': min(1.0, left / 0.3), 'constant': 1.0}[kind]
     return min(1.0, (step + 1) / max(warmup, 1)) * decay
 
 
-# ---------------------------------------------------------------------------------------------
-# The command
-
-CHOICES = {'stage': ('all', *STAGES), 'init_from': ('auto', 'scratch', 'resume'),
-           'mixing': ('accumulate', 'round_robin', 'merged'), 'preset': tuple(PRESETS), 'vision': SIZES,
-           'attend': ('last', 'all_previous'), **dict.fromkeys(RARE['Steps of optimization']['schedule'][0], SCHEDULES)}
-SHARES = ('p_next', 'naming', 'within_group')  # of a whole
-MAY_BE_0 = ('seed', 'warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first',
-            'ways_rise')
-RANGES = {'seed': (0, 2 ** 63 - 1), 'eval_n': (1, 100_000), 'test_n': (1, 100_000), 'ways': (2, 100),
-          'page_examples': (3, 100), 'feature_dropout': (0, 0.99), 'augment_word_dropout': (0, 0.99)}
-
-
-def check_values(config):
-    """Values of the right type that make no sense. Raises BadInput."""
-    for key, allowed in CHOICES.items():
-        if getattr(config, key) not in allowed:
-            *rest, last = allowed
-            [said] = spell({key: getattr(config, key)}, KEYS)
-            raise BadInput(f'{said}: expected {", ".join(rest)} or {last}')
-    if not config.out_dir:
-        raise BadInput('--out_dir=: must name a folder')
-    if config.words * config.word_centres > len(SYLLABLES):
-        raise BadInput(f'--folders=words={config.words} word_centres={config.word_centres}: there are {len(SYLLABLES)} '
-                       'syllables, and each place in a word has its own')
-    for key, (default, _) in flat(KEYS).items():
-        if type(default) in (int, float):
-            untouched = key == 'language_iters' and config.gpt2 or key == 'vision_iters' and config.nfnet
-            least = 1 if type(default) is int and key not in MAY_BE_0 and not untouched else 0
-            most = 16_384 if 'batch' in key else 1 if key in SHARES else float('inf')  # the paper's largest batch
-            check_range(config, *RANGES.get(key, (least, most)), key, keys=KEYS)
-
-
 def main():
     config = configure(KEYS, usage=__doc__, groups=GROUPS, gone=GONE)
-    check_values(config)
+    check_values(config, KEYS)
     drive(config, KEYS, STAGES, train_stage)
 
 

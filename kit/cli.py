@@ -82,7 +82,8 @@ def short(name, table):
 
 
 def spell(values, keys):
-    """{name: value}, those of tables by their own names -> the arguments that say so, ['--key=value', ...]."""
+    """{name: value}, those of tables by their own names -> the arguments that say so, ['--key=value',
+    ...]."""
     spelled = [f'--{name}={value}' for name, value in values.items() if name in keys]
     for table, (default, _) in keys.items():
         inside = [name for name in values if isinstance(default, dict) and name in default]
@@ -92,7 +93,8 @@ def spell(values, keys):
 
 
 def parse_key(name, text, keys, where):
-    """The text of one key -> {name: value}; of a table, 'm3w=12 vtp=2', all that it names. Raises BadInput."""
+    """The text of one key -> {name: value}; of a table, 'm3w=12 vtp=2', all that it names. Raises
+    BadInput."""
     default = keys[name][0]
     if not isinstance(default, dict):
         return {name: parse(text, default, where)}
@@ -113,7 +115,8 @@ def parse_key(name, text, keys, where):
 
 
 def read_config_file(path, keys, gone=None):
-    """A Python file of `name = literal` lines -> {name: value}. Nothing in it is executed. Raises BadInput."""
+    """A Python file of `name = literal` lines -> {name: value}. Nothing in it is executed. Raises
+    BadInput."""
     if not os.path.exists(path):
         hint = f' (write --{path} to set a key)' if '=' in path else ''
         raise BadInput(f'no such config file: {path}{hint}')
@@ -195,7 +198,8 @@ def parse(text, default, where):
 
 
 def check_range(config, low, high, *names, keys=None):
-    """Raises BadInput where the value of one of these keys is below `low` or above `high`. keys: where some are in tables."""
+    """Raises BadInput where the value of one of these keys is below `low` or above `high`. keys: where some
+    are in tables."""
     for name in names:
         value = getattr(config, name)
         if not low <= value <= high:
@@ -234,8 +238,9 @@ def print_key(spelled, meaning, indent, column=34, width=110):
 
 
 def keep_freed_memory():
-    """Let glibc keep what is freed. By itself it gives much of it back to the system, and then gets it page by page,
-    each filled with zeros: 6 to 12 % of a step of the vision stage. Without glibc nothing happens."""
+    """Let glibc keep what is freed. By itself it gives much of it back to the system, and then gets it page
+    by page, each filled with zeros: 6 to 12 % of a step of the vision stage. Without glibc nothing
+    happens."""
     with contextlib.suppress(OSError):
         libc = ctypes.CDLL('libc.so.6')
         libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its most: what is smaller is kept
@@ -269,7 +274,8 @@ def command(main):
         print(f'error: {one_line(e)}', file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as e:
-        # torch says it in three ways: an error of its own, Python's, and on the CPU a RuntimeError like any other.
+        # torch says it in three ways: an error of its own, Python's, and on the CPU a RuntimeError like any
+        # other.
         full = isinstance(e, (MemoryError, torch.OutOfMemoryError))
         full = full or "can't allocate memory" in str(e) or 'not enough memory' in str(e)
         if debug or not full:

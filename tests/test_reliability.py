@@ -35,6 +35,7 @@ from kit.run import driver
 from kit.sources.base import Report
 from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
+from kit.run.keys import check_values
 from kit.run.run import Run
 from kit.tasks.asker import load
 from kit.tasks.episodes import can_ask
@@ -362,7 +363,7 @@ def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
 
 def small_run(tmp_path, *arguments):
     config = configure(train.KEYS, [f'--out_dir={tmp_path}', *TINY, *arguments])
-    train.check_values(config)
+    check_values(config, train.KEYS)
     return Run(config, train.KEYS)
 
 

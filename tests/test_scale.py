@@ -25,6 +25,7 @@ from kit.device import frozen_dtype
 from kit.files import BadInput
 from kit.measure import accounting
 from kit.run import distributed
+from kit.run.keys import check_values
 from kit.run.run import Run
 from kit.tasks.results import measure
 from kit.tokenizer import Tokenizer
@@ -407,7 +408,7 @@ SMALL = ['--device=cpu', '--dtype=float32', '--lm_layer=2', '--lm_dim=32', '--si
 
 def small_run(out_dir, *arguments):
     config = configure(train.KEYS, [f'--out_dir={out_dir}', *SMALL, *arguments])
-    train.check_values(config)
+    check_values(config, train.KEYS)
     os.makedirs(out_dir, exist_ok=True)
     run = Run(config, train.KEYS)
     run.write_log = lambda: None
@@ -507,7 +508,7 @@ def test_pretrained_weights_are_taken_as_they_are(tmp_path, tiny_nfnet):
 @pytest.mark.parametrize('name', ['gpt2', 'flamingo_3b', 'flamingo_9b', 'flamingo_80b'])
 def test_configs_are_valid_and_can_be_dealt_out(name, monkeypatch):
     config = configure(train.KEYS, [os.path.join(ROOT, 'config', name + '.py')])
-    train.check_values(config)
+    check_values(config, train.KEYS)
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'x')
     for n in (8, 64) if name == 'flamingo_80b' else (1, 8):
         monkeypatch.setenv('WORLD_SIZE', str(n))

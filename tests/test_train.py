@@ -17,6 +17,7 @@ from kit.run import checks
 from kit.run.ahead import Ahead, look_ahead
 from kit.run.batches import frozen_view, pair_batches
 from kit.run.loop import OUT_OF_TIME
+from kit.run.keys import check_values
 from kit.run.run import Run
 from kit.world.draw import clip_media, picture_media
 
@@ -24,7 +25,7 @@ from kit.world.draw import clip_media, picture_media
 def small_run(tmp_path, *arguments):
     config = configure(train.KEYS, [f'--out_dir={tmp_path}', '--device=cpu', '--dtype=float32', '--batch=m3w=2', '--batch=align=2', '--batch=ltip=2',
                                     '--batch=vtp=2', '--vision_batch=4', '--eval_n=2', *arguments])
-    train.check_values(config)
+    check_values(config, train.KEYS)
     return Run(config, train.KEYS)
 
 

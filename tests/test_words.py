@@ -10,6 +10,7 @@ from kit.cli import configure
 from kit.files import BadInput
 from kit.run import class_words
 from kit.sources.fewshot import Pages
+from kit.run.keys import check_values
 from kit.run.run import Run
 from kit.world.words import invented_names, made_up_names, SYLLABLES
 
@@ -62,7 +63,7 @@ def folder(tmp_path_factory):
 def run_of(folder, out, *arguments):
     config = configure(train.KEYS, [f'--out_dir={out}', '--device=cpu', f'--align={folder}', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--folders=words=2',
                                     '--folders=word_centres=3', '--tokenizer=sources', '--image_size=32', '--eval_n=4', '--vision_batch=8', *arguments])
-    train.check_values(config)
+    check_values(config, train.KEYS)
     return Run(config, train.KEYS)
 
 

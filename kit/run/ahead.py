@@ -1,7 +1,8 @@
 """Batches read and decoded by worker processes while the model computes.
 
-Documents are addressed by number, so a worker needs no more than the number of a step: it has neither a position to
-hand over nor a seed of its own, and a run is the same, to the bit, with any number of workers, interrupted or not.
+Documents are addressed by number, so a worker needs no more than the number of a step: it has neither a
+position to hand over nor a seed of its own, and a run is the same, to the bit, with any number of workers,
+interrupted or not.
 """
 import multiprocessing
 import os
@@ -51,10 +52,11 @@ class Ahead(torch.utils.data.Dataset):
 
 
 def look_ahead(reader, kind, steps):
-    """An iterator that gives the names of each step's sources, and beforehand fills reader.ahead with their rows.
+    """An iterator that gives the names of each step's sources, and beforehand fills reader.ahead with their
+    rows.
 
-    steps: [(i, names)]; kind: 'pairs', 'texts' or 'sequences'. Without workers, reader.ahead stays empty, and rows are
-    made when they are asked for.
+    steps: [(i, names)]; kind: 'pairs', 'texts' or 'sequences'. Without workers, reader.ahead stays empty,
+    and rows are made when they are asked for.
     """
     n_worker = reader.config.workers
     if not n_worker:
@@ -87,6 +89,7 @@ def quiet(number):
 
 
 def end_with_parent():
-    """A worker whose main process was killed would wait without end for somebody to read what it has prepared."""
+    """A worker whose main process was killed would wait without end for somebody to read what it has
+    prepared."""
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -21,8 +21,8 @@ from vision import TEXT_CONTEXT
 
 @dataclass
 class PairBatch:
-    """images (M,3,H,W) uint8, each picture once; for each source its captions, tokens (N,T) int and mask (N,T) bool, and
-    shows (N,) int: caption n describes picture shows[n]."""
+    """images (M,3,H,W) uint8, each picture once; for each source its captions, tokens (N,T) int and mask
+    (N,T) bool, and shows (N,) int: caption n describes picture shows[n]."""
     images: torch.Tensor
     captions: dict
     n_token: int
@@ -31,8 +31,9 @@ class PairBatch:
 def pair_batches(run, sources, i):
     """Batch i of align, ltip or both.
 
-    Where both show the same pictures, each picture with a caption of its own in either, they are read together and
-    a picture is encoded once for the two. Other pictures gain nothing from being read together but take twice the memory.
+    Where both show the same pictures, each picture with a caption of its own in either, they are read
+    together and a picture is encoded once for the two. Other pictures gain nothing from being read together
+    but take twice the memory.
     """
     config = run.config
     changed = config.augment_strength > 0 or config.augment_warp > 0
@@ -66,8 +67,8 @@ def rows_rng(run, i, source):
 
 
 def drop_words(mask, share, rng):
-    """mask (N,T) bool of real tokens -> without a share of them, never all of a caption. *Why.* What is left must do: a
-    picture may not be known by its rarest word alone."""
+    """mask (N,T) bool of real tokens -> without a share of them, never all of a caption. *Why.* What is
+    left must do: a picture may not be known by its rarest word alone."""
     if share == 0:
         return mask
     kept = mask & torch.from_numpy(rng.uniform(0, 1, (len(mask), TEXT_CONTEXT))[:, :mask.shape[1]] >= share)
@@ -80,7 +81,8 @@ def drop_words(mask, share, rng):
 
 @dataclass
 class TextBatch:
-    """tokens, targets (B,T) int64; start (B,): the position of each row's first token; share: of the whole batch."""
+    """tokens, targets (B,T) int64; start (B,): the position of each row's first token; share: of the whole
+    batch."""
     tokens: torch.Tensor
     targets: torch.Tensor
     start: torch.Tensor
@@ -108,8 +110,8 @@ def text_batches(run, sources, i):
 class SequenceBatch:
     """What Flamingo.forward takes: inputs, its keyword arguments; and whose each target is.
 
-    source (number of targets,) int: which of `n_learned` each target belongs to, in the order in which the model
-    gives their losses; n_learned {source: number of targets that a step averages over}.
+    source (number of targets,) int: which of `n_learned` each target belongs to, in the order in which the
+    model gives their losses; n_learned {source: number of targets that a step averages over}.
     """
     inputs: dict
     source: torch.Tensor
@@ -118,8 +120,8 @@ class SequenceBatch:
 
 
 def sequence_batches(run, sources, i, see, merged=False):
-    """Batch i of each of these sources, all in one pass: the gradients are those of one source after the other, and
-    short sequences fill the gaps beside long ones. merged: the sources count as one.
+    """Batch i of each of these sources, all in one pass: the gradients are those of one source after the
+    other, and short sequences fill the gaps beside long ones. merged: the sources count as one.
 
     see(batch) -> the keyword arguments of Flamingo.forward that are about pictures.
     """
@@ -146,10 +148,12 @@ def sequence_batches(run, sources, i, see, merged=False):
 
 
 def frozen_view(features, share):
-    """-> the `see` of a frozen encoder: its features, of each picture a share of the channels left out, others each time.
+    """-> the `see` of a frozen encoder: its features, of each picture a share of the channels left out,
+    others each time.
 
-    *Why.* A frozen encoder knows its training pictures by heart, and a few of its channels are enough to tell them apart;
-    of something new they tell nothing. Who cannot rely on any one channel reads what many of them agree on.
+    *Why.* A frozen encoder knows its training pictures by heart, and a few of its channels are enough to
+    tell them apart; of something new they tell nothing. Who cannot rely on any one channel reads what many
+    of them agree on.
     """
     def see(batch):
         found, frame_mask = features(batch.media)

@@ -13,8 +13,8 @@ from kit.world.words import made_up_names
 
 
 def encoder(run, contrastive):
-    """Contrastive -> {name: value}: zero-shot classes of the embedded world, or retrieval in a folder's held-out split; where
-    class names say nothing, whether new things are told apart."""
+    """Contrastive -> {name: value}: zero-shot classes of the embedded world, or retrieval in a folder's
+    held-out split; where class names say nothing, whether new things are told apart."""
     features = FrozenFeatures(contrastive.vision, run.reader.pixels, run.device)  # of the encoder as it is now
     n = run.config.eval_n
     contrastive.eval()
@@ -32,8 +32,8 @@ def encoder(run, contrastive):
 
 
 def copying(run, lm):
-    """How often a GPT is right about a random word sequence the second time it sees it: the copying that Flamingo will
-    need. 1.0 = copies perfectly."""
+    """How often a GPT is right about a random word sequence the second time it sees it: the copying that
+    Flamingo will need. 1.0 = copies perfectly."""
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(32):
@@ -66,8 +66,8 @@ def few_shot(run, model, asker):
 
 
 class RankedAsker(Asker):
-    """Puts the questions of an evaluation to the model, each rank its share of them. Not where the model itself is shared
-    out (sharded): then every answer needs all ranks, and all ask the same."""
+    """Puts the questions of an evaluation to the model, each rank its share of them. Not where the model
+    itself is shared out (sharded): then every answer needs all ranks, and all ask the same."""
 
     def __init__(self, *arguments, sharded):
         super().__init__(*arguments)

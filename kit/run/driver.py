@@ -22,8 +22,9 @@ ALL = ('vision', 'language', 'flamingo')
 
 
 def drive(config, keys, stages, train_stage):
-    """One `python train.py`, from its keys to its last line. stages: {name: class}; train_stage(run, stage, missing,
-    progress) -> whether the stage came to its end. Exits with 128 + the signal's number where one has stopped it."""
+    """One `python train.py`, from its keys to its last line. stages: {name: class}; train_stage(run, stage,
+    missing, progress) -> whether the stage came to its end. Exits with 128 + the signal's number where one
+    has stopped it."""
     with only_run(config.out_dir) if distributed.rank() == 0 else contextlib.nullcontext():
         run = Run(config, keys)
         try:
@@ -115,7 +116,8 @@ def check_batches(config, missing):
 
 
 def finish(run, stage):
-    """The few-shot table, on screen and in results.json, and samples.png. stage: of Flamingo, not trained yet."""
+    """The few-shot table, on screen and in results.json, and samples.png. stage: of Flamingo, not trained
+    yet."""
     path = run.path('flamingo.pt')
     distributed.load_module(stage.module, run.load_stage('flamingo', 'flamingo')['flamingo'], path)
     stage.module.eval()

@@ -4,7 +4,11 @@ Tables (see kit/cli.py) hold what belongs together: `--folders='words=2 ways=8'`
 """
 from dataclasses import fields
 
-from model import FlamingoConfig
+from kit.cli import check_range, flat, spell
+from kit.files import BadInput
+from kit.world.words import SYLLABLES
+from model import PRESETS, FlamingoConfig
+from vision import SIZES as ENCODERS
 
 SOURCES = ('m3w', 'align', 'ltip', 'vtp')
 SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
@@ -113,3 +117,34 @@ GONE = {
     'agc': "adaptive gradient clipping is at the NFNet paper's 0.01",
     'blind_loss': 'text that sees no picture is always learned',
 }
+
+# ---------------------------------------------------------------------------------------------
+# Values of the right type that make no sense
+
+CHOICES = {'stage': ('all', 'vision', 'language', 'flamingo', 'finetune'), 'init_from': ('auto', 'scratch', 'resume'),
+           'mixing': ('accumulate', 'round_robin', 'merged'), 'preset': PRESETS, 'vision': ENCODERS,
+           'attend': ('last', 'all_previous'), **dict.fromkeys(SCHEDULE, SCHEDULES)}
+RANGES = {'seed': (0, 2 ** 63 - 1), 'eval_n': (1, 100_000), 'test_n': (1, 100_000), 'ways': (2, 100),
+          'page_examples': (3, 100), 'p_next': (0, 1), 'naming': (0, 1), 'within_group': (0, 1),
+          'feature_dropout': (0, 0.99), 'augment_word_dropout': (0, 0.99)}
+MAY_BE_0 = ('warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first', 'ways_rise')
+LARGEST_BATCH = 16_384  # the paper's
+
+
+def check_values(config, keys):
+    """config: namespace of all `keys`, those of tables by their own names. Raises BadInput."""
+    for key, allowed in CHOICES.items():
+        if getattr(config, key) not in allowed:
+            [said], [*rest, last] = spell({key: getattr(config, key)}, keys), allowed
+            raise BadInput(f'{said}: expected {", ".join(rest)} or {last}')
+    if not config.out_dir:
+        raise BadInput('--out_dir=: must name a folder')
+    if config.words * config.word_centres > len(SYLLABLES):
+        raise BadInput(f'--folders=words={config.words} word_centres={config.word_centres}: '
+                       f'there are {len(SYLLABLES)} syllables, and each place in a word has its own')
+    for key, (default, _) in flat(keys).items():
+        if type(default) in (int, float):
+            untouched = key == 'language_iters' and config.gpt2 or key == 'vision_iters' and config.nfnet
+            least = 1 if type(default) is int and key not in MAY_BE_0 and not untouched else 0
+            most = LARGEST_BATCH if 'batch' in key else float('inf')
+            check_range(config, *RANGES.get(key, (least, most)), key, keys=keys)

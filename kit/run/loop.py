@@ -1,4 +1,5 @@
-"""What goes on around the steps of a stage: resuming, batches ahead, the log, evaluations, checkpoints, reasons to stop."""
+"""What goes on around the steps of a stage: resuming, batches ahead, the log, evaluations, checkpoints,
+reasons to stop."""
 import math
 import time
 
@@ -15,11 +16,13 @@ MOST_SKIPPED = 10   # steps in a row
 
 
 class Loop:
-    """for step, number, sources in Loop(run, stage, missing, progress): the steps of a stage, from where it stopped.
+    """for step, number, sources in Loop(run, stage, missing, progress): the steps of a stage, from where it
+    stopped.
 
-    number and sources: which batch of which sources the step reads. missing: names of the stages to be trained, this one
-    first; progress: the content of training.pt, where there is one. A step that a signal or the clock interrupts is
-    finished and saved, and was the last. complete: whether the stage came to its end.
+    number and sources: which batch of which sources the step reads. missing: names of the stages to be
+    trained, this one first; progress: the content of training.pt, where there is one. A step that a signal
+    or the clock interrupts is finished and saved, and was the last. complete: whether the stage came to its
+    end.
     """
 
     def __init__(self, run, stage, missing, progress=None):
@@ -59,8 +62,9 @@ class Loop:
     # A step that is not finite would spoil the weights
 
     def finite(self, losses, norm, blame):
-        """Whether the loss of every source and the norm of the gradient are finite. Where not, the log and the screen say
-        of which source. blame() -> the sources, found out by reading each alone. Raises BadInput after MOST_SKIPPED steps."""
+        """Whether the loss of every source and the norm of the gradient are finite. Where not, the log and
+        the screen say of which source. blame() -> the sources, found out by reading each alone. Raises
+        BadInput after MOST_SKIPPED steps."""
         if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
             self.skipped = 0
             return True
@@ -99,7 +103,8 @@ class Loop:
         return (self.step + 1) % self.run.config.eval_every == 0 or self.is_last
 
     def evaluate_and_save(self):
-        """The stage's own evaluation into the log; the state to go on from, but for the last, whose stage is saved whole."""
+        """The stage's own evaluation into the log; the state to go on from, but for the last, whose stage
+        is saved whole."""
         run, stage = self.run, self.stage
         with autocast(run.device, run.dtype):
             found = stage.evaluate()

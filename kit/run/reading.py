@@ -1,7 +1,7 @@
 """What is batch number i of a source? Always the same, whoever asks and whenever.
 
-The position in the data is the step number, so resuming needs nothing else, and every rank and every worker process
-can read its own rows without asking the others.
+The position in the data is the step number, so resuming needs nothing else, and every rank and every worker
+process can read its own rows without asking the others.
 
     source ──► Document ──► data.encode ──► one row of a batch        (kit/run/batches.py makes tensors of the rows)
 """
@@ -19,7 +19,8 @@ from kit.run.keys import SOURCES
 class Reader:
     """The rows of every batch, and a count of what cannot be read.
 
-    config: all keys of train.py; sources: {name: kit.sources.forms.Source}; size: FlamingoConfig; report: Report
+    config: all keys of train.py; sources: {name: kit.sources.forms.Source}; size: FlamingoConfig; report:
+    Report
     """
 
     def __init__(self, config, sources, tokenizer, size, report):
@@ -44,7 +45,8 @@ class Reader:
         return [self.read(source, i * n + k, lambda number: self.readable(source, number)) for k in rows]
 
     def texts(self, source, i):
-        """-> token ids (B,T+1) int64, texts one after the other, each after a <BOS>; and where each row starts (B,)"""
+        """-> token ids (B,T+1) int64, texts one after the other, each after a <BOS>; and where each row
+        starts (B,)"""
         n, batch = min(self.config.language_tokens, self.size.n_context), []
         rows = distributed.rows(self.config.language_batch, 'language_batch')
         for k in rows:
@@ -65,9 +67,9 @@ class Reader:
         return [self.read(source, i * n + k, lambda number: self.sequence(source, number)) for k in rows]
 
     def sequence(self, source, number):
-        """Document of that number -> Encoded, all of its pictures readable. Only the pictures in its window are decoded:
-        a page may have many. One that cannot be read is taken out of a page, which is then read again with the same
-        luck. Raises BadItem where that leaves no picture."""
+        """Document of that number -> Encoded, all of its pictures readable. Only the pictures in its window
+        are decoded: a page may have many. One that cannot be read is taken out of a page, which is then
+        read again with the same luck. Raises BadItem where that leaves no picture."""
         document = self.document(source, number)
         while True:
             rng = np.random.default_rng([self.config.seed, 7, number, SOURCES.index(source)])
@@ -84,10 +86,11 @@ class Reader:
             document = without(document, [media for media, _ in bad])
 
     def place(self, rng, n_token):
-        """Where in the context a page begins: every other one at its beginning, as prompts do, the others anywhere.
+        """Where in the context a page begins: every other one at its beginning, as prompts do, the others
+        anywhere.
 
-        *Why.* What a gated layer asks depends on where a word stands, too. A model that has met examples only near the
-        beginning cannot use those that stand where a long prompt ends.
+        *Why.* What a gated layer asks depends on where a word stands, too. A model that has met examples
+        only near the beginning cannot use those that stand where a long prompt ends.
         """
         return int(rng.integers(self.size.n_context - n_token + 1)) if rng.random() < 0.5 else 0
 
@@ -118,8 +121,8 @@ class Reader:
         return bad
 
     def read(self, source, number, make):
-        """make(number) of a document or text. One that cannot be read is counted and replaced by another, always the
-        same one. Raises BadInput where most cannot be read."""
+        """make(number) of a document or text. One that cannot be read is counted and replaced by another,
+        always the same one. Raises BadInput where most cannot be read."""
         for attempt in range(50):
             self.tried[source] += 1
             try:
@@ -146,8 +149,8 @@ class Reader:
 
 
 def without(document, media):
-    """The Document without these pictures; of examples, without what is said about them, too. Raises BadItem where no
-    picture is left."""
+    """The Document without these pictures; of examples, without what is said about them, too. Raises
+    BadItem where no picture is left."""
     pieces, gone = [], False
     for piece in document.pieces:
         if isinstance(piece, Media):

@@ -1,7 +1,8 @@
 """What the stages of a training share: the configuration, the data, and the folder that keeps it all.
 
-Two questions are answered here. What is there to learn from, and in what sizes? And what must be on disk for the next
-sitting to go on as if nothing had happened? (Batches are kit/run/reading.py's, the steps kit/run/loop.py's.)
+Two questions are answered here. What is there to learn from, and in what sizes? And what must be on disk
+for the next sitting to go on as if nothing had happened? (Batches are kit/run/reading.py's, the steps
+kit/run/loop.py's.)
 """
 import csv
 import os
@@ -35,7 +36,8 @@ SIZE_FIELDS = [f for f in fields(FlamingoConfig) if f.name not in ('n_vocab', 'b
 # Keys that say how a run is carried out, not what it computes; they may change when it continues.
 FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'shard', 'activation_checkpointing',
              'micro_batches', 'workers', 'log_every', 'max_minutes', 'test_n'}
-# What the modules in a stage's file are built from. Other sizes may differ from those that the file was made with.
+# What the modules in a stage's file are built from. Other sizes may differ from those that the file was
+# made with.
 LANGUAGE_SIZES = ('n_vocab', 'lm_layer', 'lm_dim', 'lm_head', 'n_context')
 BUILT_FROM = {
     'vision': ('n_vocab', 'vision', 'per_image', 'dim_embed', 'text_layer', 'text_dim', 'text_head', 'plain_words'),
@@ -47,7 +49,8 @@ BUILT_FROM = {
 class Run:
     """The configuration, the data and the folder of one `python train.py`.
 
-    config: namespace of all keys, those of tables by their own names; keys: train.KEYS, all there are and their defaults
+    config: namespace of all keys, those of tables by their own names; keys: train.KEYS, all there are and
+    their defaults
     """
 
     def __init__(self, config, keys):
@@ -76,8 +79,8 @@ class Run:
     # What there is to learn from, and in what sizes
 
     def open_sources(self):
-        """-> self.sources {name: Source}, and self.held_out: what training never sees and evaluation asks about, Pairs, or
-        None for the embedded world's own."""
+        """-> self.sources {name: Source}, and self.held_out: what training never sees and evaluation asks
+        about, Pairs, or None for the embedded world's own."""
         config = self.config
         # A source may be given as the name of another: m3w = 'align' makes pages of the same folder.
         given = {role: getattr(config, role) for role in (*SOURCES, 'text')}
@@ -127,7 +130,8 @@ class Run:
         return texts
 
     def check_size(self):
-        """-> FlamingoConfig. Raises BadInput where these sizes make no model, or none that this machine could hold."""
+        """-> FlamingoConfig. Raises BadInput where these sizes make no model, or none that this machine
+        could hold."""
         t, config = self.tokenizer, self.config
         try:
             size = FlamingoConfig(**{f.name: getattr(config, f.name) for f in SIZE_FIELDS},
@@ -153,8 +157,8 @@ class Run:
             raise BadInput(f'{getattr(self.config, key)} has {said}; give {cure}')
 
     def spread(self, module, blocks, recomputed, replicated=(), methods=()):
-        """Put a stage's module where it is trained -> what to call in training. recomputed: the blocks that activation
-        checkpointing computes again; the rest as in kit.run.distributed.spread."""
+        """Put a stage's module where it is trained -> what to call in training. recomputed: the blocks that
+        activation checkpointing computes again; the rest as in kit.run.distributed.spread."""
         if self.config.activation_checkpointing:
             for block in recomputed:
                 block.forward = partial(recompute, block.forward, use_reentrant=False)
@@ -167,7 +171,8 @@ class Run:
     # What evaluations ask
 
     def ask_ways(self):
-        """How many names the naming episodes of an evaluation have: 2 and 4, and of folders as many as training at most."""
+        """How many names the naming episodes of an evaluation have: 2 and 4, and of folders as many as
+        training at most."""
         most = [self.config.ways] if self.held_out is not None and self.config.ways > 5 else []
         return [ways for ways in (2, 4, *most) if can_ask(self.held_out, ways, 1, self.within())]
 
@@ -193,7 +198,8 @@ class Run:
         distributed.barrier()                         # the others read it next
 
     def load_stage(self, name, module):
-        """-> the content of NAME.pt, which must hold `module` and be of the same sizes and words. Raises BadInput."""
+        """-> the content of NAME.pt, which must hold `module` and be of the same sizes and words. Raises
+        BadInput."""
         path = self.path(name + '.pt')
         if not os.path.exists(path):
             raise BadInput(f'{path}: no such file; python train.py --stage={name} makes it')
@@ -210,14 +216,16 @@ class Run:
         return content
 
     def on_signal(self, number, frame):
-        """Ctrl-C or a polite kill: finish this step, save, leave. A second one, or one when all is saved, leaves at once."""
+        """Ctrl-C or a polite kill: finish this step, save, leave. A second one, or one when all is saved,
+        leaves at once."""
         again = self.stop is not None and distributed.world() == 1  # torchrun passes every Ctrl-C on, after all had it
         self.stop = number
         if again or not self.training:
             raise KeyboardInterrupt
 
     def save_progress(self, missing, i, stage=None):
-        """training.pt: everything needed to go on with step i of stage missing[0] as if nothing had happened."""
+        """training.pt: everything needed to go on with step i of stage missing[0] as if nothing had
+        happened."""
         self.reader.share_left_out()
         state = {'missing': missing, 'iter': i, 'keys': vars(self.config), 'rows': self.rows, 'minutes': self.minutes(),
                  'left_out': self.reader.left_out}
@@ -229,7 +237,8 @@ class Run:
             self.write_log()
 
     def load_progress(self, stages):
-        """-> what `save_progress` saved; the log and the counts of this run go on from there. Raises BadInput."""
+        """-> what `save_progress` saved; the log and the counts of this run go on from there. Raises
+        BadInput."""
         path = self.path('training.pt')
         progress = checkpoint.load(path, 'training', missing=list, iter=int, keys=dict, rows=list, minutes=float,
                                    left_out=dict)

@@ -183,7 +183,8 @@ def parse(text, default, where):
     """str -> a value of default's type. Raises BadInput."""
     kind = type(default)
     if kind is str and '\0' not in text:  # which no file name can hold
-        return text  # verbatim: quotes, spaces and `=` are the user's own
+        # Verbatim: quotes, spaces and `=` are the user's own. But ~ is home, which a shell leaves as it is after a `=`.
+        return os.path.expanduser(text) if text == '~' or text.startswith('~/') else text
     try:
         if kind is bool:
             return {'True': True, 'true': True, '1': True, 'False': False, 'false': False, '0': False}[text]

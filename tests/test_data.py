@@ -524,7 +524,9 @@ def test_looking_at_a_source(folder, look):
     """What is counted, in the file and on screen; and the sheet, a picture of some size."""
     printed = look(folder, f'--out={folder}/out.json', f'--picture={folder}/sheet.png')
     expected = sum(3 + len(SHIPPED.encode(text)) for text in ('a red fox', 'a tram', 'a ring'))  # <BOS>, <image>, <EOC>
-    assert json.loads((folder / 'out.json').read_text()) == {'documents': 3, 'images': 3, 'tokens': expected, 'dropped': {'truncated': 1, 'no text': 1}}
+    assert json.loads((folder / 'out.json').read_text()) == {
+        'documents': 3, 'images': 3, 'tokens': expected, 'dropped': {'truncated': 1, 'no text': 1}, 'different_texts': 3,
+        'first_texts': ['a red fox', 'a tram', 'a ring']}
     assert f'3 documents, 3 images, {expected} tokens' in printed and f'no text: 1 ({folder}/metadata.jsonl:5)' in printed
     sheet = np.asarray(Image.open(folder / 'sheet.png').convert('RGB')).astype(int)
     assert sheet.shape[1] > 3 * 128 and (abs(sheet - 255).sum(-1) > 100).mean() > 0.2

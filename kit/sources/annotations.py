@@ -1,12 +1,14 @@
 """JSON files that hold a whole data set: captions of COCO and Karpathy's splits, questions of VQAv2, OK-VQA,
 TextVQA and VizWiz.
 
-    captions_train2017.json      {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}          COCO
-    dataset_flickr30k.json       {"images": [{"filename", "split", "sentences": [{"raw"}]}]}                          Karpathy
-    *questions.json, *annotations.json   {"questions": [{"question_id", "image_id", "question"}]},
-                                 {"annotations": [{"question_id", "answers": [{"answer"}]}]}                          VQA
-    TextVQA_*.json, val.json     {"data": [{"question", "image_id", "answers"}]}, [{"question", "image", "answers"}]  TextVQA, VizWiz
-    captions.json                [{"image", "caption"}], {"1.jpg": "a dog"} or {"1.jpg": ["a dog", "one dog"]}
+    COCO        captions_train2017.json   {"images": [{"id", "file_name"}],
+                                           "annotations": [{"image_id", "caption"}]}
+    Karpathy    dataset_flickr30k.json    {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
+    VQA         *questions.json           {"questions": [{"question_id", "image_id", "question"}]}
+                *annotations.json         {"annotations": [{"question_id", "answers": [{"answer"}]}]}
+    TextVQA     TextVQA_0.5.1_val.json    {"data": [{"question_id", "image_id", "question", "answers"}]}
+    VizWiz      val.json                  [{"image", "question", "answers": [{"answer"}]}]
+    and others  captions.json             [{"image", "caption"}], {"1.jpg": "a dog"}, {"1.jpg": ["a dog", "one dog"]}
 
 Each is read whole. Which form a file has is told by its name or its first words, without reading it.
 """
@@ -41,8 +43,9 @@ def json_files(place):
     if not place.is_folder:
         return [place.path] if place.path.lower().endswith('.json') and os.path.isfile(place.path) else []
     folders = [place.path, *(place.at(top) for top in place.tops if top.lower() == 'annotations')]
-    return [path for folder in folders for name in sorted(os.listdir(folder))
-            if name.lower().endswith('.json') and not name.startswith('.') and os.path.isfile(path := os.path.join(folder, name))]
+    found = [os.path.join(folder, name) for folder in folders for name in sorted(os.listdir(folder))
+             if name.lower().endswith('.json') and not name.startswith('.')]
+    return [path for path in found if os.path.isfile(path)]
 
 
 def find_captions(place):
@@ -52,8 +55,8 @@ def find_captions(place):
     for file in json_files(place):
         name, head = os.path.basename(file).lower(), head_of(file)
         rows = head.lstrip().startswith('[') and holds(head, *PICTURE_KEYS) and holds(head, *TEXT_KEYS)
-        if not holds(head, 'question') and (
-                name.startswith('captions') or holds(head, 'sentences') or rows or not place.is_folder and not is_questions(file)):
+        said = name.startswith('captions') or holds(head, 'sentences') or rows or not place.is_folder
+        if said and not holds(head, 'question'):
             found.append(file)
     return found
 
@@ -105,12 +108,20 @@ def read_captions(found, place):
                 items += karpathy_items(content['images'], file, place)
             continue
         if isinstance(content, dict):  # {picture: caption}
-            content = [{'file_name': name, 'text': text} for name, text in content.items() if isinstance(text, (str, list))]
+            content = [{'file_name': name, 'text': text} for name, text in content.items()
+                       if isinstance(text, (str, list))]
         if not isinstance(content, list) or not content:
             raise BadInput(f'{file}: not a captions file')
-        rows = [(f'{file}: entry {number}', fields if isinstance(fields, dict) else {}) for number, fields in enumerate(content, 1)]
-        items += rows_to_items(rows, split_in(os.path.basename(file)), finder_of(file, place), place.report)
+        split = split_in(os.path.basename(file)) if place.is_folder else None
+        rows = objects(content, f'{file}: entry')
+        items += rows_to_items(rows, split, finder_of(file, place), place.report)
     return items
+
+
+def objects(entries, where):
+    """[(where, fields)] of a list that should hold objects; what is none has no fields."""
+    return [(f'{where} {number}', entry if isinstance(entry, dict) else {})
+            for number, entry in enumerate(entries, 1)]
 
 
 def finder_of(file, place):
@@ -150,7 +161,7 @@ def coco_items(content, file, place):
 
 def karpathy_items(images, file, place):
     """Karpathy's images, each with its split and sentences -> list of Items."""
-    rows = [(f'{file}: image {number}', entry if isinstance(entry, dict) else {}) for number, entry in enumerate(images, 1)]
+    rows = objects(images, f'{file}: image')
     for _, entry in rows:  # of COCO: "filepath": "val2014"
         if isinstance(entry.get('filepath'), str) and isinstance(entry.get('filename'), str):
             entry['filename'] = os.path.join(entry.pop('filepath'), entry['filename'])
@@ -209,7 +220,8 @@ def read_questions(questions, annotations, find, report):
             asked = check_caption(entry['question'], where)
             picture = first_of(entry, ('image', 'image_id', *PICTURE_KEYS))
             path = find.by_id(picture, hint if isinstance(hint, str) else '')
-            found.append(Question(number, path, asked, answers_in(entry) or answers.get(str(number), []), where))
+            said = answers_in(entry) or answers.get(str(number), [])
+            found.append(Question(number, path, asked, said, where))
         except BadItem as e:
             report.add(BadItem(e.kind, where, e.message or e.where))
         except (KeyError, TypeError, AttributeError) as e:
@@ -219,7 +231,8 @@ def read_questions(questions, annotations, find, report):
 
 def answers_in(entry):
     """["circle", …] of an entry's "answers", texts or objects, or of its "multiple_choice_answer"."""
-    answers = entry.get('answers') or [entry[key] for key in ('answer', 'multiple_choice_answer') if entry.get(key)][:1]
+    one = first_of(entry, ('answer', 'multiple_choice_answer'))
+    answers = entry.get('answers') or ([] if one is None else [one])
     return [str(a['answer']) if isinstance(a, dict) else str(a) for a in answers]
 
 
@@ -234,7 +247,8 @@ def read_question_items(found, place):
         split = split_in(os.path.basename(file)) if place.is_folder else None
         for q in read_questions(file, annotations, find, place.report):
             if q.usual:
-                items.append(Item(q.path, q.usual, split or 'train', '', q.where, prompt=question_prompt(q.question)))
+                prompt = question_prompt(q.question)
+                items.append(Item(q.path, q.usual, split or 'train', '', q.where, prompt=prompt))
             else:
                 place.report.add(BadItem('no answer', q.where))
     return items

@@ -1,9 +1,9 @@
 """The ground that all readers stand on: what people have on disk, whatever state it is in.
 
-    open_path(path)  ──►  Pairs: a list of (picture, caption)  ──►  Pages (fewshot.py): few-shot pages made of them
-        │   │                 │ document(i, rng)                       │ document(i, rng), text(i, rng)
-        │   │                 ▼                                        ▼
-        │   │             Document([Media, 'a red ring'])       Document([Media, 'Output:', ' dax', Media, ...])
+    open_path(path)  ──►  Pairs: (picture, caption)  ──►  Pages (fewshot.py): few-shot pages made of them
+        │   │                 │ document(i, rng)              │ document(i, rng), text(i, rng)
+        │   │                 ▼                               ▼
+        │   │             Document([Media, 'a red ring'])     Document([Media, 'Output:', ' dax', Media, ...])
         │   └───────────►  WebPages (pages.py): pages that somebody wrote, texts and pictures in their order
         ▼
       Report: what was left out
@@ -100,8 +100,12 @@ class Report:
 
     def lines(self):
         """['missing: 5 (a.jsonl:3, a.jsonl:8, a.jsonl:9, ...)'], the most frequent kind first."""
-        return [one_line(f'{kind}: {n} ({", ".join(self.where[kind])}{", ..." if n > len(self.where[kind]) else ""})'
-                         + (f'; {FFMPEG}' if kind == 'a video' else '')) for kind, n in self.count.most_common()]
+        lines = []
+        for kind, n in self.count.most_common():
+            more = ', ...' if n > len(self.where[kind]) else ''
+            hint = f'; {FFMPEG}' if kind == 'a video' else ''
+            lines.append(one_line(f'{kind}: {n} ({", ".join(self.where[kind])}{more}){hint}'))
+        return lines
 
 
 class Epochs:
@@ -191,7 +195,8 @@ class Pairs:
 
     def of(self, items):
         """Pairs of other items, served in the same way."""
-        return Pairs(items, self.name, self.n_frame, self.n_variant, self.seed, self.flip, self.report, self.fps)
+        return Pairs(items, self.name, self.n_frame, self.n_variant, self.seed, self.flip, self.report,
+                     self.fps)
 
     def media(self, i, variant=0):
         """Item i as Media. Raises BadItem when the file has gone since the source was opened."""
@@ -202,13 +207,37 @@ class Pairs:
         learned."""
         item = self.items[k]
         if item.prompt:
-            return Document(Example(self.media(k, variant), item.prompt, item.text).pieces(), 'examples', item.where)
+            example = Example(self.media(k, variant), item.prompt, item.text)
+            return Document(example.pieces(), 'examples', item.where)
         return Document([self.media(k, variant), item.text], 'pair', item.where)
 
     def document(self, i, rng):
         """Document number i, counted over epochs; it depends on `seed` and i, its variant on rng (numpy
         Generator)."""
         return self.at(self.order(i), int(rng.integers(self.n_variant)))
+
+
+def doubts(said):
+    """What makes captions doubtful, a line each. said: [(caption, path of its picture)], as many as are to be
+    judged."""
+    def plain(name):
+        return re.sub(r'[\W_]+', ' ', name.casefold()).strip()
+
+    if len(said) < 2:
+        return []
+    lines, files, folders = [], 0, 0
+    if len({text for text, _ in said}) == 1:
+        lines.append(f'all {len(said):,} texts are the same: {said[0][0][:60]!r}')
+    for text, path in said:
+        *above, name = re.split(r'[/:]', str(path))
+        files += plain(text) in (plain(name), plain(os.path.splitext(name)[0]))
+        folders += plain(text) in map(plain, above)
+    if 2 * files > len(said):
+        lines.append(f'{files:,} of {len(said):,} texts are the names of their files')
+    elif 2 * folders > len(said):
+        lines.append(f'{folders:,} of {len(said):,} texts are the names of folders: right for classes, '
+                     'wrong where captions are meant')
+    return lines
 
 
 def readable_pairs(pairs, pixels, report):
@@ -320,7 +349,7 @@ def lower_keys(fields):
 
 def is_row(fields):
     """Whether an object names a picture and says something about it."""
-    return first_of(fields, PICTURE_KEYS) is not None and first_of(fields, (*TEXT_KEYS, 'question')) is not None
+    return all(first_of(fields, keys) is not None for keys in (PICTURE_KEYS, (*TEXT_KEYS, 'question')))
 
 
 def first_object(file):

@@ -1,7 +1,7 @@
 """One picture or clip on disk, in whatever state it is: checked before it is decoded, and turned into RGB
 frames.
 
-    path or Inside (bytes of a larger file)  ──►  media_of  ──►  Media  ──load──►  read_frames, one of its variants
+    path or Inside (bytes of a larger file)  ──►  media_of  ──►  Media  ──load──►  read_frames, or a variant
 
 A stranger's file holds anything. Whatever is wrong with it leaves here as a BadItem of one kind ('truncated',
 'too large', …), never as a decoder's own exception, and never after taking all memory.
@@ -25,9 +25,11 @@ from kit.files import BadItem
 
 
 VIDEOS = '.mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .ts .3gp'.split()
-FFMPEG = 'make a folder of frames of each: ffmpeg -i clip.mp4 -vf fps=1 clip/%05d.jpg'  # one frame a second (§3.1.1)
+# One frame a second (§3.1.1).
+FFMPEG = 'make a folder of frames of each: ffmpeg -i clip.mp4 -vf fps=1 clip/%05d.jpg'
 
-PICTURES = ('.png .apng .jpg .jpeg .jfif .gif .webp .avif .bmp .tif .tiff .ppm .pgm .pbm .pnm .pfm .jp2 .ico').split()
+PICTURES = ('.png .apng .jpg .jpeg .jfif .gif .webp .avif .bmp .tif .tiff .ppm .pgm .pbm .pnm .pfm .jp2 '
+            '.ico').split()
 
 # Pillow's decoders that we use. Not all of them: EPS, for one, would run Ghostscript on a stranger's program.
 Image.init()
@@ -35,7 +37,7 @@ FORMATS = [f for f in 'PNG JPEG MPO GIF WEBP AVIF BMP TIFF PPM JPEG2000 ICO'.spl
 # Texts and colour profiles in a PNG, unpacked: a workflow or a camera's profile is more than the 1 MiB that
 # Pillow allows.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
-ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # not TIFF and MPO: those hold pages, or a second view of the same scene
+ANIMATED = ('GIF', 'WEBP', 'PNG', 'AVIF')  # not TIFF and MPO: those hold pages, or a second view of a scene
 
 ORIENTATION = 0x0112  # the EXIF tag: which way the camera was held
 
@@ -66,7 +68,7 @@ def only_bad_items(where):
         raise BadItem('not a picture', str(where)) from e
     except Image.DecompressionBombError as e:
         raise BadItem('too large', str(where), str(e)) from e
-    except Exception as e:  # damaged files make decoders raise nearly anything: SyntaxError, struct.error, KeyError, ...
+    except Exception as e:  # damaged files make decoders raise nearly anything: SyntaxError, KeyError, ...
         cut_short = isinstance(e, EOFError) or 'truncated' in str(e).lower()
         raise BadItem('truncated' if cut_short else 'damaged', str(where), f'{type(e).__name__}: {e}') from e
 
@@ -97,7 +99,7 @@ class Inside:
         if self.content is not None:
             return self.path
         try:
-            with open(self.path, 'rb') as f:  # its name stands in the 512 bytes before it: no need to remember it
+            with open(self.path, 'rb') as f:  # its name stands in the 512 bytes before it, and is not kept
                 f.seek(max(0, self.start - 512))
                 return f'{self.path}:' + f.read(100).split(b'\0')[0].decode('utf-8', 'replace')
         except OSError:  # gone since it was opened
@@ -180,7 +182,7 @@ def timeline(image, path, limit_pixels):
     ms."""
     # Besides the number of frames, bound their pixels: ten thousand large frames would take hours.
     most = max(1, min(LIMIT_FRAMES, 2 * limit_pixels // (image.width * image.height)))
-    first = 1 if getattr(image, 'default_image', False) else 0  # APNG: a still for viewers that cannot animate
+    first = 1 if getattr(image, 'default_image', False) else 0  # APNG: a still for those that cannot animate
     milliseconds = []
     for k in range(first, first + most):
         try:
@@ -237,7 +239,7 @@ def to_rgb(image):
     with only_bad_items(getattr(image, 'filename', '') or 'picture'):
         image.load()  # damaged pixels are found here, ...
         try:
-            if image.getexif().get(ORIENTATION, 1) != 1:  # else it would be copied, which takes as long as decoding it
+            if image.getexif().get(ORIENTATION, 1) != 1:  # else a copy, which takes as long as decoding it
                 image = ImageOps.exif_transpose(image)
         except Exception:  # ... so what fails here is the EXIF, and a picture is worth keeping without it
             pass
@@ -279,7 +281,7 @@ def load_variant(path, n_frame=8, variant=0, flip=False, turn=0, fps=1.0):
     rng = np.random.default_rng([zlib.crc32(os.fsencode(str(path))), variant, *([turn] if turn else [])])
     angle, scale = np.radians(rng.uniform(-10, 10)), rng.uniform(0.85, 1.1)
     dx, dy = rng.uniform(-0.08, 0.08, size=2)
-    gamma = rng.uniform(0.85, 1.15, size=3)  # a power keeps white white: no seam where the white filling begins
+    gamma = rng.uniform(0.85, 1.15, size=3)  # a power keeps white white: no seam where the filling begins
     light = [round(255 * (v / 255) ** g) for g in gamma for v in range(256)]
     mirror = -1 if flip and rng.random() < 0.5 else 1
     cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
@@ -287,8 +289,10 @@ def load_variant(path, n_frame=8, variant=0, flip=False, turn=0, fps=1.0):
     for frame in frames:
         w, h = frame.size
         u, v = w * (0.5 + dx), h * (0.5 + dy)  # where the centre goes; Pillow wants the way back, from there
-        back = (mirror * cos, mirror * sin, w / 2 - mirror * (cos * u + sin * v), -sin, cos, h / 2 + sin * u - cos * v)
-        moved = frame.transform(frame.size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR, fillcolor='white')
+        back = (mirror * cos, mirror * sin, w / 2 - mirror * (cos * u + sin * v),
+                -sin, cos, h / 2 + sin * u - cos * v)
+        affine, smooth = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+        moved = frame.transform(frame.size, affine, back, smooth, fillcolor='white')
         out.append(moved.point(light))
     return out
 

@@ -30,8 +30,9 @@ class PageSpec:
 
     def sizes(self):
         """As keyword arguments of Pages."""
-        return {'naming': self.naming, 'n_image': (-(-self.page_examples // 2), self.page_examples), 'n_way': (2, self.ways),
-                'within': self.within_group, 'captions_first': self.captions_first, 'ways_rise': self.ways_rise}
+        return {'n_image': (-(-self.page_examples // 2), self.page_examples), 'n_way': (2, self.ways),
+                'naming': self.naming, 'within': self.within_group, 'captions_first': self.captions_first,
+                'ways_rise': self.ways_rise}
 
 
 class Pages:
@@ -51,7 +52,8 @@ class Pages:
     labels or names.
     """
 
-    def __init__(self, pairs, names, n_image=(6, 12), naming=0.6, n_way=(2, 4), within=0.0, captions_first=0, ways_rise=0):
+    def __init__(self, pairs, names, n_image=(6, 12), naming=0.6, n_way=(2, 4), within=0.0,
+                 captions_first=0, ways_rise=0):
         self.pairs, self.names = pairs, sorted(set(names))
         self.n_image, self.n_way = n_image, n_way
         self.within, self.captions_first, self.ways_rise = within, captions_first, ways_rise
@@ -65,9 +67,11 @@ class Pages:
         self.naming = naming = naming if self.labels else 0.0
         self.groups = [list(labels) for labels in groups.values() if len(labels) >= n_way[0]]
         if naming > 0 and len(self.labels) < n_way[0]:
-            raise BadInput(f'{pairs.name}: naming pages need {n_way[0]} different labels, and there is {len(self.labels)}')
+            raise BadInput(f'{pairs.name}: naming pages need {n_way[0]} different labels, and there is '
+                           f'{len(self.labels)}')
         if naming > 0 and len(self.names) < n_way[1]:
-            raise BadInput(f'{pairs.name}: naming pages need {n_way[1]} different names, and there are {len(self.names)}')
+            raise BadInput(f'{pairs.name}: naming pages need {n_way[1]} different names, and there are '
+                           f'{len(self.names)}')
 
     def document(self, i, rng):
         """Page number i -> Document. rng: numpy Generator."""
@@ -77,8 +81,9 @@ class Pages:
             most = round(self.n_way[0] + rise * (self.n_way[1] - self.n_way[0]))
             examples = [(k, variant, CAPTION_PROMPT, name) for k, variant, name in self.deal(rng, most)]
         else:
-            examples = [(k, int(rng.integers(self.pairs.n_variant)), *self.asked(k)) for k in self.distinct(i, rng)]
-        pieces, seen = [], set(self.names)  # a made-up name cannot be known at its first showing: given, not learned
+            examples = [(k, int(rng.integers(self.pairs.n_variant)), *self.asked(k))
+                        for k in self.distinct(i, rng)]
+        pieces, seen = [], set(self.names)  # nobody can know a made-up name at its first showing: it is given
         for k, variant, prompt, answer in examples:
             pieces += Example(self.pairs.media(k, variant), prompt, answer).pieces(learned=answer not in seen)
             seen.discard(answer)

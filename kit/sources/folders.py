@@ -13,15 +13,18 @@ from kit.sources.finding import split_in, split_level
 def find_classes(place):
     """[(split, class folder as a tuple of names, picture), ...] of all pictures that lie in some folder
     below."""
-    pictures = [(parts, os.path.join(place.root, *parts, name)) for parts, name in place.files if is_picture(name)]
+    pictures = [(parts, os.path.join(place.root, *parts, name))
+                for parts, name in place.files if is_picture(name)]
     level = split_level({parts for parts, _ in pictures if parts})
     if level is None:
         found = [('train', parts, path) for parts, path in pictures]
     else:
-        wrapped = len({parts[:level] for parts, _ in pictures}) == 1  # archive/train, archive/test: the archive is no class
-        found = [(split_in(parts[level]) if len(parts) > level else None,
-                  (() if wrapped else parts[:level]) + tuple(part for part in parts[level + 1:] if part != parts[level]), path)
+        found = [(split_in(parts[level]) if len(parts) > level else None, parts, path)
                  for parts, path in pictures]
+        # archive/train and archive/test: the archive is no class. train/train/cat: nor is the second train.
+        kept = 0 if len({parts[:level] for parts, _ in pictures}) == 1 else level
+        found = [(split, parts[:kept] + tuple(p for p in parts[level + 1:] if p != parts[level]), path)
+                 for split, parts, path in found]
     classes = [(split, parts, path) for split, parts, path in found if split and parts]
     for split, parts, path in found if classes else []:
         if not split:
@@ -48,8 +51,9 @@ def class_items(pictures, spec):
     held = {name.strip() for name in spec.held_groups.split(',')} - {''}
     groups = {parts[-2] for _, parts, _ in pictures if len(parts) > 1}
     if unknown := held - groups:
-        raise BadInput(f'--held_groups={spec.held_groups}: no class folders lie in {min(unknown)!r}; there is '
-                       + (', '.join(sorted(groups)) or 'nothing to hold out'))
+        there = ', '.join(sorted(groups)) or 'nothing to hold out'
+        raise BadInput(f'--held_groups={spec.held_groups}: no class folders lie in {min(unknown)!r}; '
+                       f'there is {there}')
     captions, items = name_classes({parts for _, parts, _ in pictures}), []
     for turn in range(4 if spec.rotate else 1):
         said = f' turned {90 * turn}' if turn else ''

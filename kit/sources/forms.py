@@ -21,7 +21,8 @@ from kit.sources.fewshot import Pages, PageSpec
 from kit.sources.finding import given_path, kind_of_file, Place
 from kit.sources.folders import find_classes, read_classes
 from kit.sources.lists import find_lists, find_metadata, read_lists
-from kit.sources.pages import find_html, find_line_pages, find_tar_pages, read_html, read_line_pages, read_tar_pages
+from kit.sources.pages import (
+    find_html, find_line_pages, find_tar_pages, read_html, read_line_pages, read_tar_pages)
 from kit.sources.shards import find_tars, read_tars
 from kit.sources.sidecars import find_sidecars, read_sidecars
 from kit.world.pages import Shapes
@@ -60,11 +61,14 @@ def read_world(found, place):
 # only folders.
 FORMS = (
     Form("'shapes', the embedded world", find_world, read_world, 'world'),
-    Form('metadata.jsonl, .csv, .tsv or .parquet, rows of file_name, text and perhaps split', find_metadata, read_lists),
-    Form('documents.jsonl, or any .jsonl of pages (OBELICS, MMC4)', find_line_pages, read_line_pages, 'pages'),
+    Form('metadata.jsonl, .csv, .tsv or .parquet, rows of file_name, text and perhaps split',
+         find_metadata, read_lists),
+    Form('documents.jsonl, or any .jsonl of pages (OBELICS, MMC4)',
+         find_line_pages, read_line_pages, 'pages'),
     Form('.tar shards of pages', find_tar_pages, read_tar_pages, 'pages'),
     Form('.tar shards of pairs (key.jpg + key.txt or key.json)', find_tars, read_tars),
-    Form('captions_*.json (COCO, with --images=DIR) or dataset_*.json (Karpathy)', find_captions, read_captions),
+    Form('captions_*.json (COCO, with --images=DIR) or dataset_*.json (Karpathy)',
+         find_captions, read_captions),
     Form('*questions.json and *annotations.json (VQA)', find_questions, read_question_items),
     Form('captions.txt, or any .csv, .tsv or .jsonl of pictures and captions', find_lists, read_lists),
     Form('pictures with a .txt or .json beside each', find_sidecars, read_sidecars, whole=True),
@@ -97,7 +101,8 @@ def form_of(place):
     there = place.report.lines()
     if n := sum(is_picture(name) for _, name in place.files):
         there.insert(0, f'pictures in no class folder, and without captions: {n}')
-    raise BadInput(f'{path}: nothing here that can be read' + (f' ({"; ".join(there)})' if there else '') + f'; recognised are {RECOGNISED}')
+    there = f' ({"; ".join(there)})' if there else ''
+    raise BadInput(f'{path}: nothing here that can be read{there}; recognised are {RECOGNISED}')
 
 
 def is_pages(path):
@@ -111,8 +116,8 @@ def is_pages(path):
 def count_unread(place, form, found, items):
     """Every file in the folder is read, or belongs to one that is (it has its name, but for the ending), or
     is counted under its kind: as bad where the folder itself is the source, else as left aside."""
-    used = {os.path.realpath(part) if form.holds == 'pairs' and not form.whole else part
-            for entry in found for part in (entry if isinstance(entry, tuple) else [entry]) if isinstance(part, str)}
+    found = [part for entry in found for part in (entry if isinstance(entry, tuple) else [entry])]
+    used = {part if form.whole else os.path.realpath(part) for part in found if isinstance(part, str)}
     used |= {item.path for item in items} if isinstance(items, list) else set()
     stems = {os.path.splitext(path)[0] for path in used}
     for parts, name in place.files:
@@ -124,7 +129,7 @@ def count_unread(place, form, found, items):
             (place.report if form.whole else place.aside).add(BadItem(kind_of_file(name), path))
         elif not form.whole and not (os.path.islink(path) and os.path.realpath(path) in used):
             place.aside.add(BadItem('a picture that nothing is said about', path))
-    for trouble in place.troubles:  # links that lead nowhere matter where the folder is the source; a list names what it means
+    for trouble in place.troubles:  # links that lead nowhere: a list names what it means, a folder does not
         if form.whole or trouble.kind == 'unreadable':
             (place.report if form.whole else place.aside).add(trouble)
 
@@ -156,8 +161,7 @@ def open_folder(path, spec=FolderSpec(), n_frame=8, seed=0, split='train', repor
         place = Place(given_path(one), spec, n_frame, seed, report=here, aside=aside)
         form, found = form_of(place)
         if form.holds != 'pairs':
-            raise BadInput(f'{place.path}: holds {"pages" if form.holds == "pages" else "the embedded world"}; '
-                           'pairs of a picture and its caption are wanted here')
+            raise BadInput(f'{place.path}: holds {form.holds}; pairs of a picture and a caption are wanted here')
         places.append((place, form, found))
     pairs = read_pairs(places, split, n_variant)
     if report is not None:
@@ -168,7 +172,7 @@ def open_folder(path, spec=FolderSpec(), n_frame=8, seed=0, split='train', repor
 def read_pairs(places, split, n_variant):
     """[(Place, Form, what was found there)], which share their reports -> Pairs of one split."""
     first, parts = places[0][0], []
-    for form in dict.fromkeys(form for _, form, _ in places):  # of one form together: the same class may lie in several places
+    for form in dict.fromkeys(form for _, form, _ in places):  # together: a class may lie in several places
         mine = [(place, found) for place, other, found in places if other is form]
         together = [entry for _, found in mine for entry in found]
         parts.append(form.read(together, first))
@@ -177,9 +181,10 @@ def read_pairs(places, split, n_variant):
                 count_unread(place, form, found, parts[-1])
     items = parts[0] if len(parts) == 1 else [item for part in parts for item in part]
     name, bad, report = ' + '.join(place.path for place, _, _ in places), first.report.total, first.report
-    if bad > len(items):  # one damaged file is bad luck; most of them are a mistake, and training would hide it
-        hint = '' if first.spec.images or 'missing' not in report.count else ' (--images=DIR says where its pictures are)'
-        raise BadInput(f'{name}: {bad} of {bad + len(items)} items cannot be used: ' + '; '.join(report.lines()) + hint)
+    if bad > len(items):  # one damaged file is bad luck; most of them are a mistake that training would hide
+        lost = 'missing' in report.count and not first.spec.images
+        lines = '; '.join(report.lines()) + ' (--images=DIR says where its pictures are)' * lost
+        raise BadInput(f'{name}: {bad} of {bad + len(items)} items cannot be used: {lines}')
     report.add_report(first.aside)
     pairs = Pairs(items, name, first.n_frame, n_variant, first.seed, first.spec.flip, report, first.spec.fps)
     return pairs if split is None else pairs.split(split)
@@ -210,7 +215,7 @@ class Source:
 
     def __init__(self, role, parts, weights, seed):
         self.role, self.parts, self.seed = role, parts, seed
-        self.weights = [Fraction(str(weight)) for weight in weights]  # 0.1 is a tenth, however far the numbers go
+        self.weights = [Fraction(str(weight)) for weight in weights]  # 0.1 is a tenth, however far it goes on
 
     def whose(self, i):
         """-> (which part number i belongs to, how many of its own come before it)
@@ -227,7 +232,7 @@ class Source:
         i, total = block * BLOCK + int(places[place]), sum(self.weights)
         for part, weight in enumerate(self.weights):  # this part against all that come after it
             before = i * weight // total
-            if (i + 1) * weight // total > before:  # always so for the last one, whose weight is all that is left
+            if (i + 1) * weight // total > before:  # always so for the last, whose weight is all that is left
                 return part, before
             i, total = i - before, total - weight
 
@@ -235,7 +240,7 @@ class Source:
         """-> the part, its own number, and chance for this number alone"""
         part, own = self.whose(i)
         rng = np.random.default_rng([self.seed, *self.role.encode(), i])
-        rng.random()  # once chose the part; without it, the same seed would no longer give the runs that it gave
+        rng.random()  # once chose the part; without it, the same seed would no longer give the same runs
         return self.parts[part], own, rng
 
     def document(self, i):
@@ -276,11 +281,13 @@ def open_source(role, spec, folders=FolderSpec(), pages=PageSpec(), n_frame=8, s
     total = sum(Fraction(weight) for _, weight in named)
     for path, weight in named:
         n_variant = pages.page_variants if role == 'm3w' else 1
-        part = open_path(path, folders, n_frame, seed, 'train', n_variant, role, float(Fraction(weight) / total))
+        share = float(Fraction(weight) / total)
+        part = open_path(path, folders, n_frame, seed, 'train', n_variant, role, share)
         if isinstance(part, Pairs) and role in ('m3w', 'text'):
             names = pages.names or made_up_names(np.random.default_rng(0), 1000)
             part = Pages(part, names, **pages.sizes())
         elif not isinstance(part, (Pairs, Shapes)) and role not in ('m3w', 'text'):
-            raise BadInput(f'{role}: {path} holds pages, which go to m3w or text; {role} wants pictures with captions')
+            raise BadInput(f'{role}: {path} holds pages, which go to m3w or text; {role} wants pictures with '
+                           'captions')
         parts.append(part)
     return Source(role, parts, [weight for _, weight in named], seed)

@@ -2,7 +2,8 @@
 
     metadata.jsonl, .csv, .tsv, .parquet      the Hugging Face ImageFolder
     captions.txt, results.csv, *.token        Flickr8k and Flickr30k, as they are downloaded
-    train.csv, val.tsv, anything.jsonl, ...   any table with a column for pictures (PICTURE_KEYS) and one for texts (TEXT_KEYS)
+    train.csv, val.tsv, anything.jsonl, ...   any table with a column for pictures (PICTURE_KEYS) and one for
+                                              texts (TEXT_KEYS), or for a question and its answer
 
 Lists with a header and without, and separated by commas, tabs, bars or spaces, are told apart by their first
 line.
@@ -15,8 +16,8 @@ from fnmatch import fnmatch
 
 from kit.files import BadInput, BadItem, open_file
 from kit.sources.base import (
-    first_object, first_of, is_row, Item, LIMIT_LIST, LIMIT_TEXT, lower_keys, parse_json, PICTURE_KEYS, read_lines, said_in,
-    split_of, SPLIT_KEYS, TEXT_KEYS)
+    first_object, first_of, is_row, Item, LIMIT_LIST, LIMIT_TEXT, lower_keys, parse_json, PICTURE_KEYS,
+    read_lines, said_in, split_of, SPLIT_KEYS, TEXT_KEYS)
 from kit.sources.decode import is_picture
 from kit.sources.finding import split_in
 
@@ -24,7 +25,7 @@ from kit.sources.finding import split_in
 METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.tsv', 'metadata.parquet')
 # Names that promise captions: where such a list cannot be read, that is an error.
 NAMED = ('captions*.txt', 'captions*.csv', 'captions*.tsv', 'captions*.jsonl', '*.token', '*token.txt')
-LEMMAS = ('*lemma*',)  # Flickr8k's captions once more, each word in its ground form
+LEMMAS = '*lemma*'  # Flickr8k's captions once more, each word in its ground form
 ENDINGS = ('.jsonl', '.csv', '.tsv', '.txt', '.token', '.parquet')
 
 csv.field_size_limit(LIMIT_TEXT)  # of one cell; Python's own limit is an eighth of that
@@ -39,9 +40,10 @@ def find_metadata(place):
     if not place.is_folder:
         return [(place.path, None)] if os.path.basename(place.path) in METADATA else []
     found = []
-    for folder, split in [(place.path, None), *((place.at(top), split_of(top)) for top in place.tops if split_of(top))]:
-        found += [(os.path.join(folder, name), split) for name in METADATA if os.path.isfile(os.path.join(folder, name))][:1]
-        if found and split is None:
+    for top in ('', *filter(split_of, place.tops)):
+        files = [place.at(top, name) for name in METADATA]
+        found += [(file, split_of(top)) for file in files if os.path.isfile(file)][:1]
+        if found and not top:
             break
     return found
 
@@ -80,7 +82,7 @@ def is_list(file):
     """Whether a file is a list of captions. Raises BadInput where its name says so, and its content does
     not."""
     name = os.path.basename(file).lower()
-    if not name.endswith(ENDINGS) or any(fnmatch(name, pattern) for pattern in LEMMAS) or not os.path.isfile(file):
+    if not name.endswith(ENDINGS) or fnmatch(name, LEMMAS) or not os.path.isfile(file):
         return False
     if any(fnmatch(name, pattern) for pattern in NAMED):
         check_list(file)
@@ -182,7 +184,7 @@ def table_rows(file, report):
         if header:
             header = False
         elif cells:
-            if columns[-1] in TEXT_KEYS and len(cells) > len(columns):  # a caption with commas, and no quotes around it
+            if columns[-1] in TEXT_KEYS and len(cells) > len(columns):  # commas in a caption without quotes
                 cells[len(columns) - 1:] = [separator.join(cells[len(columns) - 1:])]
             yield f'{file}:{number}', dict(zip(columns, (cell.strip() or None for cell in cells)))
 
@@ -201,7 +203,7 @@ def parquet_rows(file, report):
     """(where, {column: value}) of each row of a .parquet, read in parts. Raises BadInput where nobody can
     read one."""
     if importlib.util.find_spec('pyarrow') is None:
-        raise BadInput(f'{file}: reading .parquet takes pyarrow (pip install pyarrow); or save the table as .csv or .jsonl')
+        raise BadInput(f'{file}: reading .parquet takes pyarrow (pip install pyarrow); or save the table as .csv')
     from pyarrow import ArrowException, parquet
     number = 0
     try:
@@ -221,9 +223,9 @@ def read_lists(found, place):
     """[(file, split)] -> list of Items; bad rows go into the report."""
     items = []
     for file, split in found:
-        rows = {'.jsonl': json_rows, '.parquet': parquet_rows}.get(os.path.splitext(file)[1].lower(), table_rows)
-        folder = os.path.dirname(file) or '.'
-        items += rows_to_items(rows(file, place.report), split, place.finder(folder), place.report)
+        ending = os.path.splitext(file)[1].lower()
+        rows = {'.jsonl': json_rows, '.parquet': parquet_rows}.get(ending, table_rows)(file, place.report)
+        items += rows_to_items(rows, split, place.finder(os.path.dirname(file) or '.'), place.report)
     return items
 
 

@@ -51,8 +51,8 @@ def find_line_pages(place):
         return [place.path] * (pages and name != 'metadata.jsonl')
     if os.path.isfile(place.at('documents.jsonl')):
         return [place.at('documents.jsonl')]
-    return [place.at(name) for name in place.tops
-            if name.endswith('.jsonl') and os.path.isfile(place.at(name)) and is_page(first_object(place.at(name)))]
+    lists = [place.at(name) for name in place.tops if name.endswith('.jsonl')]
+    return [file for file in lists if os.path.isfile(file) and is_page(first_object(file))]
 
 
 def is_page(fields):
@@ -106,7 +106,8 @@ def checked(pages):
         except BadItem as e:
             report.add(e)
     if 2 * report.total > len(first):
-        raise BadInput(f'{pages.name}: {report.total} of the first {len(first)} pages cannot be used: ' + '; '.join(report.lines()))
+        raise BadInput(f'{pages.name}: {report.total} of the first {len(first)} pages cannot be used: '
+                       + '; '.join(report.lines()))
     return pages
 
 
@@ -154,8 +155,9 @@ def joined(pieces, between):
 class JsonPages(WebPages):
     """Pages as objects, in one of two forms:
 
-        {"texts": ["A dog.", null, "And a cat."], "images": [null, "dog.jpg", null]}                               (OBELICS)
-        {"text_list": ["A dog.", "And a cat."], "image_info": [{"image_name": "dog.jpg", "matched_text_index": 1}]}  (MMC4)
+        OBELICS  {"texts": ["A dog.", null, "And a cat."], "images": [null, "dog.jpg", null]}
+        MMC4     {"text_list": ["A dog.", "And a cat."],
+                  "image_info": [{"image_name": "dog.jpg", "matched_text_index": 1}]}
 
     In the second a picture stands before the sentence that it was matched to; several for one sentence keep
     their order. A picture is a file's name, or the file itself in base64: {"bytes": …}, "image_base64": …, or
@@ -185,15 +187,15 @@ class JsonPages(WebPages):
 
     def picture(self, named, where):
         """A picture as it stands in the page, a name or an object -> Media. Raises BadItem."""
+        inside = first_of(named, ('image_base64', 'bytes')) if isinstance(named, dict) else None
+        if isinstance(named, str) and named[:5] == 'data:':
+            inside = named.partition(',')[2]
+        if inside is not None:
+            return media_of(Inside(where, content=from_base64(inside, where)), self.n_frame, fps=self.fps)
         if isinstance(named, dict):
-            inside = first_of(named, ('image_base64', 'bytes'))
-            if inside is not None:
-                return media_of(Inside(where, content=from_base64(inside, where)), self.n_frame, fps=self.fps)
             named = first_of(named, ('image_name', 'path', 'file_name', 'raw_url', 'url'))
         if not isinstance(named, str) or not named:
             raise BadItem('picture without a name', '')
-        if named[:5] == 'data:':
-            return media_of(Inside(where, content=from_base64(named.partition(',')[2], where)), self.n_frame, fps=self.fps)
         if re.match(r'(https?|ftp):|//', named):
             raise BadItem('remote picture', '')
         if self.find is None:
@@ -206,8 +208,9 @@ class LinePages(JsonPages):
 
     def __init__(self, files, place):
         # 24 bytes a page: the file, where its line begins, and its number.
-        self.lines = np.array([(k, start, number) for k, file in enumerate(files)
-                               for number, start, _ in read_lines(file, place.report)], dtype=np.int64).reshape(-1, 3)
+        lines = [(k, start, number) for k, file in enumerate(files)
+                 for number, start, _ in read_lines(file, place.report)]
+        self.lines = np.array(lines, dtype=np.int64).reshape(-1, 3)
         self.files, self.find = files, place.finder(os.path.dirname(files[0]) or '.')
         super().__init__(len(self.lines), place)
 
@@ -230,9 +233,10 @@ class TarPages(JsonPages):
                     for name, start, size in tar_members(f, path):
                         if name.endswith('.json'):
                             rows.append((number, start, size))
+                        elif not name:
+                            place.report.add(BadItem('outside the folder', f'{path} at byte {start - 512}'))
                         elif not os.path.basename(name).startswith('.'):
-                            place.report.add(BadItem(kind_of_file(name), f'{path}:{name}') if name
-                                             else BadItem('outside the folder', f'{path} at byte {start - 512}'))
+                            place.report.add(BadItem(kind_of_file(name), f'{path}:{name}'))
             except BadItem as e:
                 place.report.add(e)
             except OSError as e:
@@ -277,7 +281,8 @@ def obelics_pieces(fields, where):
 def mmc4_pieces(fields, where):
     """[text or (picture's name,), ...] of {"text_list", "image_info"}. Raises BadItem."""
     texts, images = fields['text_list'], fields.get('image_info')
-    if not isinstance(texts, list) or not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
+    lists = isinstance(texts, list) and isinstance(images, list)
+    if not lists or not all(isinstance(image, dict) for image in images):
         raise BadItem('not a page', where, 'text_list and image_info must be lists')
     before = [[] for _ in texts]  # the pictures that stand before each sentence
     for image in images:
@@ -328,15 +333,15 @@ class HtmlPages(WebPages):
     def at(self, k, pictures=True):
         file = self.files[k]
         with only_bad_items(file):
-            locate(self.root, os.path.relpath(file, self.root))  # a link must not show other files of this machine
+            locate(self.root, os.path.relpath(file, self.root))  # a link must not show other files of ours
             if os.path.getsize(file) > LIMIT_PAGE:
                 raise BadItem('too large', file, f'{os.path.getsize(file)} bytes')
             with open(file, 'rb') as f:
                 text = decode_html(f.read())
-            find = (lambda src, base, place: self.picture(src, base, file, f'{file}:{place}')) if pictures else None
-            reader = PageReader(find)
+            find = lambda src, base, place: self.picture(src, base, file, f'{file}:{place}')
+            reader = PageReader(find if pictures else None)
             try:
-                reader.feed(text + '\n')  # never close(): what an unfinished tag begins, a browser drops as well
+                reader.feed(text + '\n')  # never close(): browsers too drop what an unfinished tag begins
             except TooMuch as e:
                 raise BadItem('too large', file, str(e)) from e
         return Document(reader.done(), 'page', file, reader.dropped)
@@ -363,7 +368,8 @@ class HtmlPages(WebPages):
         if src[:5].lower() == 'data:':
             head, comma, body = src.partition(',')
             try:
-                content = base64.b64decode(unquote_to_bytes(body)) if head.lower().endswith(';base64') else unquote_to_bytes(body)
+                content = unquote_to_bytes(body)
+                content = base64.b64decode(content) if head.lower().endswith(';base64') else content
             except (binascii.Error, ValueError) as e:
                 raise BadItem('damaged', where, str(e)) from e
             return Inside(where, content=content)
@@ -377,7 +383,8 @@ class HtmlPages(WebPages):
             raise BadItem('outside the folder', where)
         # '/a.png' is at the root of the site, which is the folder; the rest is beside the page. A name may
         # hold a real % or ?.
-        beside = '' if address.startswith('/') else os.path.relpath(os.path.dirname(os.path.realpath(file)), self.root)
+        folder = os.path.dirname(os.path.realpath(file))
+        beside = '' if address.startswith('/') else os.path.relpath(folder, self.root)
         plain = unquote(re.split(r'[?#]', address)[0])
         for name in (address, plain):
             if os.path.isfile(os.path.join(self.root, beside, name.lstrip('/').replace('\0', ''))):
@@ -403,10 +410,13 @@ def decode_html(content):
     """bytes -> str: as the page declares its encoding, else UTF-8, else what Windows used to write."""
     if content.startswith((b'\xff\xfe', b'\xfe\xff')):
         return content.decode('utf-16', 'replace')
-    declared = re.search(rb'<meta[^>]{0,200}charset\s*=\s*["\']?\s*([\w-]{1,40})', content[:4096], re.IGNORECASE)
+    charset = rb'<meta[^>]{0,200}charset\s*=\s*["\']?\s*([\w-]{1,40})'
+    declared = re.search(charset, content[:4096], re.IGNORECASE)
     name = declared[1].decode().lower() if declared else 'utf-8'
     # Only plain encodings of text: Python's list also has idna, punycode and others that can take for ever.
-    if not re.fullmatch(r'utf-?8|ascii|us-ascii|latin-?1|iso-8859-\d+|windows-125\d|koi8-[ru]|gb2312|gbk|gb18030|big5|euc-(jp|kr)|shift_jis', name):
+    plain = (r'utf-?8|ascii|us-ascii|latin-?1|iso-8859-\d+|windows-125\d|koi8-[ru]|gb2312|gbk|gb18030|big5|'
+             r'euc-(jp|kr)|shift_jis')
+    if not re.fullmatch(plain, name):
         name = 'utf-8'
     try:
         return content.decode(name).removeprefix('\ufeff')
@@ -414,19 +424,30 @@ def decode_html(content):
         return content.decode('utf-8' if declared else 'cp1252', 'replace')
 
 
-VOID = set('area base br col embed hr img input link meta param source track wbr'.split())  # elements that hold nothing
-BLOCKS = set('address article aside blockquote body br center dd details dialog div dl dt fieldset figcaption figure footer form h1 h2 h3 '
-             'h4 h5 h6 header hr html li main menu ol option p pre section summary table tbody tfoot thead tr ul caption nav'.split())
-SKIPPED = set('script style template noscript title nav svg math canvas audio video object iframe select button textarea datalist'.split())
+VOID = set('area base br col embed hr img input link meta param source track wbr'.split())  # hold nothing
+BLOCKS = set('address article aside blockquote body br center dd details dialog div dl dt fieldset figcaption '
+             'figure footer form h1 h2 h3 h4 h5 h6 header hr html li main menu ol option p pre section summary '
+             'table tbody tfoot thead tr ul caption nav'.split())
+SKIPPED = set('script style template noscript title nav svg math canvas audio video object iframe select '
+              'button textarea datalist'.split())
 # An element that ends without an end tag: what its start tag closes, and what stands in between.
-CLOSES = {'li': ({'li'}, {'ul', 'ol', 'menu'}), 'dt': ({'dt', 'dd'}, {'dl'}), 'dd': ({'dt', 'dd'}, {'dl'}), 'tr': ({'tr'}, {'table'}),
+ENDS_P = BLOCKS - set('br body html option caption tbody thead tfoot tr li dt dd'.split())
+CLOSES = {'li': ({'li'}, {'ul', 'ol', 'menu'}), 'dt': ({'dt', 'dd'}, {'dl'}), 'dd': ({'dt', 'dd'}, {'dl'}),
+          'tr': ({'tr'}, {'table'}),
           'td': ({'td', 'th'}, {'table', 'tr'}), 'th': ({'td', 'th'}, {'table', 'tr'}),
-          **{tag: ({'p'}, {'table', 'td', 'th', 'button', 'object'}) for tag in BLOCKS - {'br', 'body', 'html', 'option', 'caption', 'tbody',
-                                                                                      'thead', 'tfoot', 'tr', 'li', 'dt', 'dd'}}}
+          **{tag: ({'p'}, {'table', 'td', 'th', 'button', 'object'}) for tag in ENDS_P}}
 
 
 class TooMuch(Exception):
     """A page beyond the limits."""
+
+
+def is_hidden(tag, attrs):
+    """Whether a reader of the page does not see an element."""
+    style = re.sub(r'\s', '', attrs.get('style', '')[:1000].lower())
+    return (tag in SKIPPED or tag == 'dialog' and 'open' not in attrs or 'hidden' in attrs
+            or attrs.get('aria-hidden') == 'true' or attrs.get('role') == 'navigation'
+            or 'display:none' in style or 'visibility:hidden' in style)
 
 
 class PageReader(HTMLParser):
@@ -442,7 +463,7 @@ class PageReader(HTMLParser):
         self.find, self.base, self.count = find, '', 0
         self.open = []                     # (tag, hidden) of the elements we are in
         self.pieces, self.dropped = [], []
-        self.lines, self.line = [], []     # of the text since the last picture; of the line that is being read
+        self.lines, self.line = [], []     # of the text since the last picture; of the line at hand
 
     @property
     def hidden(self):
@@ -453,9 +474,7 @@ class PageReader(HTMLParser):
         attrs = {name: value or '' for name, value in reversed(attrs)}  # of two alike the first counts
         if tag in CLOSES:
             self.close_implied(*CLOSES[tag])
-        style = re.sub(r'\s', '', attrs.get('style', '')[:1000].lower())
-        hidden = (self.hidden or tag in SKIPPED or 'hidden' in attrs or attrs.get('aria-hidden') == 'true' or attrs.get('role') == 'navigation'
-                  or 'display:none' in style or 'visibility:hidden' in style or tag == 'dialog' and 'open' not in attrs)
+        hidden = self.hidden or is_hidden(tag, attrs)
         if tag == 'base' and not self.base:
             self.base = attrs.get('href', '').strip()
         if tag in BLOCKS:

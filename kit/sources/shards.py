@@ -29,11 +29,13 @@ def find_tars(place):
     there goes into the report."""
     root = place.path
     if re.search(r'\.(tar\.\w+|tgz)$', root) and not place.is_folder:
-        raise BadInput(f'{root}: a packed tar cannot be read at any place; unpack it first (gunzip, unzstd), leaving the .tar')
+        raise BadInput(f'{root}: a packed tar cannot be read at any place; unpack it first (gunzip, unzstd), '
+                       'leaving the .tar')
     if place.is_folder:
         found = [(place.at(name), split_in(name)) for name in place.tops if is_tar(place.at(name))]
-        return found or [(path, split_of(top)) for top in place.tops if split_of(top)
-                         for path in sorted(glob.glob(glob.escape(place.at(top)) + '/*'), key=natural) if is_tar(path)]
+        return found or [(path, split_of(top)) for top in filter(split_of, place.tops)
+                         for path in sorted(glob.glob(glob.escape(place.at(top)) + '/*'), key=natural)
+                         if is_tar(path)]
     if os.path.isfile(root):
         return [(root, None)] if is_tar(root) else []
     if not root.lower().endswith('.tar'):
@@ -80,8 +82,8 @@ class Bounded:
         at = self.tell()
         self.left -= n
         if n < 0 or self.left < 0:
-            beyond = n < 0 or at + n > self.end
-            raise BadItem('truncated' if beyond else 'damaged', f'{self.where} at byte {at}', 'an extended header without end')
+            kind = 'truncated' if n < 0 or at + n > self.end else 'damaged'
+            raise BadItem(kind, f'{self.where} at byte {at}', 'an extended header without end')
         return self.file.read(n)
 
 
@@ -98,7 +100,8 @@ def tar_members(f, where):
             while (member := tar.next()) is not None:
                 tar.members.clear()
                 check_size(f, member, file.end, where)
-                outside = member.name.startswith('/') or '..' in member.name.split('/') or member.issym() or member.islnk()
+                outside = member.name.startswith('/') or '..' in member.name.split('/')
+                outside = outside or member.issym() or member.islnk()
                 if outside or member.isreg() and not member.issparse():
                     yield '' if outside else member.name, member.offset_data, member.size
                 f.seek(tar.offset)
@@ -106,7 +109,7 @@ def tar_members(f, where):
             check_end(f, tar.offset, where)
     except (BadItem, OSError):
         raise
-    except Exception as e:  # tarfile.ReadError, and what damaged numbers and endless chains of headers lead to
+    except Exception as e:  # tarfile.ReadError, and what damaged numbers and endless chains lead to
         at = max(0, f.tell() - 512)
         raise BadItem('truncated' if file.end < 512 else 'damaged', f'{where} at byte {at}', str(e)) from e
 
@@ -116,7 +119,9 @@ def check_size(f, member, end, where):
     file."""
     f.seek(max(0, member.offset_data - 512))
     size = b'' if member.issparse() else f.read(512)[124:136]
-    if size and not size[0] & 128 and not re.fullmatch(rb'[ \0]*[0-7]*[ \0]*', size):  # int() takes a sign, and leads backwards
+    # int() would take a sign as well, and lead backwards. Above 8 GB the size is binary, the first bit being
+    # set.
+    if size and not size[0] & 128 and not re.fullmatch(rb'[ \0]*[0-7]*[ \0]*', size):
         raise BadItem('damaged', f'{where} at byte {member.offset}', 'not the header of a member')
     if member.isreg() and not 0 <= member.size <= end - member.offset_data:
         raise BadItem('truncated', f'{where}:{member.name}')
@@ -128,7 +133,8 @@ def check_end(f, at, where):
     f.seek(at)
     rest = f.read(512)
     if rest.strip(b'\0'):
-        raise BadItem('truncated' if len(rest) < 512 else 'damaged', f'{where} at byte {at}', 'not the header of a member')
+        kind = 'truncated' if len(rest) < 512 else 'damaged'
+        raise BadItem(kind, f'{where} at byte {at}', 'not the header of a member')
 
 
 # ---------------------------------------------------------------------------------------------
@@ -210,7 +216,8 @@ def read_tar(number, path, report):
                     report.add(BadItem('the same name again', f'{path}:{name}'))
                 else:
                     f.seek(start)
-                    pair[part] = start, size, None if part == 'picture' else captions_at(f, size, part == '.json')
+                    said = None if part == 'picture' else captions_at(f, size, part == '.json')
+                    pair[part] = start, size, said
     except BadItem as e:
         report.add(e)  # what came before the damage is good
     except OSError as e:
@@ -235,7 +242,8 @@ def rows_of(pairs, number, path, report):
     for key, pair in pairs.items():
         start, size, said = pair.get('.txt') or pair.get('.json') or (0, 0, 'no text')
         if 'picture' in pair and not isinstance(said, str):
-            rows += [(number, *pair['picture'][:2], start, size if '.txt' in pair else -size, k) for k in range(said)]
+            where = number, *pair['picture'][:2], start, size if '.txt' in pair else -size
+            rows += [(*where, k) for k in range(said)]
             whole.add(key)
     for key, pair in pairs.items():
         stem, _, rest = key.rpartition('.')

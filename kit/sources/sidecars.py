@@ -21,7 +21,8 @@ def find_sidecars(place):
         stem, ending = os.path.splitext(name)
         if ending.lower() in TEXTS:
             files.setdefault((parts, stem), {})[ending.lower()] = os.path.join(place.root, *parts, name)
-    pictures = [(parts, name, files.get((parts, os.path.splitext(name)[0]), {})) for parts, name in place.files if is_picture(name)]
+    pictures = [(parts, name, files.get((parts, os.path.splitext(name)[0]), {}))
+                for parts, name in place.files if is_picture(name)]
     beside = [texts for _, _, texts in pictures if texts]
     if not any('.txt' in texts or '.caption' in texts for texts in beside) and not any(
             has_caption(texts['.json']) for texts in itertools.islice(beside, 20)):
@@ -29,7 +30,8 @@ def find_sidecars(place):
     level, found = split_level({parts for parts, _, _ in pictures}), []
     for parts, name, texts in pictures:
         split = split_in(parts[level]) if level is not None and len(parts) > level else None
-        found.append((split or 'train', os.path.join(place.root, *parts, name), next((texts[k] for k in TEXTS if k in texts), None)))
+        text = next((texts[kind] for kind in TEXTS if kind in texts), None)
+        found.append((split or 'train', os.path.join(place.root, *parts, name), text))
     return found
 
 
@@ -50,7 +52,8 @@ def read_sidecars(found, place):
             if file is None:
                 raise BadItem('no text', picture)
             texts, prompt = read_text(file)
-            items += [Item(picture, text, split, '' if prompt else text, file, prompt=prompt) for text in texts]
+            label = lambda text: '' if prompt else text
+            items += [Item(picture, text, split, label(text), file, prompt=prompt) for text in texts]
         except BadItem as e:
             place.report.add(e)
     return items

@@ -1,12 +1,13 @@
 """Prompt a trained Flamingo.
 
-    python sample.py                                            # a few-shot prompt on pictures it has never
-    seen python sample.py --prompt='<image:a.png>Output: a cat.<EOC><image:b.png>Output:' python sample.py
-    --prompt_file=prompt.txt --choices='dax|blicket' python sample.py --temperature=0.8 --top_k=20
-    --num_samples=3 --json=True python sample.py --prompt='<image:q.png>Output:' --rices=my_pictures --shots=8
-    # examples that look like q.png python sample.py --attention=look.png                       # where it
-    looks at each word python sample.py --chat=True                                # ask about pictures, turn
-    by turn
+    python sample.py                                       # a few-shot prompt on pictures it has never seen
+    python sample.py --prompt='<image:a.png>Output: a cat.<EOC><image:b.png>Output:'
+    python sample.py --prompt_file=prompt.txt --choices='dax|blicket'
+    python sample.py --temperature=0.8 --top_k=20 --num_samples=3 --json=True
+    python sample.py --prompt='<image:q.png>Output:' --rices=pictures --shots=8   # examples that look like q
+    python sample.py --attention=look.png                  # where it looks at each word
+    python sample.py --explain=True --picture=way.png      # the prompt on its way through the model
+    python sample.py --chat=True                           # ask about pictures, turn by turn
 
 <image:PATH> stands for a picture, an animated GIF, WebP or APNG, or a folder of frames. <EOC> ends an
 example. The prompt with its answer is saved as one picture, out_dir/sample.png.
@@ -22,7 +23,7 @@ from kit.cli import check_range, command, configure
 from kit.device import pick_device
 from kit.files import BadInput, open_file
 from kit.show import canvas, lettering, sheets
-from kit.tasks import attention, rices
+from kit.tasks import attention, explain, rices
 from kit.tasks.asker import CHECKPOINT, find_checkpoint, load, MOST_BEAMS
 from kit.tasks.chat import Chat, run_chat
 from kit.tasks.prompts import as_text, file_media, parse_prompt
@@ -54,6 +55,8 @@ KEYS = {
     # what is shown
     'json': (False, 'print one JSON object for each answer'),
     'attention': ('', 'a PNG to write: for each word, where in its picture the model looks'),
+    'explain': (False, 'follow the prompt through the model: its tokens, every tensor, the likeliest words'),
+    'picture': ('', 'a PNG to write of what explain shows'),
 }
 MOST_PROMPT = 1 << 20  # bytes of a prompt file
 
@@ -134,6 +137,8 @@ def main():
     if config.attention:
         steps, title = attention.words(asker, document, asker.tokenizer.encode(' ' + answers[0][0]))
         canvas.save(sheets.attention_sheet(steps, title=title), config.attention)
+    if config.explain or config.picture:
+        explain.show(asker, document, answers[0][0], config)
     path = os.path.join(config.out_dir, 'sample.png')
     canvas.save(sheet([('', document, {'prediction': answers[0][0], 'answer': truth})]), path)
     if not config.json:

@@ -20,7 +20,7 @@ from kit.tokenizer import Tokenizer
 KEYS = {
     'out': ('', 'file for the counts: {"documents", "images", "tokens", "dropped": {kind: count}, '
                 '"different_texts", "first_texts"}'),
-    'picture': ('contact_sheet.png', 'file for a sheet of pictures, each with the text that sees it; or empty'),
+    'picture': ('contact_sheet.png', 'file for a sheet of pictures and the text that sees each; empty for none'),
     'images': ('', 'folder of the pictures that a list names, where they are not beside it'),
     'tokenizer': ('assets/tokenizer.tiktoken', 'a tiktoken file'),
     'image_size': (48, 'pixels, height and width, as the model will see them'),
@@ -120,6 +120,8 @@ def main():
     check_range(config, 0.01, 1000, 'fps')
     check_range(config, 0, LIMIT_SHEET, 'show')
     source = open_path(paths[0], FolderSpec(config.images, fps=config.fps), config.n_frame, split=None)
+    if not hasattr(source, '__len__'):
+        raise BadInput(f'{paths[0]}: the embedded world, drawn without end; config.out_dir/samples.png shows it')
     counts, shown, said = look(source, config, Tokenizer.load(config.tokenizer))
     tell(paths[0], source, counts, said)
     if config.out:

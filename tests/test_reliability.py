@@ -765,7 +765,8 @@ def page_lines(folder):
 
 def read_page_line(path):
     """Between good ones: every line is a page, or counted."""
-    root, wounded = path.parent, path.read_bytes()
+    root, wounded = path.parent / 'list', path.read_bytes()
+    root.mkdir(exist_ok=True)
     Image.new('RGB', (4, 4)).save(root / 'a.png')
     lines = [line for line in wounded.split(b'\n') if line.strip()]
     good = page_lines(root) * (len(lines) + 1)

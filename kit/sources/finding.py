@@ -208,6 +208,7 @@ class Place:
     share: float = 1.0   # of that source
     report: Report = field(default_factory=Report)
     aside: Report = field(default_factory=Report)
+    read_too: set = field(default_factory=set)  # real paths of files that were read besides what was found
 
     @cached_property
     def is_folder(self):

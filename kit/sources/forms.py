@@ -22,7 +22,7 @@ from kit.sources.finding import given_path, kind_of_file, Place
 from kit.sources.folders import find_classes, read_classes
 from kit.sources.lists import find_lists, find_metadata, read_lists
 from kit.sources.pages import (
-    find_html, find_line_pages, find_tar_pages, read_html, read_line_pages, read_tar_pages)
+    find_html, find_line_pages, find_tar_pages, PARTS_OF_PAGES, read_html, read_line_pages, read_tar_pages)
 from kit.sources.shards import find_tars, read_tars
 from kit.sources.sidecars import find_sidecars, read_sidecars
 from kit.world.pages import Shapes
@@ -37,10 +37,10 @@ from kit.world.words import made_up_names
 class Form:
     """A form that data comes in.
 
-    name: in the words of a message; find(Place) -> a list of what belongs to it there, empty where the place
-    has another form; read(list, Place) -> list of Items (or what serves them by number), or a source of
-    pages. holds: what it gives, 'pairs', 'pages' or 'world'; whole: the folder itself is the source, not a
-    list in it, so what in it nobody can read counts against it.
+    name: in the words of a message; find(Place) -> a list of what belongs to it there, empty where the place has
+    another form; read(list, Place) -> list of Items (or what serves them by number), or a source of pages; holds:
+    what it gives; whole: the folder itself is the source, not a list in it, so that what nobody can read in it
+    counts against it.
     """
     name: str
     find: Callable
@@ -60,7 +60,7 @@ def read_world(found, place):
 # The first form that is found counts. Class folders come last: where there is a list of captions, folders are
 # only folders.
 FORMS = (
-    Form("'shapes', the embedded world", find_world, read_world, 'world'),
+    Form("'shapes', the embedded world", find_world, read_world, 'the embedded world'),
     Form('metadata.jsonl, .csv, .tsv or .parquet, rows of file_name, text and perhaps split',
          find_metadata, read_lists),
     Form('documents.jsonl, or any .jsonl of pages (OBELICS, MMC4)',
@@ -118,17 +118,19 @@ def count_unread(place, form, found, items):
     is counted under its kind: as bad where the folder itself is the source, else as left aside."""
     found = [part for entry in found for part in (entry if isinstance(entry, tuple) else [entry])]
     used = {part if form.whole else os.path.realpath(part) for part in found if isinstance(part, str)}
-    used |= {item.path for item in items} if isinstance(items, list) else set()
+    used |= place.read_too | ({item.path for item in items} if isinstance(items, list) else set())
     stems = {os.path.splitext(path)[0] for path in used}
     for parts, name in place.files:
         path = os.path.join(place.root, *parts, name)
         above = (os.path.join(place.root, *parts[:n]) for n in range(1, len(parts) + 1))  # a folder of frames
-        if path in used or os.path.splitext(path)[0] in stems or any(folder in used for folder in above):
+        if path in used or any(folder in used for folder in above):
             continue
-        if not is_picture(name):
+        if is_picture(name):
+            if form.holds == 'pairs' and not form.whole and os.path.realpath(path) not in used:
+                place.aside.add(BadItem('a picture that nothing is said about', path))
+        elif os.path.splitext(path)[0] not in stems and not (
+                form.holds == 'pages' and name.lower().endswith(PARTS_OF_PAGES)):
             (place.report if form.whole else place.aside).add(BadItem(kind_of_file(name), path))
-        elif not form.whole and not (os.path.islink(path) and os.path.realpath(path) in used):
-            place.aside.add(BadItem('a picture that nothing is said about', path))
     for trouble in place.troubles:  # links that lead nowhere: a list names what it means, a folder does not
         if form.whole or trouble.kind == 'unreadable':
             (place.report if form.whole else place.aside).add(trouble)
@@ -142,6 +144,11 @@ def open_path(path, spec=FolderSpec(), n_frame=8, seed=0, split='train', n_varia
     Raises BadInput."""
     place = Place(given_path(path), checked_spec(spec), n_frame, seed, role, share)
     form, found = form_of(place)
+    if form.holds == 'pages':
+        pages = form.read(found, place)
+        count_unread(place, form, found, [])
+        pages.report.add_report(place.aside)
+        return pages
     if form.holds != 'pairs':
         return form.read(found, place)
     return read_pairs([(place, form, found)], split, n_variant)
@@ -161,7 +168,7 @@ def open_folder(path, spec=FolderSpec(), n_frame=8, seed=0, split='train', repor
         place = Place(given_path(one), spec, n_frame, seed, report=here, aside=aside)
         form, found = form_of(place)
         if form.holds != 'pairs':
-            raise BadInput(f'{place.path}: holds {form.holds}; pairs of a picture and a caption are wanted here')
+            raise BadInput(f'{place.path}: holds {form.holds}; pairs of a picture and its caption are wanted')
         places.append((place, form, found))
     pairs = read_pairs(places, split, n_variant)
     if report is not None:

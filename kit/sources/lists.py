@@ -71,6 +71,7 @@ def find_lists(place):
     for file, split in found:
         if split is None and any(split for _, split in found):
             place.aside.add(BadItem('a list of no split beside others', file))
+            place.read_too.add(os.path.realpath(file))
     return [(file, split) for file, split in found if split or not any(split for _, split in found)]
 
 
@@ -159,14 +160,16 @@ def name_in(cell):
 
 def table_rows(file, report):
     """(where, {column: cell}) of each row of a table of text; what is no row goes into the report."""
+    if layout(file) is None:
+        raise BadInput(f'{file}: {wanted(first_line(file)[:100].split(","))}')
     separator, columns, header = layout(file)
-    number = 0
+    number, last = 0, ''
 
     def lines():
-        nonlocal number
+        nonlocal number, last
         for number, _, line in read_lines(file, report):
             try:
-                yield line.decode('utf-8-sig')
+                yield (last := line.decode('utf-8-sig'))
             except UnicodeDecodeError as e:
                 report.add(BadItem('not UTF-8', f'{file}:{number}', str(e)))
 
@@ -185,7 +188,7 @@ def table_rows(file, report):
             header = False
         elif cells:
             if columns[-1] in TEXT_KEYS and len(cells) > len(columns):  # commas in a caption without quotes
-                cells[len(columns) - 1:] = [separator.join(cells[len(columns) - 1:])]
+                cells[len(columns) - 1:] = last.split(separator, len(columns) - 1)[-1:]
             yield f'{file}:{number}', dict(zip(columns, (cell.strip() or None for cell in cells)))
 
 
@@ -203,7 +206,7 @@ def parquet_rows(file, report):
     """(where, {column: value}) of each row of a .parquet, read in parts. Raises BadInput where nobody can
     read one."""
     if importlib.util.find_spec('pyarrow') is None:
-        raise BadInput(f'{file}: reading .parquet takes pyarrow (pip install pyarrow); or save the table as .csv')
+        raise BadInput(f'{file}: reading .parquet takes pyarrow (pip install pyarrow); or save it as .csv')
     from pyarrow import ArrowException, parquet
     number = 0
     try:
@@ -221,12 +224,26 @@ def parquet_rows(file, report):
 
 def read_lists(found, place):
     """[(file, split)] -> list of Items; bad rows go into the report."""
-    items = []
+    items, splits = [], splits_named(place)
     for file, split in found:
         ending = os.path.splitext(file)[1].lower()
         rows = {'.jsonl': json_rows, '.parquet': parquet_rows}.get(ending, table_rows)(file, place.report)
         items += rows_to_items(rows, split, place.finder(os.path.dirname(file) or '.'), place.report)
+    for item in items if splits else []:
+        item.split = splits.get(os.path.basename(item.path), item.split)
     return items
+
+
+def splits_named(place):
+    """{file name: split}: Flickr8k's Flickr_8k.testImages.txt and the like, a picture's name a line and nothing else."""
+    splits = {}
+    for file in map(place.at, place.tops):
+        split = split_in(os.path.basename(file))
+        if split and file.lower().endswith('.txt') and os.path.isfile(file) and is_picture(first_line(file).strip()):
+            place.read_too.add(os.path.realpath(file))
+            for _, _, line in read_lines(file, place.report):
+                splits[os.path.basename(line.decode('utf-8', 'replace').strip())] = split
+    return splits
 
 
 def rows_to_items(rows, split, find, report):

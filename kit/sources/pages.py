@@ -34,6 +34,9 @@ LEAST_SIDE = 64
 MOST_ASPECT = 3
 ONE_COLOUR = 3          # levels of 255 between the darkest and the brightest: JPEG is not exact
 
+# What a browser saves with a page, besides its pictures.
+PARTS_OF_PAGES = ('.css', '.js', '.svg', '.woff', '.woff2', '.ttf', '.eot', '.map', '.download', '.html', '.htm')
+
 LIMIT_PAGE = 32 << 20   # bytes of one .html file (a page that carries its pictures in itself is large)
 LIMIT_TAGS = 100_000    # tags and pieces of text in one page
 LIMIT_PICTURES = 1_000  # in one page
@@ -425,9 +428,9 @@ def decode_html(content):
 
 
 VOID = set('area base br col embed hr img input link meta param source track wbr'.split())  # hold nothing
-BLOCKS = set('address article aside blockquote body br center dd details dialog div dl dt fieldset figcaption '
-             'figure footer form h1 h2 h3 h4 h5 h6 header hr html li main menu ol option p pre section summary '
-             'table tbody tfoot thead tr ul caption nav'.split())
+BLOCKS = set('address article aside blockquote body br center dd details dialog div dl dt fieldset '
+             'figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr html li main menu ol option p pre '
+             'section summary table tbody tfoot thead tr ul caption nav'.split())
 SKIPPED = set('script style template noscript title nav svg math canvas audio video object iframe select '
               'button textarea datalist'.split())
 # An element that ends without an end tag: what its start tag closes, and what stands in between.

@@ -164,7 +164,7 @@ def folder_trials(rng, pairs, ways, n):
 def folder_caption(rng, pairs, shots):
     """The caption of a picture, word for word, after captions of others."""
     def example(k):
-        return Example(pairs.media(k), CAPTION_PROMPT, pairs.items[k].text)
+        return Example(pairs.media(k), pairs.items[k].prompt or CAPTION_PROMPT, pairs.items[k].text)
 
     query = int(rng.integers(len(pairs)))
     chosen = {picture_of(pairs.items[query]): query}  # of several captions of a picture one

@@ -1,10 +1,17 @@
 """What a reader of the pictures would miss: ink where it belongs, none where it does not, and never a crash."""
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from kit.show import canvas, charts, lettering, sheets
-from kit.show.lettering import BLUE, GREEN, GREY, PALETTE, VERMILION
+from data import Document, Given
+from kit.show import canvas, charts, figures, lettering, sheets
+from kit.show.lettering import BLUE, GREEN, GREY, PALETTE, PURPLE, SHEET_WIDTH, VERMILION
+from kit.tasks import explain
+from kit.tasks.asker import load, NANO
+from kit.world.draw import picture_media
+from model import FlamingoConfig
+from vision import NFNet
 
 HOSTILE = ['', ' ', '\n\n', '\x00\x1b[31m\x07', '\u202eevil\u202c\u2066', '\ud800', 'x' * 5000, 'e\u0301' * 300,
            '漢字 עברית العربية', '\U0001F600\u200d\U0001F468', 'a\r\nb\tc\u2028d', '\uffff\U0010ffff',
@@ -327,6 +334,47 @@ def test_no_attention_is_no_heat():
 def test_contact_sheet_shows_every_item():
     sheet = sheets.contact_sheet([(plain('#00ffff'), f'picture {i}') for i in range(7)], columns=3, cell=64)
     assert ink(sheet, '#00ffff', 10).sum() == 7 * 64 * 64
+
+
+# ---------------------------------------------------------------------------------------------
+# The README's first picture
+
+
+def test_the_architecture_has_the_sizes_of_the_nano_preset():
+    config, n = FlamingoConfig(), figures.NANO
+    vision = NFNet(config.vision)
+    assert vision(torch.zeros(1, 3, config.image_size, config.image_size)).shape == (1, n['places'], n['vision_dim'])
+    assert n == dict(
+        image_size=config.image_size, places=n['places'], vision_dim=vision.dim, n_latent=config.n_latent,
+        resampler_layer=config.resampler_layer, dim=config.lm_dim, head=config.xattn_head,
+        head_dim=config.xattn_head_dim, layer=config.lm_layer, n_vocab=config.n_vocab)
+    assert config.xattn_every == 1 and config.resampler_dim == config.lm_dim and config.attend == 'last'
+
+
+def test_the_architecture_shows_the_tokens_and_shapes_of_a_real_prompt():
+    asker, _ = load(NANO)
+    pieces = [picture_media('held', 1), Given('Output:'), ' blep', picture_media('held', 2), Given('Output:')]
+    explained = explain.explain(asker, Document(pieces, 'prompt'), 'blep')
+    prompt = explained.tokens[:explained.n_prompt]
+    assert [(explain.visible(t.text), t.image_index) for t in prompt] == list(figures.TOKENS)
+    assert explain.visible(explained.tokens[explained.n_prompt].text) == figures.ANSWER
+    shown = figures.shapes(figures.NANO)
+    made = {name: line.shapes[-1] for name, line in explain.stations(explained.lines).items()}
+    t = len(figures.TOKENS)  # the answer's first word was read, too
+    assert made['pixels'] == shown['pixels'] and made['visual tokens'] == shown['visual tokens']
+    assert made['keys and values'] == '2 × ' + shown['keys, values']
+    assert made['stream'] == shown['stream'].replace(f'(1,{t},', f'(1,{t + 1},')
+    assert made['logits'] == shown['logits'].replace(f'(1,{t},', f'(1,{t + 1},')
+    assert made['features'][-7:] == shown['features'][-7:] == '9,384)'.rjust(7, ',')
+
+
+def test_the_architecture_can_be_read_at_the_width_of_a_readme():
+    figure = figures.architecture()
+    assert figure.size == (2 * figures.WIDTH, 2 * figures.HEIGHT) and figures.WIDTH == SHEET_WIDTH
+    for color in figures.FROZEN, figures.TRAINED, GREEN, PURPLE:
+        assert ink(figure, color, 4).mean() > 0.001
+    edges = ~ink(figure, '#FFFFFF', 4)
+    assert not edges[:8].any() and not edges[-8:].any() and not edges[:, :8].any() and not edges[:, -8:].any()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ from kit.cli import check_range, command, configure
 from kit.tokenizer import Tokenizer
 from kit.world.pages import Shapes
 
-# data.SPLIT in the words of Python's own `re`, which has no \p{L}.
+# kit.tokenizer.SPLIT, written for Python's own `re`, which has no \p{L}.
 WORDS = re.compile(r"""'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+""")
 
 
 def train_bpe(texts, n_rank):
-    """Iterable of str -> {bytes: rank}: the 256 bytes, then the most frequent pair again and again (Sennrich et al.
-    2016). Ties go to the pair that sorts first, so that the same text always gives the same tokenizer."""
+    """Iterable of str -> {bytes: rank}: the 256 bytes, then the most frequent pair again and again (Sennrich
+    et al. 2016). Ties go to the pair that sorts first: the same text always gives the same tokenizer."""
     words = Counter(w for text in texts for w in WORDS.findall(text))
     split = {w: tuple(bytes([b]) for b in w.encode()) for w in words}
     ranks = {bytes([b]): b for b in range(256)}
@@ -61,7 +61,8 @@ def main():
     pages, short, long = Shapes('m3w'), Shapes('align'), Shapes('ltip')
     rng = np.random.default_rng(0)
     texts = [pages.text(i, rng) for i in range(config.n_text)]
-    texts += [' ' + piece for s in (short, long) for i in range(config.n_text // 4) for piece in s.document(i, rng).pieces[1:]]
+    texts += [' ' + piece for source in (short, long) for i in range(config.n_text // 4)
+              for piece in source.document(i, rng).pieces[1:]]
     tokenizer = Tokenizer(train_bpe(texts, config.n_rank))
     tokenizer.save(config.out)
     print(f'{config.out}: {len(tokenizer.ranks)} ranks')

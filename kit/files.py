@@ -1,6 +1,7 @@
 """Files that are never half-written, and the two kinds of error."""
 import contextlib
 import errno
+import json
 import os
 import re
 import stat
@@ -43,6 +44,16 @@ def open_file(path, limit):
         return open(path, 'rb')
     except OSError as e:
         raise BadInput(f'{path}: {e.strerror}') from e
+
+
+def read_json(path, limit):
+    """The content of a JSON file of at most `limit` bytes, read whole: COCO's training captions, 90 MB, are
+    0.7 GB while they are read. Raises BadInput."""
+    with open_file(path, limit) as f:
+        try:
+            return json.loads(f.read().decode('utf-8-sig'))
+        except (ValueError, RecursionError) as e:  # UnicodeDecodeError is a ValueError
+            raise BadInput(f'{path}: not JSON: {e}') from e
 
 
 # ---------------------------------------------------------------------------------------------

@@ -28,9 +28,9 @@ from kit.run import distributed
 from kit.run.keys import check_values
 from kit.run.run import Run
 from kit.tasks.results import measure
-from kit.tokenizer import Tokenizer
 from kit.weights import checkpoint
 from model import Block, Cache, Flamingo, FlamingoConfig, GPT, PRESETS
+from test_vocabulary import write_vocabulary
 from vision import NFNet
 
 # ---------------------------------------------------------------------------------------------
@@ -135,53 +135,6 @@ def test_safetensors_without_the_package_is_one_clear_line(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
     with pytest.raises(BadInput, match='pip install safetensors'):
         GPT.from_gpt2(str(tmp_path))
-
-
-# ---------------------------------------------------------------------------------------------
-# GPT-2's tokenizer
-
-
-def write_vocabulary(folder, merges):
-    """vocab.json and merges.txt: 256 bytes in GPT-2's disguise, the merges, <|endoftext|>."""
-    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != ' ']
-    order = printable + [b for b in range(256) if b not in printable]
-    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    vocabulary = letters + [a + b for a, b in merges] + ['<|endoftext|>']
-    (folder / 'vocab.json').write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}), encoding='utf-8')
-    (folder / 'merges.txt').write_text('#version: 0.2\n' + ''.join(f'{a} {b}\n' for a, b in merges), encoding='utf-8')
-    return order
-
-
-def test_tokenizer_from_vocab_and_merges(tmp_path):
-    order = write_vocabulary(tmp_path, [('t', 'h'), ('th', 'e'), ('Ġ', 'the')])
-    tokenizer = Tokenizer.from_gpt2(str(tmp_path))
-    assert tokenizer.encode('the the') == [257, 258]
-    assert tokenizer.encode('té') == [order.index(b) for b in 'té'.encode()] and tokenizer.decode(tokenizer.encode('té the')) == 'té the'
-    assert tokenizer.bos == tokenizer.pad == 259 and tokenizer.n_vocab == 260 and tokenizer.image == 260
-    assert 259 not in tokenizer.encode('<|endoftext|>')  # typed by a person it is thirteen letters
-    assert Tokenizer.from_state(tokenizer.state()).encode('the the') == [257, 258]
-    write_vocabulary(tmp_path, [('h', 'e'), ('t', 'he'), ('Ġ', 'the')])  # another one under the same names
-    assert Tokenizer.from_gpt2(str(tmp_path)).encode('he') == [256]
-    (tmp_path / 'merges.txt').write_text('#version: 0.2\nx y\n')
-    with pytest.raises(BadInput, match='do not belong together'):
-        Tokenizer.from_gpt2(str(tmp_path))
-    (tmp_path / 'merges.txt').unlink()
-    with pytest.raises(BadInput, match='merges.txt: No such file'):
-        Tokenizer.from_gpt2(str(tmp_path))
-
-
-def test_gpt2_tokenizer_is_never_fetched(tmp_path, monkeypatch):
-    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tmp_path))
-    monkeypatch.setattr('tiktoken.get_encoding', lambda name: pytest.fail('that would have gone to the network'))
-    with pytest.raises(BadInput, match='not in tiktoken.s cache'):
-        Tokenizer.from_gpt2()
-
-
-def test_the_gpt2_preset_fits_the_vocabulary():
-    """50,256 ranks and <|endoftext|>, which is <BOS> and <PAD>."""
-    words = [bytes([i]) for i in range(256)] + [bytes([i % 256, i // 256, 0]) for i in range(50000)]
-    tokenizer = Tokenizer({word: i for i, word in enumerate(words)}, bos=50256, pad=50256)
-    assert all(PRESETS['gpt2'][k] == getattr(tokenizer, k) for k in ('n_vocab', 'bos', 'pad'))
 
 
 # ---------------------------------------------------------------------------------------------

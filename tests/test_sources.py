@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from data import Given, Media
-from kit.files import BadInput, BadItem
+from kit.files import BadInput, BadItem, read_json
 from kit.sources import decode, fewshot
-from kit.sources.base import FolderSpec, Item, Pairs, read_json, Report
+from kit.sources.base import FolderSpec, Item, Pairs, Report
 from kit.sources.decode import read_frames, to_rgb
 from kit.sources.fewshot import Pages
 from kit.sources.folders import name_classes
@@ -481,7 +481,7 @@ def test_damaged_json_is_one_line(tmp_path):
     elements = [{'k': k, 'text': 'ä猫' * (k % 50), 'nested': {'list': [k, [None, 1.5e3]]}} for k in range(20_000)]
     file = tmp_path / 'captions_a.json'
     file.write_text('\ufeff ' + json.dumps({'images': elements, 'last': {}}, ensure_ascii=False) + '\n', encoding='utf-8')
-    assert read_json(file) == {'images': elements, 'last': {}}
+    assert read_json(file, 1 << 30) == {'images': elements, 'last': {}}
     whole = file.read_text(encoding='utf-8-sig')
     for damaged in ('', whole[:-100], whole[:2 << 20], '{"images": [1 2]}', '{"images" 3}', '{"images": [' + '[' * 100_000,
                     '{"a": "' + 'x' * (20 << 20)):

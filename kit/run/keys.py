@@ -71,9 +71,9 @@ RARE = {
                      'as they are)'),
         'nfnet': ('', "timm's dm_nfnet weights, as published: the vision stage starts from them (vision_iters=0 takes "
                       'them as they are)'),
-        'tokenizer': ('assets/tokenizer.tiktoken', "a tiktoken file; a folder with GPT-2's vocab.json and merges.txt; "
-                      "'gpt2' where tiktoken has it in its cache; 'sources', or 'sources:4096' for that many tokens, to "
-                      'train one on the captions of the sources'),
+        'tokenizer': ('assets/tokenizer.tiktoken', "a tiktoken file; a folder with GPT-2's vocab.json and merges.txt, "
+                      "or its tokenizer.json; 'gpt2' if tiktoken has it in its cache; 'sources', or 'sources:4096' for "
+                      'that many tokens, to train one on the captions of the sources'),
     },
     'Folders of pictures': {
         'images': ('', 'folder of the pictures that a list of captions or pages names, where they are not beside it'),

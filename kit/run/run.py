@@ -29,6 +29,7 @@ from kit.sources.forms import is_pages, open_folder, open_source, split_spec
 from kit.tasks.episodes import can_ask
 from kit.tokenizer import Tokenizer
 from kit.weights import checkpoint
+from kit.weights.vocabulary import gpt2_tokenizer
 from kit.world.words import SYLLABLES, invented_names, made_up_names
 from model import PRESETS, Flamingo, FlamingoConfig
 
@@ -104,7 +105,7 @@ class Run:
         if config.gpt2 and name == default:  # weights are worth nothing without the words they were trained on
             name = config.gpt2 if os.path.isdir(config.gpt2) else os.path.dirname(config.gpt2) or '.'
         if name == 'gpt2' or os.path.isdir(name):
-            return Tokenizer.from_gpt2(None if name == 'gpt2' else name)
+            return gpt2_tokenizer(None if name == 'gpt2' else name)
         kind, _, n_rank = name.partition(':')
         if kind != 'sources':
             return Tokenizer.load(name)

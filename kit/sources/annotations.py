@@ -17,9 +17,9 @@ import re
 from dataclasses import dataclass
 
 from data import question_prompt
-from kit.files import BadInput, BadItem, open_file
+from kit.files import BadInput, BadItem, open_file, read_json
 from kit.sources.base import (
-    check_caption, first_of, Item, LIMIT_JSON, PICTURE_KEYS, read_json, TEXT_KEYS, usual_answer)
+    check_caption, first_of, Item, LIMIT_JSON, PICTURE_KEYS, TEXT_KEYS, usual_answer)
 from kit.sources.finding import Finder, split_in
 from kit.sources.lists import rows_to_items
 
@@ -100,7 +100,7 @@ def read_captions(found, place):
         raise BadInput(f'--images={place.spec.images}: no such folder')
     items = []
     for file in found:
-        content = read_json(file)
+        content = read_json(file, LIMIT_JSON)
         if isinstance(content, dict) and isinstance(content.get('images'), list):
             if isinstance(content.get('annotations'), list):
                 items += coco_items(content, file, place)
@@ -196,9 +196,9 @@ def read_questions(questions, annotations, find, report):
     annotations: the file that holds the answers, if they are not in the first; find: a finding.Finder of the
     pictures. Ids may be numbers, texts or hexadecimal, and pictures ids or file names. Raises BadInput.
     """
-    content, answers = read_json(questions), {}
+    content, answers = read_json(questions, LIMIT_JSON), {}
     if annotations:
-        answered = read_json(annotations)
+        answered = read_json(annotations, LIMIT_JSON)
         answered = answered.get('annotations') if isinstance(answered, dict) else answered
         if not isinstance(answered, list):
             raise BadInput(f'{annotations}: has no list "annotations"')

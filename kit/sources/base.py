@@ -309,16 +309,6 @@ def parse_json(content, where):
     return fields
 
 
-def read_json(file, limit=LIMIT_JSON):
-    """The content of a JSON file, read whole: COCO's training captions, 90 MB, are 0.7 GB while they are
-    read. Raises BadInput."""
-    with open_file(file, limit) as f:
-        try:
-            return json.loads(f.read().decode('utf-8-sig'))
-        except (ValueError, RecursionError) as e:  # UnicodeDecodeError is a ValueError
-            raise BadInput(f'{file}: not JSON: {e}') from e
-
-
 def check_caption(text, where):
     """The caption without spaces around it. Raises BadItem where it is none."""
     if not isinstance(text, str) or not text.strip():

@@ -20,7 +20,7 @@ from kit.tokenizer import Tokenizer
 KEYS = {
     'out': ('', 'file for the counts: {"documents", "images", "tokens", "dropped": {kind: count}, '
                 '"different_texts", "first_texts"}'),
-    'picture': ('contact_sheet.png', 'file for a sheet of pictures and the text that sees each; empty for none'),
+    'picture': ('contact_sheet.png', 'file for a sheet of pictures and the text that sees each, or empty'),
     'images': ('', 'folder of the pictures that a list names, where they are not beside it'),
     'tokenizer': ('assets/tokenizer.tiktoken', 'a tiktoken file'),
     'image_size': (48, 'pixels, height and width, as the model will see them'),
@@ -121,7 +121,7 @@ def main():
     check_range(config, 0, LIMIT_SHEET, 'show')
     source = open_path(paths[0], FolderSpec(config.images, fps=config.fps), config.n_frame, split=None)
     if not hasattr(source, '__len__'):
-        raise BadInput(f'{paths[0]}: the embedded world, drawn without end; config.out_dir/samples.png shows it')
+        raise BadInput(f'{paths[0]}: the embedded world is drawn without end; samples.png of a run shows it')
     counts, shown, said = look(source, config, Tokenizer.load(config.tokenizer))
     tell(paths[0], source, counts, said)
     if config.out:

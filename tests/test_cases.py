@@ -188,6 +188,27 @@ def test_sidecars(tmp_path):
     check(tmp_path / 'both', [*SAID, 'something red'], dropped={'a .json file': 2, 'no text': 1})
 
 
+def test_texts_by_the_whole_name_and_in_a_folder_of_their_own(tmp_path):
+    pictures(tmp_path / 'whole')
+    pictures(tmp_path / 'birds' / 'images' / '001.Auk'), pictures(tmp_path / 'split' / 'val' / 'images')
+    for k, said in enumerate(SAID):
+        text(tmp_path / 'whole' / f'{k}.png.txt', said)
+        text(tmp_path / 'birds' / 'texts' / '001.Auk' / f'{k}.txt', f'{said}\n{said} too\n')
+        text(tmp_path / 'split' / 'val' / 'captions' / f'{k}.txt', said)
+    check(tmp_path / 'whole'), check(tmp_path / 'birds', SAID + [f'{said} too' for said in SAID])
+    assert splits(tmp_path / 'split') == {'val': sorted(SAID)}
+    check(shard(tmp_path / 'a.tar', [member for k, said in enumerate(SAID) for member in ((f'{k}.png', encoded(COLOURS[k])), (f'{k}.png.txt', said))]))
+
+
+def test_lists_further_down_are_no_class_folders(tmp_path):
+    """The rest of the form is told, and where it lies."""
+    for n, (name, content) in enumerate((('text/Flickr8k.token.txt', TABLES['Flickr8k.token.txt']), ('list/train.csv', TABLES['metadata.csv']), ('pages/a.jsonl', lines(PAGE)),
+                                         ('notes/captions_val.json', {'images': [], 'annotations': []}), ('q/asked.json', {'questions': [{'question': 'x', 'question_id': 1}]}))):
+        pictures(tmp_path / str(n) / 'images')
+        text(tmp_path / str(n) / name, content)
+        refused(tmp_path / str(n), 'further down', str((tmp_path / str(n) / name).parent))
+
+
 def test_what_lies_beside_pictures_may_be_no_caption(tmp_path):
     """Boxes are none: as .txt that is an error, and a .json without a caption belongs to its picture."""
     for name in ('cat', 'dog'):
@@ -218,6 +239,15 @@ def test_class_folders_in_splits(tmp_path, train, test, above):
     found = splits(tmp_path / 'data')
     assert len(found) == 2 and found['train'] == ['cat', 'dog'] and set(map(tuple, found.values())) == {('cat', 'dog')}
     assert [item.path.split('/')[-1] for item in open_folder(tmp_path / 'data').items] == ['0.png'] * 2
+
+
+def test_folders_that_say_nothing(tmp_path):
+    """As Tiny ImageNet comes; and as competitions come, whose pictures have no class at all."""
+    for name in ('train/cat/images/0.png', 'train/dog/images/0.png', 'val/images/0.png', 'val/images/1.png'):
+        picture(tmp_path / 'tiny' / name)
+    assert splits(tmp_path / 'tiny') == {'train': ['cat', 'dog']} and open_folder(tmp_path / 'tiny').report.as_dict() == {'unlabelled': 2}
+    picture(tmp_path / 'flat' / 'train_images' / '0.png'), picture(tmp_path / 'flat' / 'test_images' / '0.png')
+    refused(tmp_path / 'flat', 'without captions: 2')
 
 
 def test_splits_inside_of_classes(tmp_path):
@@ -265,7 +295,10 @@ def test_splits_of_lists(tmp_path):
     pictures(tmp_path / 'sidecar', 'train/0.png', 'train/1.png', 'valid/2.png', 'Test/3.png')
     for path, said in zip(sorted(tmp_path.glob('sidecar/*/*.png'), key=lambda path: path.name), SAID):
         text(path.with_suffix('.txt'), said)
-    for folder in ('column', 'file', 'karpathy', 'sidecar', 'folder'):
+    pictures(tmp_path / 'one list', 'train/0.png', 'train/1.png', 'valid/2.png', 'Test/3.png')
+    text(tmp_path / 'one list' / 'metadata.jsonl', lines(*({'file_name': str(path.relative_to(tmp_path / 'one list')), 'text': SAID[int(path.stem)]}
+                                                           for path in tmp_path.glob('one list/*/*.png'))))
+    for folder in ('one list', 'column', 'file', 'karpathy', 'sidecar', 'folder'):
         found = splits(tmp_path / folder)
         assert (found['val'], found['test']) == ([SAID[2]], [SAID[3]]) and len(found['train']) == 2 and SAID[0] in found['train'], folder
     assert open_folder(tmp_path / 'file').report.as_dict() == {'a list of no split beside others': 1}

@@ -8,7 +8,7 @@ TextVQA and VizWiz.
                 *annotations.json         {"annotations": [{"question_id", "answers": [{"answer"}]}]}
     TextVQA     TextVQA_0.5.1_val.json    {"data": [{"question_id", "image_id", "question", "answers"}]}
     VizWiz      val.json                  [{"image", "question", "answers": [{"answer"}]}]
-    and others  captions.json             [{"image", "caption"}], or {"1.jpg": "a dog", "2.jpg": ["a cat", "cats"]}
+    and others  captions.json             [{"image", "caption"}], {"1.jpg": "a dog", "2.jpg": ["cat", "cats"]}
 
 Each is read whole. Which form a file has is told by its name or its first words, without reading it.
 """

@@ -324,7 +324,7 @@ def check_caption(text, where):
 # What people call the two columns of a list, or the two fields of an object. The first that is there counts.
 PICTURE_KEYS = ('file_name filename image image_path image_name image_file file_path filepath file path '
                 'img img_path').split()
-TEXT_KEYS = 'text caption captions txt sentences sentence comment description raw'.split()
+TEXT_KEYS = 'text caption captions txt sentences sentence comment description alt_text alt title raw'.split()
 SPLIT_KEYS = 'split subset partition set_name'.split()
 
 

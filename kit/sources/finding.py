@@ -31,16 +31,19 @@ def split_level(folders):
     """At which depth folders are splits: a number, or None. folders: a set of tuples of names, of all that
     hold something.
 
-    Those of one depth are splits if they all are called so. At the top, others may stand beside them, but
-    then it takes two, and each must hold folders: a 'train' between 'bus' and 'tram' is a train. Names that
-    only speak of a split, seg_train and seg_test, are believed where the same class folder lies in both.
+    Those of one depth are splits if all their names speak of one (seg_train, test_images), and of more than
+    one; at the top, also if all are called by one. There, others may stand beside them, but then it takes
+    two, and they must hold folders: a 'train' between 'bus' and 'tram' is a train. Names that only speak of a
+    split are believed beside others where the same class folder lies in both.
     """
     for depth in range(max(map(len, folders), default=0)):
         names = {parts[depth] for parts in folders if len(parts) > depth}
         called = {name for name in names if split_of(name)}
         different = len(set(map(split_of, called)))
-        whole = all(len(parts) > depth for parts in folders)
-        if called == names and (different > 1 and whole or depth == 0):
+        if depth == 0 and called == names:
+            return depth
+        spoken = set(map(split_in, names))
+        if len(spoken) > 1 and None not in spoken and all(len(parts) > depth for parts in folders):
             return depth
         holding = {parts[0] for parts in folders if len(parts) > 1}
         if depth == 0 and different > 1 and called & holding:
@@ -85,6 +88,8 @@ class Finder:
         self.roots = [os.path.realpath(given_path(root)) for root in roots]
 
     def __call__(self, name):
+        if re.match(r'(https?|ftp|s3|gs)://', name):
+            raise BadItem('remote picture', name[:200])
         troubles = []
         for root in self.roots:
             try:

@@ -10,11 +10,22 @@ from kit.sources.decode import is_picture
 from kit.sources.finding import split_in, split_level
 
 
+# Folders that say nothing about the pictures in them, where there are other folders above.
+SAY_NOTHING = set('image images img imgs picture pictures pic pics photo photos jpegimages jpg jpeg png data '
+                  'frames'.split())
+
+
 def find_classes(place):
     """[(split, class folder as a tuple of names, picture), ...] of all pictures that lie in some folder
-    below."""
+    below.
+
+    Where all of them lie in folders called `images` and the like, those above are the classes:
+    cat/images/1.jpg.
+    """
     pictures = [(parts, os.path.join(place.root, *parts, name))
                 for parts, name in place.files if is_picture(name)]
+    if all(len(parts) > 1 and parts[-1].lower() in SAY_NOTHING for parts, _ in pictures if parts):
+        pictures = [(parts[:-1], path) for parts, path in pictures]
     level = split_level({parts for parts, _ in pictures if parts})
     if level is None:
         found = [('train', parts, path) for parts, path in pictures]

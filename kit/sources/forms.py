@@ -20,7 +20,7 @@ from kit.sources.decode import FFMPEG, is_picture, is_video
 from kit.sources.fewshot import Pages, PageSpec
 from kit.sources.finding import given_path, kind_of_file, Place
 from kit.sources.folders import find_classes, read_classes
-from kit.sources.lists import find_lists, find_metadata, read_lists
+from kit.sources.lists import ENDINGS, find_lists, find_metadata, read_lists
 from kit.sources.pages import (
     find_html, find_line_pages, find_tar_pages, PARTS_OF_PAGES, read_html, read_line_pages, read_tar_pages)
 from kit.sources.shards import find_tars, read_tars
@@ -37,10 +37,10 @@ from kit.world.words import made_up_names
 class Form:
     """A form that data comes in.
 
-    name: in the words of a message; find(Place) -> a list of what belongs to it there, empty where the place has
-    another form; read(list, Place) -> list of Items (or what serves them by number), or a source of pages; holds:
-    what it gives; whole: the folder itself is the source, not a list in it, so that what nobody can read in it
-    counts against it.
+    name: in the words of a message; find(Place) -> a list of what belongs to it there, empty where the place
+    has another form; read(list, Place) -> list of Items (or what serves them by number), or a source of
+    pages; holds: what it gives; whole: the folder itself is the source, not a list in it, so that what nobody
+    can read in it counts against it.
     """
     name: str
     find: Callable
@@ -61,10 +61,10 @@ def read_world(found, place):
 # only folders.
 FORMS = (
     Form("'shapes', the embedded world", find_world, read_world, 'the embedded world'),
-    Form('metadata.jsonl, .csv, .tsv or .parquet, rows of file_name, text and perhaps split',
-         find_metadata, read_lists),
     Form('documents.jsonl, or any .jsonl of pages (OBELICS, MMC4)',
          find_line_pages, read_line_pages, 'pages'),
+    Form('metadata.jsonl, .csv, .tsv or .parquet, rows of file_name, text and perhaps split',
+         find_metadata, read_lists),
     Form('.tar shards of pages', find_tar_pages, read_tar_pages, 'pages'),
     Form('.tar shards of pairs (key.jpg + key.txt or key.json)', find_tars, read_tars),
     Form('captions_*.json (COCO, with --images=DIR) or dataset_*.json (Karpathy)',
@@ -75,14 +75,18 @@ FORMS = (
     Form('a folder of .html pages', find_html, read_html, 'pages'),
     Form('class folders that hold pictures', find_classes, read_classes, whole=True),
 )
+LISTS = (*ENDINGS, '.json', '.tar')  # what a file of such a form ends in
 RECOGNISED = '; '.join(form.name for form in FORMS)
 
 
 def form_of(place):
     """Which form the place has -> (Form, what was found). Raises BadInput where it has none."""
-    for form in FORMS:
+    for form in FORMS[:-1]:
         if found := form.find(place):
             return form, found
+    check_below(place)
+    if found := FORMS[-1].find(place):
+        return FORMS[-1], found
     path = place.path
     if is_video(path):
         raise BadInput(f'{path}: a video; {FFMPEG}, and name them in a metadata.jsonl')
@@ -103,6 +107,19 @@ def form_of(place):
         there.insert(0, f'pictures in no class folder, and without captions: {n}')
     there = f' ({"; ".join(there)})' if there else ''
     raise BadInput(f'{path}: nothing here that can be read{there}; recognised are {RECOGNISED}')
+
+
+def check_below(place):
+    """Raises BadInput where a list lies further down: class folders are what is left where there is none."""
+    pictures = {(parts, os.path.splitext(name)[0]) for parts, name in place.files if is_picture(name)}
+    folders = dict.fromkeys(parts for parts, name in place.files if parts and name.lower().endswith(LISTS)
+                            and (parts, os.path.splitext(name)[0]) not in pictures)
+    for parts in folders:
+        below = Place(place.at(*parts))
+        for form in FORMS[1:-1]:
+            if not form.whole and form.find(below):
+                raise BadInput(f'{place.path}: {form.name} further down; open {below.path} instead '
+                               '(--images=DIR says where its pictures are, if they are elsewhere)')
 
 
 def is_pages(path):

@@ -53,7 +53,7 @@ def find_lists(place):
     is given.
 
     Where some of them speak of a split (train.csv), those that do not are left aside: they would show the
-    test pictures again. Raises BadInput where a list by its name cannot be read, or lies further down.
+    test pictures again. Raises BadInput where a list by its name cannot be read.
     """
     if not place.is_folder:
         if not os.path.isfile(place.path) or not place.path.lower().endswith(ENDINGS):
@@ -63,11 +63,6 @@ def find_lists(place):
     found = [(place.at(name), split_in(name)) for name in place.tops if is_list(place.at(name))]
     found = found or [(place.at(split, name), split_of(split)) for split in place.tops if split_of(split)
                       for name in listed(place.at(split)) if is_list(place.at(split, name))]
-    if not found:
-        for parts, name in place.files:
-            if parts and (name in METADATA or any(fnmatch(name, pattern) for pattern in NAMED[:3])):
-                raise BadInput(f'{place.path}: the {name} is further down; open {place.at(*parts)} instead '
-                               '(--images=DIR says where its pictures are, if they are elsewhere)')
     for file, split in found:
         if split is None and any(split for _, split in found):
             place.aside.add(BadItem('a list of no split beside others', file))
@@ -231,15 +226,19 @@ def read_lists(found, place):
         items += rows_to_items(rows, split, place.finder(os.path.dirname(file) or '.'), place.report)
     for item in items if splits else []:
         item.split = splits.get(os.path.basename(item.path), item.split)
+    if len(found) > 1:  # captions.txt and captions.csv may say the same
+        items = list({(item.path, item.text, item.prompt): item for item in items}.values())
     return items
 
 
 def splits_named(place):
-    """{file name: split}: Flickr8k's Flickr_8k.testImages.txt and the like, a picture's name a line and nothing else."""
+    """{file name: split}: Flickr8k's Flickr_8k.testImages.txt and the like, a picture's name a line and
+    nothing else."""
     splits = {}
     for file in map(place.at, place.tops):
         split = split_in(os.path.basename(file))
-        if split and file.lower().endswith('.txt') and os.path.isfile(file) and is_picture(first_line(file).strip()):
+        named = split and file.lower().endswith('.txt') and os.path.isfile(file)
+        if named and is_picture(first_line(file).strip()):
             place.read_too.add(os.path.realpath(file))
             for _, _, line in read_lines(file, place.report):
                 splits[os.path.basename(line.decode('utf-8', 'replace').strip())] = split
@@ -264,8 +263,11 @@ def row_items(fields, split, find, where):
     name = name.get('path') if isinstance(name, dict) else name  # a Hugging Face Image
     if not isinstance(name, str) or not name.strip():
         raise BadItem('no file_name', where)
-    mine = first_of(fields, SPLIT_KEYS) or split or 'train'
-    if not isinstance(mine, str):
+    mine = first_of(fields, SPLIT_KEYS) or split
+    if not isinstance(mine, str | None):
         raise BadItem('bad split', where, repr(mine))
-    path, mine = find(name_in(name)), split_of(mine) or mine
+    path = find(name_in(name))
+    above = os.path.relpath(os.path.dirname(path), find.roots[0]).split(os.sep)
+    mine = mine or next(filter(split_of, above), 'train')  # one list of pictures in train/ and in test/
+    mine = split_of(mine) or mine
     return [Item(path, text, mine, '' if prompt else text, where, prompt=prompt) for text in texts]

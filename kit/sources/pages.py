@@ -35,7 +35,7 @@ MOST_ASPECT = 3
 ONE_COLOUR = 3          # levels of 255 between the darkest and the brightest: JPEG is not exact
 
 # What a browser saves with a page, besides its pictures.
-PARTS_OF_PAGES = ('.css', '.js', '.svg', '.woff', '.woff2', '.ttf', '.eot', '.map', '.download', '.html', '.htm')
+PARTS_OF_PAGES = tuple('.css .js .svg .woff .woff2 .ttf .eot .map .download .html .htm .xhtml'.split())
 
 LIMIT_PAGE = 32 << 20   # bytes of one .html file (a page that carries its pictures in itself is large)
 LIMIT_TAGS = 100_000    # tags and pieces of text in one page
@@ -54,7 +54,7 @@ def find_line_pages(place):
         return [place.path] * (pages and name != 'metadata.jsonl')
     if os.path.isfile(place.at('documents.jsonl')):
         return [place.at('documents.jsonl')]
-    lists = [place.at(name) for name in place.tops if name.endswith('.jsonl')]
+    lists = [place.at(name) for name in place.tops if name.endswith('.jsonl') and name != 'metadata.jsonl']
     return [file for file in lists if os.path.isfile(file) and is_page(first_object(file))]
 
 
@@ -199,7 +199,7 @@ class JsonPages(WebPages):
             named = first_of(named, ('image_name', 'path', 'file_name', 'raw_url', 'url'))
         if not isinstance(named, str) or not named:
             raise BadItem('picture without a name', '')
-        if re.match(r'(https?|ftp):|//', named):
+        if named.startswith('//'):
             raise BadItem('remote picture', '')
         if self.find is None:
             raise BadItem('picture outside its shard', '')

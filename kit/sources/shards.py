@@ -144,6 +144,7 @@ TEXTS = ('.txt', '.json')  # where there are both, the .txt counts
 # Members may be called by what they are: s0.image.png and s0.caption.txt are the pair s0.
 ROLES = {'picture': ('image', 'img', 'picture', 'photo', 'rgb', 'input', *(kind[1:] for kind in PICTURES)),
          'text': ('caption', 'captions', 'text', 'txt', 'prompt', 'description', 'json')}
+ROLES['text'] += ROLES['picture']  # and there is a.jpg with a.jpg.txt
 
 
 def key_of(name):

@@ -2,7 +2,6 @@
 
 Several lines are several captions. Where there is no .txt (or .caption), a .json with one of TEXT_KEYS.
 """
-import itertools
 import os
 
 from kit.files import BadItem
@@ -15,24 +14,36 @@ TEXTS = ('.txt', '.caption', '.json')  # the first that is there counts
 
 
 def find_sidecars(place):
-    """[(split, picture, text or None)] of all pictures, where at least one has a text beside it."""
-    files = {}
-    for parts, name in place.files:
-        stem, ending = os.path.splitext(name)
-        if ending.lower() in TEXTS:
-            files.setdefault((parts, stem), {})[ending.lower()] = os.path.join(place.root, *parts, name)
-    pictures = [(parts, name, files.get((parts, os.path.splitext(name)[0]), {}))
-                for parts, name in place.files if is_picture(name)]
-    beside = [texts for _, _, texts in pictures if texts]
-    if not any('.txt' in texts or '.caption' in texts for texts in beside) and not any(
-            has_caption(texts['.json']) for texts in itertools.islice(beside, 20)):
+    """[(split, picture, text or None)] of all pictures, where at least one has a text beside it, 1.txt or
+    1.jpg.txt; or most have one in a folder beside theirs, images/1.jpg and texts/1.txt."""
+    texts = [(parts, *os.path.splitext(name)) for parts, name in place.files if name.lower().endswith(TEXTS)]
+    pictures = [(parts, name) for parts, name in place.files if is_picture(name)]
+    if not texts or not pictures:
         return []
-    level, found = split_level({parts for parts, _, _ in pictures}), []
-    for parts, name, texts in pictures:
+    beside = {}  # (folders, stem) -> {ending: file}
+    for parts, stem, ending in texts:
+        file = os.path.join(place.root, *parts, stem + ending)
+        beside.setdefault((parts, stem), {})[ending.lower()] = file
+    stems = [(parts, os.path.splitext(name)[0]) for parts, name in pictures]
+    mine = [beside.get(key) or beside.get((key[0], name)) for key, (_, name) in zip(stems, pictures)]
+    if not any(mine):
+        there = {key: files for stem, files in beside.items() for key in keys_elsewhere(*stem)}
+        mine = [next((there[key] for key in keys_elsewhere(*stem) if key in there), None) for stem in stems]
+        mine = mine if 2 * sum(map(bool, mine)) >= len(mine) else []
+    some = [files for files in mine if files]
+    if not any('.txt' in files or '.caption' in files or has_caption(files['.json']) for files in some[:20]):
+        return []
+    level, found = split_level({parts for parts, _ in pictures}), []
+    for (parts, name), files in zip(pictures, mine):
         split = split_in(parts[level]) if level is not None and len(parts) > level else None
-        text = next((texts[kind] for kind in TEXTS if kind in texts), None)
-        found.append((split or 'train', os.path.join(place.root, *parts, name), text))
+        file = next(files[ending] for ending in TEXTS if ending in files) if files else None
+        found.append((split or 'train', os.path.join(place.root, *parts, name), file))
     return found
+
+
+def keys_elsewhere(parts, stem):
+    """What a file has in common with one of the same name that lies in another folder, at one depth."""
+    return [(depth, parts[:depth] + parts[depth + 1:], stem) for depth in range(len(parts))]
 
 
 def has_caption(file):

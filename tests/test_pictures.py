@@ -325,10 +325,23 @@ def test_heat_is_where_the_attention_is():
     assert (sheet == np.asarray(sheets.heat(picture, 1e6 * weights, 96))).all()  # any scale
 
 
+def test_the_picture_stays_visible_under_its_heat():
+    """Its own colours where the model looked; elsewhere paler, but dark stays darker than bright."""
+    picture = Image.fromarray(np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((12, 12))).astype(np.uint8) * 200)
+    weights = np.zeros((8, 8))
+    weights[:3, :3] = 1
+    original = np.asarray(picture).astype(int)
+    sheet = np.asarray(sheets.heat(picture, weights, 96)).astype(int)
+    assert (sheet[4:28, 4:28] == original[4:28, 4:28, None]).all()
+    far = sheet[48:, 48:].mean(-1)
+    bright = original[48:, 48:] > 100
+    assert 20 < far[bright].min() - far[~bright].max() < 100 and far[~bright].min() > 100
+
+
 @pytest.mark.filterwarnings('error')
 def test_no_attention_is_no_heat():
     for weights in np.zeros((3, 3)), np.full((3, 3), np.nan), np.full((3, 3), np.inf), -np.ones((3, 3)):
-        assert np.ptp(np.asarray(sheets.heat(plain('#808080'), weights, 96))) <= 1
+        assert np.ptp(np.asarray(sheets.heat(plain('#808080'), weights, 96))) <= 1  # and no line
 
 
 def test_contact_sheet_shows_every_item():

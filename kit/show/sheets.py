@@ -174,15 +174,26 @@ def contact_sheet(items, columns=4, cell=128, title=''):
 
 
 def heat(picture, weights, cell):
-    """The picture, faded, under the attention it got. Zero stays clear: weights are divided by the largest, no more."""
+    """The picture in its own colours where the model looked, faded elsewhere; a red line goes around all that got at
+    least half of the most. Only shares of the largest weight count."""
     picture = fitted(picture, cell, cell)
     weights = np.nan_to_num(np.atleast_2d(np.asarray(weights, dtype=np.float64)), posinf=0.0).clip(min=0)
     weights = (weights / (weights.max() or 1)).astype(np.float32)
-    weights = np.asarray(Image.fromarray(weights).resize(picture.size, Image.BILINEAR))[..., None]
-    grey = np.asarray(picture.convert('L').convert('RGB'), dtype=np.float32)
-    faded = 0.25 * np.asarray(picture, dtype=np.float32) + 0.4 * grey + 0.35 * 255
-    hot = np.array([213, 40, 0], dtype=np.float32)
-    return Image.fromarray((faded * (1 - 0.8 * weights) + hot * 0.8 * weights).round().astype(np.uint8))
+    weights = np.asarray(Image.fromarray(weights).resize(picture.size, Image.BILINEAR))
+    pixels, looked = np.asarray(picture, dtype=np.float32), weights[..., None]
+    faded = 0.3 * pixels + 0.7 * 225
+    shown = (faded * (1 - looked) + pixels * looked).round().astype(np.uint8)
+    shown[border(weights >= 0.5 * (weights.max() or 1))] = [int(VERMILION[k:k + 2], 16) for k in (1, 3, 5)]
+    return Image.fromarray(shown)
+
+
+def border(inside, thick=2):
+    """The outermost pixels of a region. (height, width) bool -> the same"""
+    core = inside
+    for _ in range(thick):
+        padded = np.pad(core, 1)
+        core = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inside & ~core
 
 
 def attention_sheet(steps, cell=120, title=''):

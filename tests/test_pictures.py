@@ -1,4 +1,4 @@
-"""What a reader of the pictures would miss: ink where it belongs, none where it does not, and never a crash."""
+"""What a reader of the pictures would miss: ink where it belongs, none elsewhere, never a crash."""
 import numpy as np
 import pytest
 import torch
@@ -13,7 +13,8 @@ from kit.world.draw import picture_media
 from model import FlamingoConfig
 from vision import NFNet
 
-HOSTILE = ['', ' ', '\n\n', '\x00\x1b[31m\x07', '\u202eevil\u202c\u2066', '\ud800', 'x' * 5000, 'e\u0301' * 300,
+HOSTILE = ['', ' ', '\n\n', '\x00\x1b[31m\x07', '\u202eevil\u202c\u2066', '\ud800', 'x' * 5000,
+           'e\u0301' * 300,
            '漢字 עברית العربية', '\U0001F600\u200d\U0001F468', 'a\r\nb\tc\u2028d', '\uffff\U0010ffff',
            '<EOC><image>', 'é½ﬁ…“”', 'word ' * 900]
 
@@ -121,11 +122,13 @@ def test_percent_and_log_ticks():
 
 @pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize('ys', [
-    [], [3.0], [0.0, 0.0], [7, 7, 7], [1e308, -1e308], [5e-324, 0], [1e9, 1e9 + 1e-3], [None, None], [float('nan')] * 3,
-    [-1, -2], [float('inf'), 1, float('-inf')], [1, 1 + 1e-15], list(range(20000)), np.float32([0.1, 0.2])])
+    [], [3.0], [0.0, 0.0], [7, 7, 7], [1e308, -1e308], [5e-324, 0], [1e9, 1e9 + 1e-3], [None, None],
+    [float('nan')] * 3, [-1, -2], [float('inf'), 1, float('-inf')], [1, 1 + 1e-15], list(range(20000)),
+    np.float32([0.1, 0.2])])
 def test_any_values_can_be_drawn(ys):
     series = {'a': (range(len(ys)), ys)}
-    for options in {}, {'log_y': True}, {'percent': True}, {'chance': 0.5, 'bands': {'a': (ys, ys)}, 'y_range': (1, 1)}:
+    many = {'chance': 0.5, 'bands': {'a': (ys, ys)}, 'y_range': (1, 1)}
+    for options in {}, {'log_y': True}, {'percent': True}, many:
         assert charts.line_chart(series, 'title', size=(280, 180), **options).size == (280, 180)
 
 
@@ -153,7 +156,8 @@ def test_grid_keeps_cells_equal():
 
 
 def test_curves_reads_text_and_joins_over_blanks():
-    rows = [{'stage': 'flamingo', 'iter': str(i), 'loss_m3w': '' if i % 10 else '1.5', 'loss_vtp': '', 'lr': '1e-4'}
+    row = {'stage': 'flamingo', 'loss_vtp': '', 'lr': '1e-4'}
+    rows = [row | {'iter': str(i), 'loss_m3w': '' if i % 10 else '1.5'}
             for i in range(101)]
     sheet = charts.curves(rows)
     assert sheet.size == (560, 360)  # one chart: what has no data is left out
@@ -163,9 +167,11 @@ def test_curves_reads_text_and_joins_over_blanks():
 
 
 def test_curves_has_a_chart_for_everything_there_is():
-    rows = [{'stage': stage, 'iter': i, 'loss_a': 1.0} for stage in ('vision', 'language', 'flamingo') for i in (0, 1)]
+    stages = 'vision', 'language', 'flamingo'
+    rows = [{'stage': stage, 'iter': i, 'loss_a': 1.0} for stage in stages for i in (0, 1)]
     assert charts.curves(rows).size == (1120, 720)
-    rows += [{'stage': 'flamingo', 'iter': 1, 'gate_x_0': '0.1', 'gate_d_0': '0.2', 'eval_naming_2way': '0.5'},
+    rows += [{'stage': 'flamingo', 'iter': 1, 'gate_x_0': '0.1', 'gate_d_0': '0.2'},
+             {'stage': 'flamingo', 'iter': 1, 'eval_naming_2way': '0.5'},
              {'stage': 'vision', 'iter': 1, 'eval_zero_shot': '0.9'}]
     assert charts.curves(rows).size == (1120, 1080)
 
@@ -198,7 +204,7 @@ def result(task='naming', ways=2, shots=4, value=0.8, control=None, metric='accu
 
 def test_shots_are_evenly_spaced_categories():
     chart = charts.shots_chart([result(shots=shots) for shots in (32, 0, 1)], 'few-shot')
-    tall = np.flatnonzero(ink(chart, BLUE, 60)[60:340, :590].sum(0) >= 5)  # the dots are thicker than the line
+    tall = np.flatnonzero(ink(chart, BLUE, 60)[60:340, :590].sum(0) >= 5)  # dots are thicker than the line
     dots = [group.mean() for group in np.split(tall, np.flatnonzero(np.diff(tall) > 1) + 1)]
     assert len(dots) == 3
     assert dots[1] - dots[0] == pytest.approx(dots[2] - dots[1], abs=1.5)
@@ -227,7 +233,8 @@ def test_many_tasks_get_charts_of_their_own():
 
 @pytest.mark.parametrize('answer, truth, color', [
     ('dax', 'dax', GREEN), (' Dax. ', 'dax', GREEN), ('dax', 'DAX.', GREEN), ('straße', 'STRASSE', GREEN),
-    ('dax', 'blicket', VERMILION), ('', 'dax', VERMILION), ('dax..', 'dax', VERMILION), ('a dax', 'dax', VERMILION),
+    ('dax', 'blicket', VERMILION), ('', 'dax', VERMILION), ('dax..', 'dax', VERMILION),
+    ('a dax', 'dax', VERMILION),
     ('dax', None, BLUE), ('', None, BLUE)])
 def test_the_colour_of_an_answer_tells_whether_it_is_right(answer, truth, color):
     prompt = {'pieces': [plain('black'), 'Output:'], 'answer': answer, 'truth': truth, 'title': 'x'}
@@ -249,7 +256,8 @@ def test_text_stands_under_its_own_picture():
     below = np.flatnonzero(ink(sheet, '#ff0000').any(1)).max() + 1
     text, answer = ink(sheet, GREY, 60), ink(sheet, BLUE, 60)
     text[:below + 2] = False  # the frames are grey as well
-    for color, has_text, has_answer in ('#ff0000', False, False), ('#00ff00', True, False), ('#ffff00', False, True):
+    for color, has_text, has_answer in (
+            ('#ff0000', False, False), ('#00ff00', True, False), ('#ffff00', False, True)):
         columns = np.flatnonzero(ink(sheet, color).any(0))
         assert text[:, columns].any() == has_text
         assert answer[:, columns].any() == has_answer
@@ -279,7 +287,8 @@ def test_tiny_pictures_keep_sharp_pixels_and_transparency_is_white():
     enlarged = sheets.fitted(checkers, 96, 96)
     assert enlarged.size == (96, 96)
     assert {color for _, color in enlarged.getcolors()} == {(0, 0, 0), (255, 255, 255)}
-    assert sheets.fitted(Image.new('RGBA', (4, 2), (255, 0, 0, 0)), 8, 8).getcolors() == [(32, (255, 255, 255))]
+    clear = Image.new('RGBA', (4, 2), (255, 0, 0, 0))
+    assert sheets.fitted(clear, 8, 8).getcolors() == [(32, (255, 255, 255))]
     assert sheets.fitted(plain('red', (3000, 2)), 96, 96).size == (96, 1)
 
 
@@ -295,7 +304,8 @@ def test_any_text_can_be_drawn(text):
 
 
 def test_prompts_without_much_in_them_can_be_drawn():
-    for prompts in [], [{'pieces': [], 'answer': '', 'truth': None, 'title': ''}], [{'pieces': [[]], 'answer': 'x'}]:
+    empty = {'pieces': [], 'answer': '', 'truth': None, 'title': ''}
+    for prompts in [], [empty], [{'pieces': [[]], 'answer': 'x'}]:
         sheets.prompt_sheet(prompts)
     sheets.contact_sheet([])
     sheets.attention_sheet([])
@@ -327,7 +337,8 @@ def test_heat_is_where_the_attention_is():
 
 def test_the_picture_stays_visible_under_its_heat():
     """Its own colours where the model looked; elsewhere paler, but dark stays darker than bright."""
-    picture = Image.fromarray(np.kron(np.indices((8, 8)).sum(0) % 2, np.ones((12, 12))).astype(np.uint8) * 200)
+    checkers = np.indices((8, 8)).sum(0) % 2 * 200
+    picture = Image.fromarray(np.kron(checkers, np.ones((12, 12))).astype(np.uint8))
     weights = np.zeros((8, 8))
     weights[:3, :3] = 1
     original = np.asarray(picture).astype(int)
@@ -356,7 +367,8 @@ def test_contact_sheet_shows_every_item():
 def test_the_architecture_has_the_sizes_of_the_nano_preset():
     config, n = FlamingoConfig(), figures.NANO
     vision = NFNet(config.vision)
-    assert vision(torch.zeros(1, 3, config.image_size, config.image_size)).shape == (1, n['places'], n['vision_dim'])
+    features = vision(torch.zeros(1, 3, config.image_size, config.image_size))
+    assert features.shape == (1, n['places'], n['vision_dim'])
     assert n == dict(
         image_size=config.image_size, places=n['places'], vision_dim=vision.dim, n_latent=config.n_latent,
         resampler_layer=config.resampler_layer, dim=config.lm_dim, head=config.xattn_head,

@@ -1,4 +1,9 @@
-"""Something to draw on, and how it is saved."""
+"""Something to draw on, and how it is saved.
+
+Every PNG of the project is drawn in this room, with Pillow alone. All functions return a picture; `save` puts
+it on disk. Nothing here may stop a training run: missing values are gaps, no data gives a chart that says so,
+any text can be drawn, hostile or not. Lengths are in pixels of the finished picture.
+"""
 import math
 
 from PIL import Image, ImageDraw
@@ -17,7 +22,7 @@ def save(image, path):
 
 
 class Canvas:
-    """A white sheet. Pillow's slanted lines are jagged, so charts are drawn `scale` times too large and reduced."""
+    """A white sheet. Slanted lines are jagged, so charts are drawn `scale` times too large and reduced."""
 
     def __init__(self, width, height, scale=1):
         self.scale = scale
@@ -42,8 +47,9 @@ class Canvas:
             self.draw.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
 
     def text(self, x, y, text, color=INK, size=TEXT, anchor='la', bold=False):
-        for shift in (0, 0.6) if bold else (0,):  # the font has one weight: bold is the same text printed twice
-            self.draw.text(((x + shift) * self.scale, y * self.scale), text, color, font(size * self.scale), anchor)
+        for shift in (0, 0.6) if bold else (0,):  # the font has one weight: bold is the text printed twice
+            place = (x + shift) * self.scale, y * self.scale
+            self.draw.text(place, text, color, font(size * self.scale), anchor)
 
     def paste(self, picture, x, y):
         self.image.paste(picture, (round(x), round(y)))

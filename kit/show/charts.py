@@ -90,7 +90,7 @@ def dashes(points, on=5, off=4):
 
 
 def spread_labels(wanted, low, high, gap):
-    """Heights near the wanted ones (in rising order), at least `gap` apart and within low..high if they fit."""
+    """Heights near the wanted ones (in rising order), at least `gap` apart, within low..high if they fit."""
     heights = []
     for y in wanted:
         heights.append(max(y, heights[-1] + gap if heights else low))
@@ -101,8 +101,141 @@ def spread_labels(wanted, low, high, gap):
     return heights
 
 
-def line_chart(series, title, x_label='', y_label='', size=(560, 360), y_range=None, log_y=False, percent=False,
-               chance=None, bands=None, colors=None, dashed=(), x_ticks=None):
+class Axis:
+    """Values from low to high, shown from the pixel `start` to the pixel `end`."""
+
+    def __init__(self, low, high, start, end, log=False):
+        self.low, self.high, self.start, self.end, self.log = low, high, start, end, log
+
+    def __call__(self, values):
+        """-> where values stand, NaN where they have no place; at most 1000 pixels outside"""
+        low, high = self.low, self.high
+        if self.log:
+            with np.errstate(divide='ignore', invalid='ignore'):  # no logarithm: a gap
+                values = np.where(np.asarray(values) > 0, np.log(values), np.nan)
+            low, high = np.log(low), np.log(high)
+        places = self.start + (values - low) / (high - low) * (self.end - self.start)
+        return np.clip(places, min(self.start, self.end) - 1000, max(self.start, self.end) + 1000)
+
+
+def shown_x(xs, x_ticks):
+    """The lowest and the highest x of a chart"""
+    low, high = (xs.min(), xs.max()) if len(xs) else (0.0, 1.0)
+    if x_ticks is not None:
+        return low - 0.2, high + 0.2
+    if 0 < low < high / 20:
+        return 0.0, high  # a log that starts at iteration 10 reads better from 0
+    return value_range(xs) if high - low <= 1e-9 * max(abs(low), abs(high)) else (low, high)
+
+
+def shown_y(ys, y_range, log_y, percent):
+    """The lowest and the highest y of a chart"""
+    if y_range is not None and y_range[0] < y_range[1] and not (log_y and y_range[0] <= 0):
+        return y_range
+    if percent and not log_y:
+        return min(0.0, np.nanmin(ys, initial=0)), max(1.0, np.nanmax(ys, initial=1))
+    return value_range(ys, log_y)
+
+
+def number_ticks(x_low, x_high, xs, width):
+    """[(x, label)] for an axis of `width` pixels"""
+    ticks = round_ticks(x_low, x_high, max(2, width // 75))
+    if len(xs) and (xs == np.round(xs)).all():  # there is no iteration 2.5
+        ticks = [x for x in ticks if abs(x - round(x)) < 1e-6 * max(1, abs(x))] or [xs[0]]
+    return list(zip(ticks, tick_labels(ticks)))
+
+
+def draw_band(canvas, xs, lows, highs, color):
+    """The area between lows and highs, in places on the canvas"""
+    n = min(len(xs), len(lows), len(highs))
+    for a, b in finite_runs(np.isfinite(xs[:n] + lows[:n] + highs[:n])):
+        outline = list(zip(xs[a:b], lows[a:b])) + list(zip(xs[a:b], highs[a:b]))[::-1]
+        if b - a > 1:
+            canvas.area(outline, color + '30')
+        else:  # one point has no area: an upright stroke
+            canvas.line(outline, color + '60', 3)
+
+
+def draw_series(canvas, xs, ys, color, dashed):
+    """A line with its gaps, in places on the canvas -> the height where it ends, None if it is all gap"""
+    n = min(len(xs), len(ys))
+    xs, ys = xs[:n], ys[:n]
+    good = np.isfinite(xs + ys)
+    for a, b in finite_runs(good):
+        points = list(zip(xs[a:b], ys[a:b]))
+        for stroke in dashes(points) if dashed else [points]:
+            canvas.line(stroke, color, 1.3 if dashed else 1.8)
+        if b - a == 1 or (good.sum() <= 12 and not dashed):
+            for x, y in points:
+                canvas.dot(x, y, color, 3)
+    return ys[good][-1] if good.any() else None
+
+
+class Plot:
+    """An empty chart: axes and margins, which are as wide as what has to stand in them.
+
+    xs, y_low, y_high: what is to be shown; labels: what will stand in the right margin
+    """
+
+    def __init__(self, size, xs, x_ticks, y_low, y_high, log_y, percent, labels, x_label, y_label):
+        self.width, self.height = max(size[0], 240), max(size[1], 160)
+        self.y_ticks = (log_ticks if log_y else round_ticks)(y_low, y_high, max(2, (self.height - 90) // 40))
+        self.y_names = tick_labels(self.y_ticks, log_y, percent)
+        self.label_width = min(max(map(text_width, labels), default=0), 0.34 * self.width)
+        self.left = 18 + max(map(text_width, self.y_names), default=0)
+        self.right = self.width - 24 - self.label_width
+        self.top, self.bottom = 46 + 18 * bool(y_label), self.height - 28 - 18 * bool(x_label)
+        x_low, x_high = shown_x(xs, x_ticks)
+        self.x_ticks = number_ticks(x_low, x_high, xs, self.right - self.left) if x_ticks is None else x_ticks
+        self.at_x = Axis(x_low, x_high, self.left, self.right)
+        self.at_y = Axis(y_low, y_high, self.bottom, self.top, log_y)
+        self.canvas = Canvas(self.width, self.height, scale=3)
+
+    def grid(self):
+        for y in self.at_y(np.array(self.y_ticks)):
+            self.canvas.box(self.left, y, self.right - self.left, 1, PALE)
+        self.canvas.box(self.left, self.bottom, self.right - self.left, 1, GREY)
+
+    def level(self, y):
+        """A broken line across the chart"""
+        for x in range(round(self.left), round(self.right), 9):
+            self.canvas.box(x, y, min(5, self.right - x), 1, GREY)
+
+    def clear_margins(self):
+        """A given y_range may have let lines run out of the chart."""
+        self.canvas.box(0, 0, self.width, self.top - 4, WHITE)
+        self.canvas.box(0, self.bottom + 4, self.width, self.height, WHITE)
+        self.canvas.box(0, 0, self.left - 4, self.height, WHITE)
+        self.canvas.box(self.right + 4, 0, self.width, self.height, WHITE)
+
+    def words(self, title, x_label, y_label, empty):
+        """Everything but the names of the lines"""
+        canvas, middle = self.canvas, (self.left + self.right) / 2
+        for y, label in zip(self.at_y(np.array(self.y_ticks)), self.y_names):
+            canvas.text(self.left - 6, y, label, GREY, anchor='rm')
+        for x, label in self.x_ticks:
+            canvas.box(self.at_x(x), self.bottom, 1, 4, GREY)
+            canvas.text(self.at_x(x), self.bottom + 7, one_line(label), GREY, anchor='ma')
+        canvas.text(14, 12, shorten(title, self.width - 40, 15), size=15, bold=True)
+        canvas.text(14, 35, shorten(y_label, self.width - 28), GREY)
+        canvas.text(middle, self.height - 18, shorten(x_label, self.right - self.left), GREY, anchor='ma')
+        if empty:
+            canvas.text(middle, (self.top + self.bottom) / 2, 'no data', GREY, anchor='mm')
+
+    def names(self, ends):
+        """Names in the right margin, beside the ends of their lines. ends: [(height, name, colour)]"""
+        top, bottom, right = self.top, self.bottom, self.right
+        ends = sorted(ends, key=lambda end: end[0])
+        ends = ends[::math.ceil(len(ends) * 14 / (bottom - top + 14)) or 1]  # too many: every second, …
+        ends = [(min(max(y, top), bottom), name, color) for y, name, color in ends]
+        heights = spread_labels([y for y, _, _ in ends], top, bottom, 14)
+        for (y, name, color), label_y in zip(ends, heights):
+            self.canvas.line([(right + 5, y), (right + 11, label_y)], color, 1)
+            self.canvas.text(right + 14, label_y, shorten(name, self.label_width + 1), color, anchor='lm')
+
+
+def line_chart(series, title, x_label='', y_label='', size=(560, 360), y_range=None, log_y=False,
+               percent=False, chance=None, bands=None, colors=None, dashed=(), x_ticks=None):
     """Lines with their names beside their ends, where no line can run through them.
 
     series   name -> (xs, ys); None and NaN are gaps
@@ -113,113 +246,34 @@ def line_chart(series, title, x_label='', y_label='', size=(560, 360), y_range=N
     x_ticks  [(x, label)], where x stands for something else than a number
     """
     lines = {name: (floats(xs), floats(ys)) for name, (xs, ys) in series.items()}
-    bands = {name: (floats(lows), floats(highs)) for name, (lows, highs) in (bands or {}).items() if name in lines}
+    bands = {name: tuple(map(floats, band)) for name, band in (bands or {}).items() if name in lines}
     levels = floats([] if chance is None else np.atleast_1d(chance))
     colors = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(lines)} | (colors or {})
-
-    # What is shown: the ranges of both axes and their ticks.
     all_x = np.concatenate([xs[np.isfinite(xs)] for xs, _ in lines.values()] or [[]])
     edges = [edge for band in bands.values() for edge in band]
-    all_y = np.concatenate([levels] + [ys for _, ys in lines.values()] + edges)
-    y_low, y_high = value_range(all_y, log_y)
-    if y_range is not None and y_range[0] < y_range[1] and not (log_y and y_range[0] <= 0):
-        y_low, y_high = y_range
-    elif percent and not log_y:
-        y_low, y_high = min(0.0, np.nanmin(all_y, initial=0)), max(1.0, np.nanmax(all_y, initial=1))
-    x_low, x_high = (all_x.min(), all_x.max()) if len(all_x) else (0.0, 1.0)
-    if x_ticks is not None:
-        x_low, x_high = x_low - 0.2, x_high + 0.2
-    elif 0 < x_low < x_high / 20:
-        x_low = 0.0  # a log that starts at iteration 10 reads better from 0
-    elif x_high - x_low <= 1e-9 * max(abs(x_low), abs(x_high)):
-        x_low, x_high = value_range(all_x)
-    width, height = max(size[0], 240), max(size[1], 160)
-    y_ticks = (log_ticks if log_y else round_ticks)(y_low, y_high, max(2, (height - 90) // 40))
-    y_names = tick_labels(y_ticks, log_y, percent)
-
-    # Where it is shown: the margins are as wide as what has to stand in them.
+    all_y = np.concatenate([levels, *(ys for _, ys in lines.values()), *edges])
     labels = [one_line(name) for name in lines if name not in dashed] + ['chance'] * len(levels)
-    label_width = min(max(map(text_width, labels), default=0), 0.34 * width)
-    left, right = 18 + max(map(text_width, y_names), default=0), width - 24 - label_width
-    top, bottom = 46 + 18 * bool(y_label), height - 28 - 18 * bool(x_label)
-    if x_ticks is None:
-        x_ticks = round_ticks(x_low, x_high, max(2, (right - left) // 75))
-        if len(all_x) and (all_x == np.round(all_x)).all():  # there is no iteration 2.5
-            x_ticks = [x for x in x_ticks if abs(x - round(x)) < 1e-6 * max(1, abs(x))] or [all_x[0]]
-        x_ticks = list(zip(x_ticks, tick_labels(x_ticks)))
+    y_low, y_high = shown_y(all_y, y_range, log_y, percent)
+    plot = Plot(size, all_x, x_ticks, y_low, y_high, log_y, percent, labels, x_label, y_label)
 
-    def at_x(x):
-        return left + (x - x_low) / (x_high - x_low) * (right - left)
-
-    def at_y(y):
-        if log_y:
-            with np.errstate(divide='ignore', invalid='ignore'):  # no logarithm: a gap
-                y, low, high = np.where(np.asarray(y) > 0, np.log(y), np.nan), np.log(y_low), np.log(y_high)
-        else:
-            low, high = y_low, y_high
-        return np.clip(bottom - (y - low) / (high - low) * (bottom - top), top - 1000, bottom + 1000)
-
-    # From the back to the front: grid, bands, chance, lines.
-    canvas = Canvas(width, height, scale=3)
-    for y in at_y(np.array(y_ticks)):
-        canvas.box(left, y, right - left, 1, PALE)
-    canvas.box(left, bottom, right - left, 1, GREY)
+    # From the back to the front: grid, bands, chance, lines, words.
+    plot.grid()
     for name, (lows, highs) in bands.items():
-        xs, lows, highs = at_x(lines[name][0]), at_y(lows), at_y(highs)
-        n = min(len(xs), len(lows), len(highs))
-        for a, b in finite_runs(np.isfinite(xs[:n] + lows[:n] + highs[:n])):
-            outline = list(zip(xs[a:b], lows[a:b])) + list(zip(xs[a:b], highs[a:b]))[::-1]
-            if b - a > 1:
-                canvas.area(outline, colors[name] + '30')
-            else:  # one point has no area: an upright stroke
-                canvas.line(outline, colors[name] + '60', 3)
-    for y in at_y(levels):
-        if np.isfinite(y):
-            for x in range(round(left), round(right), 9):
-                canvas.box(x, y, min(5, right - x), 1, GREY)
-
-    drawn = False
-    ends = [(y, 'chance', GREY) for y in at_y(levels) if np.isfinite(y)]  # what gets a name in the right margin
+        xs = plot.at_x(lines[name][0])
+        draw_band(plot.canvas, xs, plot.at_y(lows), plot.at_y(highs), colors[name])
+    ends = [(y, 'chance', GREY) for y in plot.at_y(levels) if np.isfinite(y)]  # of names in the margin
+    for y, _, _ in ends:
+        plot.level(y)
+    empty = True
     for name, (xs, ys) in lines.items():
-        n = min(len(xs), len(ys))
-        xs, ys = at_x(xs[:n]), at_y(ys[:n])
-        good = np.isfinite(xs + ys)
-        drawn = drawn or good.any()
-        for a, b in finite_runs(good):
-            points = list(zip(xs[a:b], ys[a:b]))
-            for stroke in dashes(points) if name in dashed else [points]:
-                canvas.line(stroke, colors[name], 1.8 if name not in dashed else 1.3)
-            if b - a == 1 or (good.sum() <= 12 and name not in dashed):
-                for x, y in points:
-                    canvas.dot(x, y, colors[name], 3)
-        if str(name) and name not in dashed and good.any():
-            ends.append((ys[good][-1], name, colors[name]))
-
-    # A given y_range may have let lines run out of the chart: paint the margins over them.
-    canvas.box(0, 0, width, top - 4, WHITE)
-    canvas.box(0, bottom + 4, width, height, WHITE)
-    canvas.box(0, 0, left - 4, height, WHITE)
-    canvas.box(right + 4, 0, width, height, WHITE)
-
-    # The words around the chart.
-    for y, label in zip(at_y(np.array(y_ticks)), y_names):
-        canvas.text(left - 6, y, label, GREY, anchor='rm')
-    for x, label in x_ticks:
-        canvas.box(at_x(x), bottom, 1, 4, GREY)
-        canvas.text(at_x(x), bottom + 7, one_line(label), GREY, anchor='ma')
-    canvas.text(14, 12, shorten(title, width - 40, 15), size=15, bold=True)
-    canvas.text(14, 35, shorten(y_label, width - 28), GREY)
-    canvas.text((left + right) / 2, height - 18, shorten(x_label, right - left), GREY, anchor='ma')
-    if not drawn:
-        canvas.text((left + right) / 2, (top + bottom) / 2, 'no data', GREY, anchor='mm')
-
-    ends = sorted(ends, key=lambda end: end[0])
-    ends = ends[::math.ceil(len(ends) * 14 / (bottom - top + 14)) or 1]  # more names than fit: every second, third, ...
-    ends = [(min(max(y, top), bottom), name, color) for y, name, color in ends]
-    for (y, name, color), label_y in zip(ends, spread_labels([y for y, _, _ in ends], top, bottom, 14)):
-        canvas.line([(right + 5, y), (right + 11, label_y)], color, 1)
-        canvas.text(right + 14, label_y, shorten(name, label_width + 1), color, anchor='lm')
-    return canvas.done()
+        end = draw_series(plot.canvas, plot.at_x(xs), plot.at_y(ys), colors[name], name in dashed)
+        empty = empty and end is None
+        if end is not None and str(name) and name not in dashed:
+            ends.append((end, name, colors[name]))
+    plot.clear_margins()
+    plot.words(title, x_label, y_label, empty)
+    plot.names(ends)
+    return plot.canvas.done()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -227,7 +281,7 @@ def line_chart(series, title, x_label='', y_label='', size=(560, 360), y_range=N
 
 
 def column(rows, name):
-    """(xs, ys) of one column of the log. Blanks are left out, so that rare evaluations still join to a line."""
+    """(xs, ys) of one column of the log. Blanks are left out: rare evaluations still join to a line."""
     points = {}
     for row in rows:
         try:
@@ -241,13 +295,13 @@ def column(rows, name):
 
 def columns(rows, prefix):
     """name without prefix -> (xs, ys), for the columns that hold something."""
-    names = dict.fromkeys(name for row in rows for name in row if isinstance(name, str) and name.startswith(prefix))
+    names = dict.fromkeys(name for row in rows for name in row if str(name).startswith(prefix))
     found = {name[len(prefix):]: column(rows, name) for name in names}
     return {name: points for name, points in found.items() if points[0]}
 
 
 def summarise(series, bins=100):
-    """Means of neighbouring points as a line and their range as a band: thousands of noisy values hide each other."""
+    """Means of neighbouring points as a line, their range as a band: thousands of values hide each other."""
     lines, bands = {}, {}
     for name, (xs, ys) in series.items():
         if len(xs) <= 2 * bins:
@@ -317,7 +371,7 @@ def curves(log_rows):
 
 
 def shots_chart(rows, title):
-    """Rows of evaluate.json as lines over the number of shots; one chart a task where one chart would be crowded."""
+    """Rows of evaluate.json as lines over the number of shots; a chart for each task where one is crowded."""
     rows = [row for row in rows if not row.get('control') and row.get('shots') is not None]
     lines = {}
     for row in rows:
@@ -341,7 +395,7 @@ def one_shots_chart(lines, title, size):
     shots = sorted({row['shots'] for rows in lines.values() for row in rows})
     series, bands = {}, {}
     for (task, ways, metric), rows in lines.items():
-        parts = [task if len(tasks) > 1 else '', f'{ways}-way' if ways else '', metric if len(metrics) > 1 else '']
+        parts = task if len(tasks) > 1 else '', ways and f'{ways}-way', metric if len(metrics) > 1 else ''
         name = ' '.join(str(part) for part in parts if part).replace('_', ' ')
         rows = sorted(rows, key=lambda row: row['shots'])
         series[name] = [shots.index(row['shots']) for row in rows], [row['value'] for row in rows]
@@ -349,6 +403,8 @@ def one_shots_chart(lines, title, size):
     values = floats(row['value'] for rows in lines.values() for row in rows)
     percent = bool((values[np.isfinite(values)] <= 1).all()) and 'cider' not in str(metrics).lower()
     ways = {way for _, way, _ in lines if way}
-    return line_chart(series, title, 'shots', ' / '.join(sorted(map(str, metrics))) if len(metrics) < 3 else '', size,
-                      percent=percent, bands=bands, chance=[1 / n for n in sorted(ways)] if ways and percent else None,
-                      x_ticks=[(i, str(count)) for i, count in enumerate(shots)])
+    y_label = ' / '.join(sorted(map(str, metrics))) if len(metrics) < 3 else ''
+    chance = [1 / n for n in sorted(ways)] if ways and percent else None
+    x_ticks = [(i, str(count)) for i, count in enumerate(shots)]
+    return line_chart(series, title, 'shots', y_label, size, percent=percent, chance=chance, bands=bands,
+                      x_ticks=x_ticks)

@@ -6,8 +6,6 @@ from functools import lru_cache
 
 from PIL import ImageFont
 
-
-
 # Okabe and Ito's colours, told apart with any kind of colour vision (without their yellow: too pale here)
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'
 PALETTE = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, '#333333']
@@ -106,7 +104,7 @@ def text_table(rows, header):
     def is_number(cell):
         return re.fullmatch(r'[-+]?(\d[\d\s.,%±()\[\]–+-]*|\d[\d.]*e[-+]?\d+|nan|inf|)', cell) is not None
 
-    columns = list(zip(*[[shown(name) for name in header]] + [[shown(value) for value in row] for row in rows]))
+    columns = list(zip(*[[shown(value) for value in row] for row in (header, *rows)]))
     for i, (name, *cells) in enumerate(columns):
         width = max(len(cell) for cell in (name, *cells))
         right = any(cells) and all(is_number(cell) for cell in cells)

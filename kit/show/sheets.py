@@ -1,9 +1,4 @@
-"""Every PNG the project makes: curves, prompt sheets, attention, charts. Drawn with Pillow alone.
-
-All functions return a picture; `save` puts it on disk. Nothing here may stop a training run: missing
-values are gaps, no data gives a chart that says so, and any text can be drawn, hostile or not.
-Lengths are in pixels of the finished picture.
-"""
+"""Sheets of pictures: prompts with their answers, what a source holds, where a model looked."""
 import math
 
 import numpy as np
@@ -71,7 +66,7 @@ def answer_runs(answer, truth):
 
 
 def prompt_block(frames, runs, cell, width):
-    """One picture or clip with the text that belongs to it beneath, or text alone. Returns (image, picture height)."""
+    """A picture or clip with its text beneath, or text alone -> (image, height of the picture in it)"""
     if not frames:
         picture_height, text_top, block_width = 0, 0, width
         lines = wrap(runs, width)
@@ -108,7 +103,8 @@ def prompt_strip(prompt, cell, width):
     rows, x = [[]], 0  # of (x, image, height of the picture in it)
     for frames, runs in blocks:
         image, picture_height = prompt_block(frames, runs, min(cell, width - 2), width)
-        if rows[-1] and (x + image.width > width or not frames or rows[-1][-1][2] == 0):  # text alone has its own row
+        alone = not frames or rows[-1] and rows[-1][-1][2] == 0  # text without a picture has its own row
+        if rows[-1] and (x + image.width > width or alone):
             rows, x = rows + [[]], 0
         rows[-1].append((x, image, picture_height))
         x += image.width + 12
@@ -116,7 +112,7 @@ def prompt_strip(prompt, cell, width):
     title = shorten(prompt.get('title') or '', width)
     places, y, widest = [], 20 if title else 0, text_width(title) + 2
     for row in rows:
-        base = max(picture_height for _, _, picture_height in row)  # pictures of all heights stand on one line
+        base = max(picture_height for _, _, picture_height in row)  # pictures stand on one line
         places += [(image, x, y + base - picture_height) for x, image, picture_height in row]
         widest = max(widest, row[-1][0] + row[-1][1].width)
         y += max(base - picture_height + image.height for _, image, picture_height in row) + 12
@@ -128,9 +124,10 @@ def prompt_strip(prompt, cell, width):
 
 
 def prompt_sheet(prompts, columns=1, cell=96, title=''):
-    """Prompts as the model saw them, with its answers: green if right, vermilion if wrong, blue if nobody knows.
+    """Prompts as the model saw them, and its answers: green if right, red if wrong, blue if nobody knows.
 
-    A prompt is {'pieces': [picture | list of frames | text, ...], 'answer': str, 'truth': str or None, 'title': str}.
+    A prompt is {'pieces': [picture | list of frames | text, ...], 'answer': str, 'truth': str or None,
+    'title': str}.
     """
     columns = max(1, min(columns, len(prompts)))
     room = (SHEET_WIDTH - 28 - 28 * (columns - 1)) // columns
@@ -174,8 +171,8 @@ def contact_sheet(items, columns=4, cell=128, title=''):
 
 
 def heat(picture, weights, cell):
-    """The picture in its own colours where the model looked, faded elsewhere; a red line goes around all that got at
-    least half of the most. Only shares of the largest weight count."""
+    """The picture in its own colours where the model looked, faded elsewhere; a red line goes around what got
+    at least half of the largest weight. Weights may have any scale."""
     picture = fitted(picture, cell, cell)
     weights = np.nan_to_num(np.atleast_2d(np.asarray(weights, dtype=np.float64)), posinf=0.0).clip(min=0)
     weights = (weights / (weights.max() or 1)).astype(np.float32)

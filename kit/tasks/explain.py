@@ -8,6 +8,7 @@ Nothing about the inside of the model is written down here: while it runs, Pytho
 (sys.settrace), and each line that gives a tensor a name is noted with the tensor's shape. So names, lines and
 comments are always those of the code itself.
 """
+import ast
 import itertools
 import json
 import linecache
@@ -17,6 +18,7 @@ import shutil
 import sys
 import textwrap
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -93,10 +95,20 @@ def shape_of(value):
     return None
 
 
+@lru_cache
+def last_lines(path):
+    """-> {the first line of a statement: its last line}"""
+    simple = ast.Assign, ast.AugAssign, ast.Return
+    nodes = ast.walk(ast.parse(''.join(linecache.getlines(path))))
+    return {node.lineno: node.end_lineno for node in nodes if isinstance(node, simple)}
+
+
 def letters_beside(path, number):
-    """The shape that the comment on a line states: '# (B,T,H,d) each' -> '(B,T,H,d)'"""
-    found = LETTERS.search(linecache.getline(path, number))
-    return found[1] if found else ''
+    """The shape that a comment beside the statement on this line states: '# (B,T,H,d) each' -> '(B,T,H,d)'"""
+    for n in range(number, last_lines(path).get(number, number) + 1):
+        if found := LETTERS.search(linecache.getline(path, n)):
+            return found[1]
+    return ''
 
 
 class Watch:

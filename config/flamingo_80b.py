@@ -1,35 +1,38 @@
 """The paper's Flamingo (80B): 80 layers of 8192, a gated layer before every 7th, NFNet-F6 at 320 x 320.
 
-    python bench.py --preset=flamingo-80b --device=meta           # parameters beside the paper's, FLOPs, memory
-    torchrun --nproc_per_node=8 --nnodes=8 --node_rank=0..7 --master_addr=10.0.0.1 --master_port=1234 train.py config/flamingo_80b.py \
+    python bench.py --preset=flamingo-80b --device=meta   # parameters beside the paper's, FLOPs, memory
+    torchrun --nproc_per_node=8 --nnodes=8 --node_rank=0..7 --master_addr=10.0.0.1 --master_port=1234 \
+        train.py config/flamingo_80b.py \
         --m3w=PAGES --align=PAIRS --ltip=PAIRS --vtp=CLIPS --text=TEXT --out_dir=out-80b
 
-No weights of these sizes are published that fit: all three stages begin at random. The data is yours (README, "Your own data"); the
-paper's is not public. To fetch public pictures with captions, see config/gpt2.py.
+No published weights fit these sizes, so all three stages begin at random. The data is yours (README, "Your
+own data"); the paper's is not public. config/gpt2.py shows how to fetch public pictures with captions.
 
-The batch of the contrastive stage is compared with itself and never split into micro-batches: the paper's 16,384 pairs took 512 TPUv4.
-On few GPUs lower vision_batch, and vision_lr with it.
+The batch of the contrastive stage is compared with itself and never split into micro-batches. The paper's
+16,384 pairs took 512 TPUv4; on few GPUs lower vision_batch, and vision_lr with it.
 
-Computed, not measured: in bfloat16 270.5 GiB on one GPU, 51.8 on each of 8, 22.6 on each of 64, for one sequence of 256 tokens and 5
-pictures at a time (bench.py); a batch larger than one sequence a GPU takes that many times the activations. Time: the paper trained its
-80B for 15 days on 1,536 TPUv4; this code has not been run at this size.
+Memory in bfloat16, computed and not measured: 270.5 GiB on one GPU, 51.8 on each of 8, 22.6 on each of 64,
+for one sequence of 256 tokens and 5 pictures at a time (bench.py). More sequences a GPU take that many times
+the activations. The paper trained its 80B for 15 days on 1,536 TPUv4; this code has not been run at this
+size.
 
-Each process makes the whole model in host memory before it is split: 280 GiB a process in float32. Nobody has trained this file;
-it is here because its numbers are exact, and because everything but that memory is what a real run would need.
+Each process builds the whole model in host memory before it is split: 280 GiB a process in float32. Nobody
+has trained this file. It is here because its numbers are exact, and because everything else is what a real
+run would need.
 """
 preset = 'flamingo-80b'
 shard = True                    # torchrun only
 activation_checkpointing = True
 vision_iters = 1200000
-vision_batch = 16384            # pairs of each of align and ltip (appendix B.1); the paper shows them at 288 x 288 here, one size serves all stages
+vision_batch = 16384            # pairs of each of align and ltip (appendix B.1); there at 288 x 288 pixels
 vision_lr = 1e-3
 schedule = 'vision=linear language=linear flamingo=constant'
-language_iters = 100000         # the paper took Chinchilla as it was; give gpt2 and language_iters=0 for a model of your own
+language_iters = 100000         # the paper took Chinchilla; for your own model: gpt2, and language_iters=0
 language_batch = 512
 language_tokens = 2048
 language_lr = 1e-4
 batch = (
-    'm3w=256 '  # of each step; the paper gives batches for its ablations only, these
+    'm3w=256 '  # the batches of the paper's ablations; it gives no others
     'align=512 '
     'ltip=512 '
     'vtp=64'
@@ -40,7 +43,7 @@ lambda_ltip = 0.2
 lambda_vtp = 0.03
 flamingo_iters = 500000
 flamingo_lr = 1e-4
-warmup = 5000                   # of every stage; the paper's contrastive stage has none
+warmup = 5000                   # in every stage; the paper's contrastive stage has none
 gate_scale = 1.0
 feature_dropout = 0.0
 augment = 'strength=1.0 flip=True'

@@ -1,15 +1,21 @@
-"""Augmentation: a batch of pictures, each changed a little."""
+"""Augmentation: each picture of a batch is changed a little."""
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 
 def augment(pixels, rng, flip=False, strength=1.0, colour=True, warp=0.0):
-    """A batch of pictures (N,3,H,W) uint8, each turned, scaled, moved and recoloured a little -> the same, uint8.
+    """(N,3,H,W) uint8 -> (N,3,H,W) uint8, each picture turned, scaled, moved and recoloured a little.
 
-    Random colour and flips are the paper's augmentation, of the Flamingo stage, too; there, ours has features that were kept, and
-    shows pictures as they are, but for the variants on pages made of a folder. Flips are off where left and right, or letters,
-    mean something, colour where there is none. Pixels that come into view take the colour of the nearest edge.
-    warp: how much each is slanted, stretched and bent besides, as two hands differ that draw the same.
+    flip:     mirror half of the pictures; off if left and right, or letters, mean something
+    strength: of the changes of place and colour
+    colour:   change colours, too; off for pictures without any
+    warp:     how much to slant, stretch and bend as well, as two people's drawings of the same thing differ
+    Pixels that come into view take the colour of the nearest edge.
+
+    The paper changes colours and flips pictures in the Flamingo stage, too. Ours augments only the
+    contrastive stage: Flamingo trains on kept features of unchanged pictures (except for the variants on
+    pages made from a folder).
     """
     n = len(pixels)
     draw = lambda low, high, *shape: torch.from_numpy(rng.uniform(low, high, (n, *shape)).astype(np.float32))
@@ -24,15 +30,18 @@ def augment(pixels, rng, flip=False, strength=1.0, colour=True, warp=0.0):
     if warp > 0:
         slant, stretch = draw(-0.2, 0.2) * warp, torch.exp(draw(-0.15, 0.15) * warp)
         theta = theta @ matrix(stretch, slant / stretch, torch.zeros(n), 1 / stretch)
-    where = torch.nn.functional.affine_grid(torch.cat([theta, shift.unsqueeze(-1)], 2), x.shape, align_corners=False)  # (N,H,W,2)
-    if warp > 0:  # 4 x 4 points move, and what is between them goes along
-        bend = torch.nn.functional.interpolate(draw(-0.12, 0.12, 2, 4, 4) * warp, size=x.shape[-2:], mode='bicubic', align_corners=True)
+    theta = torch.cat([theta, shift.unsqueeze(-1)], 2)                          # (N,2,3)
+    where = F.affine_grid(theta, x.shape, align_corners=False)                  # (N,H,W,2)
+    if warp > 0:  # 4 x 4 points move; pixels between them move along
+        bend = draw(-0.12, 0.12, 2, 4, 4) * warp
+        bend = F.interpolate(bend, size=x.shape[-2:], mode='bicubic', align_corners=True)
         where = where + bend.permute(0, 2, 3, 1)
-    x = torch.nn.functional.grid_sample(x, where, padding_mode='border', align_corners=False)
+    x = F.grid_sample(x, where, padding_mode='border', align_corners=False)
     if colour:
         grey = x.mean(1, keepdim=True)
         fade = torch.where(draw(0, 1, 1, 1, 1) < 0.5 * strength, 0.0, 1 + strength * draw(-0.5, 0.5, 1, 1, 1))
-        x = grey + (x - grey) * fade                                            # saturation, now and then none at all
+        x = grey + (x - grey) * fade                                            # saturation, sometimes none
         x = x * (1 + strength * draw(-0.25, 0.25, 3, 1, 1))                     # colour cast
-        x = (x - 0.5) * (1 + strength * draw(-0.3, 0.3, 1, 1, 1)) + 0.5 + strength * draw(-0.15, 0.15, 1, 1, 1)
+        contrast, light = draw(-0.3, 0.3, 1, 1, 1), draw(-0.15, 0.15, 1, 1, 1)
+        x = (x - 0.5) * (1 + strength * contrast) + 0.5 + strength * light
     return (x.clamp(0, 1) * 255).round().to(torch.uint8)

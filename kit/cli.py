@@ -2,14 +2,14 @@
 
 A script lists its keys, each with a default and one line of meaning:
 
-    keys = {'out_dir': ('out', 'folder for everything the run leaves behind'), 'lr': (3e-4, 'peak learning rate')}
+    keys = {'out_dir': ('out', 'folder for what the run writes'), 'lr': (3e-4, 'peak learning rate')}
     config = configure(keys)    # python train.py config/tiny.py --lr=1e-3
 
-As in nanoGPT, config files and `--key=value` are read from left to right and the later one wins. Unlike
-in nanoGPT, a config file is never executed, so reading a stranger's is safe: it may hold comments,
-docstrings and `name = literal` lines only.
+As in nanoGPT, config files and `--key=value` are read from left to right and the later one wins. Unlike in
+nanoGPT, a config file is never executed, so reading a stranger's is safe. It may hold only comments,
+docstrings and `name = literal` lines.
 
-Keys that are seldom needed stand together in one key, whose default is a table of them:
+Keys that are seldom needed are grouped into one key, whose default is a table of them:
 
     keys['batch'] = ({'batch_m3w': (24, 'sequences of m3w'), 'batch_vtp': (4, 'of vtp')}, 'sequences a step')
     config = configure(keys)    # --batch='m3w=12 vtp=2' sets config.batch_m3w and config.batch_vtp
@@ -43,9 +43,9 @@ def configure(keys, argv=None, usage='', groups=None, gone=None):
     keys:   {name: (default, one line of meaning)}; a default is a bool, int, float or str, or a table of keys
     argv:   list of str, sys.argv[1:] unless given
     groups: {title: names of the keys}, for --help
-    gone:   {name of a key that is no more: what to do instead}
-    Returns a namespace with every key, those of tables by their own names, and with `given`: the set of those that a
-    config file or the command line set. Raises BadInput.
+    gone:   {name of a removed key: what to do instead}
+    Returns a namespace with every key, those of tables by their own names, and with `given`, the set of keys
+    that a config file or the command line has set. Raises BadInput.
     """
     argv = sys.argv[1:] if argv is None else argv
     on_command_line = keys | {'debug': (False, 'show the full traceback of an error')}
@@ -63,7 +63,7 @@ def configure(keys, argv=None, usage='', groups=None, gone=None):
         else:
             overrides |= read_config_file(argument, keys, gone)
     if 'debug' not in keys:
-        overrides.pop('debug', None)  # it is for `command`, and no part of a run's configuration
+        overrides.pop('debug', None)  # it is for `command`, not part of a run's configuration
     values = {name: default for name, (default, _) in flat(keys).items()} | overrides
     return SimpleNamespace(**values, given=set(overrides))
 
@@ -82,8 +82,7 @@ def short(name, table):
 
 
 def spell(values, keys):
-    """{name: value}, those of tables by their own names -> the arguments that say so, ['--key=value',
-    ...]."""
+    """{name: value}, those of tables by their own names -> the arguments that give them, ['--key=value']."""
     spelled = [f'--{name}={value}' for name, value in values.items() if name in keys]
     for table, (default, _) in keys.items():
         inside = [name for name in values if isinstance(default, dict) and name in default]
@@ -93,15 +92,15 @@ def spell(values, keys):
 
 
 def parse_key(name, text, keys, where):
-    """The text of one key -> {name: value}; of a table, 'm3w=12 vtp=2', all that it names. Raises
-    BadInput."""
+    """The text of one key -> {name: value}. The text of a table, such as 'm3w=12 vtp=2', may give several.
+    Raises BadInput."""
     default = keys[name][0]
     if not isinstance(default, dict):
         return {name: parse(text, default, where)}
     names, values = {short(inside, name): inside for inside in default}, {}
     try:
         entries = shlex.split(text)
-    except ValueError as e:  # a quotation mark that nothing closes
+    except ValueError as e:  # an unclosed quotation mark
         raise BadInput(f'{where}: {e}') from e
     for entry in entries:
         inside, equals, value = entry.partition('=')
@@ -115,8 +114,7 @@ def parse_key(name, text, keys, where):
 
 
 def read_config_file(path, keys, gone=None):
-    """A Python file of `name = literal` lines -> {name: value}. Nothing in it is executed. Raises
-    BadInput."""
+    """A Python file of `name = literal` lines -> {name: value}; nothing is executed. Raises BadInput."""
     if not os.path.exists(path):
         hint = f' (write --{path} to set a key)' if '=' in path else ''
         raise BadInput(f'no such config file: {path}{hint}')
@@ -182,8 +180,8 @@ def wanted(default):
 def parse(text, default, where):
     """str -> a value of default's type. Raises BadInput."""
     kind = type(default)
-    if kind is str and '\0' not in text:  # which no file name can hold
-        # Verbatim: quotes, spaces and `=` are the user's own. But ~ is home, which a shell leaves as it is after a `=`.
+    if kind is str and '\0' not in text:  # no file name can hold a \0
+        # Verbatim: quotes, spaces and `=` are the user's own. Only ~ is replaced; after a `=`, no shell does.
         return os.path.expanduser(text) if text == '~' or text.startswith('~/') else text
     try:
         if kind is bool:
@@ -191,7 +189,7 @@ def parse(text, default, where):
         if kind is int and '.' not in text and 'e' not in text.lower():
             return int(text)
         number = float(text)
-        if math.isfinite(number) and (kind is float or number.is_integer()):  # 1e3 is a whole number, 1.5 is none
+        if math.isfinite(number) and (kind is float or number.is_integer()):  # 1e3 is a whole number
             return kind(number)
     except (KeyError, ValueError):
         pass
@@ -199,8 +197,8 @@ def parse(text, default, where):
 
 
 def check_range(config, low, high, *names, keys=None):
-    """Raises BadInput where the value of one of these keys is below `low` or above `high`. keys: where some
-    are in tables."""
+    """Raises BadInput if the value of one of these keys is below `low` or above `high`. keys: all of them,
+    for the spelling of those in tables."""
     for name in names:
         value = getattr(config, name)
         if not low <= value <= high:
@@ -209,7 +207,7 @@ def check_range(config, low, high, *names, keys=None):
 
 
 def print_help(keys, usage, groups=None):
-    """Every key with its default and its meaning, in groups; the keys of a table below it."""
+    """Print every key with its default and its meaning, in groups. A table is followed by its keys."""
     if usage:
         print(usage.strip())
     grouped = {name for names in (groups or {}).values() for name in names}
@@ -218,15 +216,16 @@ def print_help(keys, usage, groups=None):
         print(f'\n{title}' if title else '')
         for name in names:
             default, meaning = keys[name]
-            print_key(f'--{name}=' + ("'name=value ...'" if isinstance(default, dict) else str(default)), meaning, 2)
-            for inside, (value, said) in default.items() if isinstance(default, dict) else ():
+            table = default if isinstance(default, dict) else {}
+            print_key(f'--{name}=' + ("'name=value ...'" if table else str(default)), meaning, 2)
+            for inside, (value, said) in table.items():
                 print_key(f'{short(inside, name)}={value}', said, 6)
 
 
 def print_key(spelled, meaning, indent, column=34, width=110):
-    """One key and what it means, in two columns."""
+    """Print one key and its meaning, in two columns."""
     first = f'{" " * indent}{spelled}'
-    if len(first) > column - 2:  # too long to stand beside its meaning
+    if len(first) > column - 2:  # too long for its column: the meaning starts on the next line
         print(first)
         first = ''
     for line in textwrap.wrap(meaning, width - column):
@@ -239,34 +238,32 @@ def print_key(spelled, meaning, indent, column=34, width=110):
 
 
 def keep_freed_memory():
-    """Let glibc keep what is freed. By itself it gives much of it back to the system, and then gets it page
-    by page, each filled with zeros: 6 to 12 % of a step of the vision stage. Without glibc nothing
+    """Let glibc keep freed memory. By default it returns much of it to the system and gets it back page by
+    page, each filled with zeros, which takes up to 12 % of a step of the vision stage. Without glibc nothing
     happens."""
     with contextlib.suppress(OSError):
         libc = ctypes.CDLL('libc.so.6')
-        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its most: what is smaller is kept
-        libc.mallopt(-1, -1)        # M_TRIM_THRESHOLD: nothing is given back
+        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, its maximum: smaller blocks are kept
+        libc.mallopt(-1, -1)        # M_TRIM_THRESHOLD: nothing is returned
 
 
 def command(main):
-    """Run a script's main(): a user's mistake ends it with one line on stderr and exit status 2.
-
-    `--debug=True` on the command line shows the traceback instead.
-    """
+    """Run a script's main(). A user's mistake ends it with one line on stderr and exit status 2;
+    `--debug=True` on the command line shows the traceback instead."""
     keep_freed_memory()
     debug = {'--debug=True', '--debug=true', '--debug=1'} & set(sys.argv[1:])
     if hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='backslashreplace')  # a letter that the terminal lacks is no reason to fail
+        sys.stdout.reconfigure(errors='backslashreplace')  # for letters that the terminal lacks
     try:
         main()
-        sys.stdout.flush()  # a reader that has gone away is noticed here, not when Python shuts down
+        sys.stdout.flush()  # notice here, not when Python shuts down, that a reader has gone away
     except (BadInput, BadItem, OSError, KeyboardInterrupt) as e:
         if debug:
             raise
         if isinstance(e, KeyboardInterrupt):
             sys.exit(130)  # as a shell counts: 128 + SIGINT
         if isinstance(e, BrokenPipeError):  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
             sys.exit(141)  # 128 + SIGPIPE
         if isinstance(e, OSError):
             if e.filename is None and e.errno != errno.ENOSPC:
@@ -275,11 +272,11 @@ def command(main):
         print(f'error: {one_line(e)}', file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as e:
-        # torch says it in three ways: an error of its own, Python's, and on the CPU a RuntimeError like any
-        # other.
+        # torch reports a full memory by an error of its own, by Python's, or on the CPU by a RuntimeError.
         full = isinstance(e, (MemoryError, torch.OutOfMemoryError))
         full = full or "can't allocate memory" in str(e) or 'not enough memory' in str(e)
         if debug or not full:
             raise
-        print('error: out of memory: make batches, sizes or counts smaller (--debug=True shows where)', file=sys.stderr)
+        print('error: out of memory: make batches, sizes or counts smaller (--debug=True shows where)',
+              file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,7 @@
-"""What is worth keeping: the pixels of pictures, and what the frozen encoder said about them.
+"""Two caches: the pixels of pictures, and the frozen encoder's features of them.
 
-Pages show the same pictures again and again, and the encoder never changes after its own stage. So a picture is
-decoded once and encoded once, and both are kept under the `key` that names its exact pixels.
+Pages show the same pictures again and again, and the encoder never changes after its own stage. So a picture
+is decoded once and encoded once, and both are kept under the `key` that names its exact pixels.
 """
 import torch
 
@@ -9,7 +9,7 @@ from data import frame_mask, load_pixels
 
 
 class Kept(dict):
-    """A dict of tensors that drops its oldest when it holds more than `limit` bytes."""
+    """A dict of tensors that drops the oldest when it holds more than `limit` bytes."""
 
     def __init__(self, limit):
         super().__init__()
@@ -31,7 +31,7 @@ class Kept(dict):
 
 
 class Pixels:
-    """pixels(media) -> (F,3,H,W) uint8 of one Media, decoded once. Raises BadItem where it cannot be read."""
+    """pixels(media) -> (F,3,H,W) uint8 of one Media, decoded once. Raises BadItem if it cannot be read."""
 
     def __init__(self, image_size, n_frame, limit=512 << 20):
         self.image_size, self.n_frame, self.kept = image_size, n_frame, Kept(limit)
@@ -48,12 +48,13 @@ class Pixels:
 class FrozenFeatures:
     """features, frame_mask = FrozenFeatures(vision, pixels, device)(media)
 
-    media: B lists of data.Media -> features (M,S,D_v) float32 of their M frames, one after the other, and frame_mask
-    (B,N,F) bool, where each of them stands, on `device`; or (None, None) if there is no picture at all.
+    media: B lists of data.Media. -> features (M,S,D_v) float32 of their M frames, one after the other, and
+    frame_mask (B,N,F) bool, which says where each frame belongs, on `device`; (None, None) if there is no
+    picture at all.
 
-    The encoder always runs on batches of exactly `CHUNK` frames, filled up where there are fewer: how its sums are
-    ordered may depend on the batch size, and a run that was interrupted and resumed must find the same features,
-    to the bit, as one that was not, whatever it finds them together with.
+    The encoder always runs on batches of exactly CHUNK frames, padded if there are fewer: the order of its
+    sums may depend on the batch size, and a resumed run must find the same features as one that was never
+    interrupted, bit for bit, whatever else is in the batch.
     """
     CHUNK = 32
 
@@ -73,17 +74,20 @@ class FrozenFeatures:
     def __call__(self, media):
         found, new = {}, {}
         for m in (m for row in media for m in row):
-            name = m.key or id(m)  # a picture without a key is encoded, and not kept
+            name = m.key or id(m)  # a picture without a key is encoded but not kept
             if name in self.kept:
                 found[name] = self.kept[name]
             else:
                 new[name] = m
         if new:
             frames = [self.pixels(m) for m in new.values()]
-            for (name, m), f in zip(new.items(), self.encode(torch.cat(frames)).split([len(f) for f in frames])):
-                found[name] = f.clone()  # a copy of its own, or the whole batch would stay in memory
+            encoded = self.encode(torch.cat(frames)).split([len(f) for f in frames])
+            for (name, m), f in zip(new.items(), encoded):
+                found[name] = f.clone()  # a copy: a view would keep the whole batch in memory
                 if m.key:
                     self.kept.keep(name, found[name])
-        features = [[found[m.key or id(m)] for m in row] for row in media]           # of each picture or clip (F,S,D_v)
-        mask = frame_mask([[len(f) for f in row] for row in features])
-        return (None, None) if mask is None else (torch.cat([f for row in features for f in row]).to(self.device), mask.to(self.device))
+        features = [[found[m.key or id(m)] for m in row] for row in media]           # each (F,S,D_v)
+        mask = frame_mask([[len(f) for f in row] for row in features])               # (B,N,F)
+        if mask is None:
+            return None, None
+        return torch.cat([f for row in features for f in row]).to(self.device), mask.to(self.device)

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and the two kinds of error."""
+"""The two kinds of error, and files that are never half-written."""
 import contextlib
 import errno
 import json
@@ -12,17 +12,17 @@ import stat
 
 
 class BadInput(ValueError):
-    """A mistake of the user's: the message is one clear line that says what is wrong, and where."""
+    """A user's mistake: the message is one clear line that says what is wrong, and where."""
 
 
 class BadItem(Exception):
-    """One damaged item of a data set; readers count these by `kind` and go on.
+    """One damaged item of a data set. Readers count these by `kind` and go on.
 
     kind: a word or two ('truncated', 'missing', 'empty caption'); where: file and line; message: details.
     """
 
     def __init__(self, kind, where, message=''):
-        super().__init__(kind, where, message)  # all three, or it would not survive the way back from a worker process
+        super().__init__(kind, where, message)  # all three: unpickling calls the class with them
         self.kind, self.where, self.message = kind, where, message
 
     def __str__(self):
@@ -30,10 +30,10 @@ class BadItem(Exception):
 
 
 def open_file(path, limit):
-    """Open a file that the user names, for reading bytes. limit: bytes; what is read from it is held in memory.
+    """Open a file that the user names, for reading bytes. limit: the most bytes it may have.
 
-    Raises BadInput where it is missing, larger than the limit, or not a file: a folder, or a pipe or device, which may
-    never end.
+    Raises BadInput if it is missing, larger than the limit, or not a file but a folder, pipe or device (which
+    may never end).
     """
     try:
         info = os.stat(path)
@@ -57,17 +57,17 @@ def read_json(path, limit):
 
 
 # ---------------------------------------------------------------------------------------------
-# Running a script
+# Messages
 
 
 def one_line(text):
-    """Newlines and other control characters written out (\\n), so that a message stays one line."""
+    """str -> the same with newlines and other control characters written out (\\n): one line."""
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 try:
     import fcntl
-except ImportError:  # Windows: runs are not kept apart there
+except ImportError:  # Windows: two runs in one folder are not noticed there
     fcntl = None
 NO_LINKS = getattr(os, 'O_NOFOLLOW', 0)
 
@@ -78,10 +78,10 @@ NO_LINKS = getattr(os, 'O_NOFOLLOW', 0)
 
 @contextlib.contextmanager
 def whole_file(path, mode='wb', encoding=None):
-    """Write a file that appears under its name only when it is whole; until then the old one stays.
+    """Write a file that appears under its name only when it is whole. Until then the old one stays.
 
-    mode: 'wb', or 'w' for text (UTF-8 unless `encoding` says otherwise). Yields the open file. Raises BadInput
-    where it cannot be written: no such folder, read-only, disk full, or something there that is not a file.
+    mode: 'wb', or 'w' for text (UTF-8 unless `encoding` is given). Yields the open file. Raises BadInput if
+    it cannot be written: no such folder, read-only, disk full, or something there that is not a file.
     """
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f'.{name}.tmp-{os.getpid()}')  # same folder: a rename cannot cross disks
@@ -89,23 +89,23 @@ def whole_file(path, mode='wb', encoding=None):
         encoding = encoding or 'utf-8'
     try:
         if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError(errno.EEXIST, 'not a file')  # renamed onto /dev/null, the file would replace the device
+            raise OSError(errno.EEXIST, 'not a file')  # a rename to /dev/null would replace the device
         with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)  # of a killed run that had our number
+            os.remove(temporary)  # left by a killed run with our process id
         with open(temporary, mode.replace('w', 'x'), encoding=encoding) as f:
-            lock(f)  # says that it is being written, and no leftover
+            lock(f)  # shows `clean` that it is being written
             yield f
             f.flush()
             os.fsync(f.fileno())  # the bytes reach the disk before the name does, even if the power fails
         os.replace(temporary, path)
     except OSError as e:
         if e.filename not in (None, temporary):
-            raise  # about some other file that the caller was busy with
+            raise  # about another file, which the caller was using
         raise BadInput(f'{path}: cannot be written ({e.strerror or e})') from e
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)  # nothing to remove after a success
-    with contextlib.suppress(OSError):  # some systems cannot open a folder, and then there is nothing to do
+    with contextlib.suppress(OSError):  # on systems that cannot open a folder there is nothing to do
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)  # the new name reaches the disk too
@@ -114,10 +114,11 @@ def whole_file(path, mode='wb', encoding=None):
 
 
 def lock(f):
-    """Keep an open file to this process until it is closed, or the process ends, however it ends. Returns whether it was free."""
+    """Lock an open file for this process until it is closed or the process ends, however it ends. Returns
+    whether it was free."""
     try:
         if fcntl:
-            # lockf and not flock: worker processes would inherit a flock and outlive a killed run for seconds.
+            # lockf, not flock: worker processes inherit a flock, and they outlive a killed run for seconds.
             fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
@@ -127,11 +128,11 @@ def lock(f):
 
 
 def clean(folder):
-    """Delete what killed runs left half-written in `folder`; what another process is writing just now stays."""
+    """Delete what killed runs left half-written in `folder`. What another process is writing now stays."""
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         if re.fullmatch(r'\..+\.tmp-\d+', name) and os.path.isfile(path):
-            with contextlib.suppress(OSError):  # written to its end in this very moment, or not ours to delete
+            with contextlib.suppress(OSError):  # just finished and renamed, or not ours to delete
                 with open(path, 'rb+') as f:
                     unused = lock(f)
                 if unused:
@@ -140,20 +141,23 @@ def clean(folder):
 
 @contextlib.contextmanager
 def only_run(out_dir):
-    """Keep `out_dir` (made if needed) to this process, and clean it. Raises BadInput if another one is at work there.
+    """Lock `out_dir` (made if needed) for this process, and clean it. Raises BadInput if another process has
+    locked it.
 
     The system drops the lock when the process ends, however it ends, so a killed run never blocks the next.
     """
     try:
         os.makedirs(out_dir, exist_ok=True)
-        # Not through a link: in a folder from elsewhere it could lead to any file, which would then be emptied.
-        f = open(os.path.join(out_dir, '.lock'), 'ab+', buffering=0, opener=lambda path, flags: os.open(path, flags | NO_LINKS, 0o666))
+        # Not through a link: in a stranger's folder it could lead to any file, which would then be emptied.
+        f = open(os.path.join(out_dir, '.lock'), 'ab+', buffering=0,
+                 opener=lambda path, flags: os.open(path, flags | NO_LINKS, 0o666))
     except OSError as e:
         raise BadInput(f'{out_dir}: {e.strerror}') from e
     with f:
         if not lock(f):
             f.seek(0)
-            raise BadInput(f'{out_dir} is in use by another run (pid {f.read(20).decode(errors="replace").strip() or "unknown"})')
+            pid = f.read(20).decode(errors='replace').strip() or 'unknown'
+            raise BadInput(f'{out_dir} is in use by another run (pid {pid})')
         try:
             f.truncate(0)
             f.write(b'%d' % os.getpid())

@@ -1,7 +1,7 @@
 """Batches read and decoded by worker processes while the model computes.
 
-Documents are addressed by number, so a worker needs no more than the number of a step: it has neither a
-position to hand over nor a seed of its own, and a run is the same, to the bit, with any number of workers,
+Documents are addressed by number, so a worker needs nothing but the number of a step: there is no position
+to hand over and no seed of its own. A run is therefore the same, bit for bit, with any number of workers,
 interrupted or not.
 """
 import multiprocessing
@@ -16,7 +16,7 @@ from kit.sources.base import Report
 
 
 class Heard(Report):
-    """A Report of a worker process, which also keeps what the main process has not been told yet."""
+    """The Report of a worker process. `news` is what the main process has not been told yet."""
 
     def __init__(self):
         super().__init__()
@@ -45,26 +45,27 @@ class Ahead(torch.utils.data.Dataset):
             rows = {(self.kind, name, i): reader.rows(self.kind, name, i) for name in names}
         except BadInput as e:
             return e
-        entries = [] if self.kind == 'texts' else [entry for of_source in rows.values() for entry in of_source]
-        media = [m for entry in entries for m in (entry.pieces[:1] if self.kind == 'pairs' else entry.media)]
-        # numpy, not torch: tensors would travel through shared memory, of which containers have next to none.
+        media = []
+        for entry in (entry for of_source in rows.values() if self.kind != 'texts' for entry in of_source):
+            media += entry.pieces[:1] if self.kind == 'pairs' else entry.media
+        # numpy, not torch: tensors would travel through shared memory, and containers have next to none.
         return rows, {m.key: reader.pixels(m).numpy() for m in media if m.key}, reader.report.news
 
 
 def look_ahead(reader, kind, steps):
-    """An iterator that gives the names of each step's sources, and beforehand fills reader.ahead with their
-    rows.
+    """Yields the names of each step's sources; by then, reader.ahead holds their rows.
 
-    steps: [(i, names)]; kind: 'pairs', 'texts' or 'sequences'. Without workers, reader.ahead stays empty,
-    and rows are made when they are asked for.
+    steps: [(i, names)]; kind: 'pairs', 'texts' or 'sequences'. Without workers, reader.ahead stays empty and
+    rows are made when they are asked for.
     """
     n_worker = reader.config.workers
     if not n_worker:
         yield from (names for _, names in steps)
         return
     loader = torch.utils.data.DataLoader(
-        Ahead(reader, kind, steps), batch_size=None, num_workers=n_worker, collate_fn=as_it_is, worker_init_fn=quiet,
-        generator=torch.Generator())  # its own, or it would draw from the one that dropout uses
+        Ahead(reader, kind, steps), batch_size=None, num_workers=n_worker,
+        collate_fn=as_it_is, worker_init_fn=quiet,
+        generator=torch.Generator())  # its own, or it would draw from torch's global one
     for (_, names), prepared in zip(steps, loader):
         if isinstance(prepared, BadInput):
             raise prepared
@@ -82,14 +83,13 @@ def as_it_is(x):
 
 
 def quiet(number):
-    """Ctrl-C is for the main process; SIGTERM, which that one catches, ends a worker."""
+    """Ctrl-C is for the main process. SIGTERM, which the main process catches, ends a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def end_with_parent():
-    """A worker whose main process was killed would wait without end for somebody to read what it has
-    prepared."""
+    """Without this, a worker would outlive a killed main process, waiting for its queue to be read."""
     multiprocessing.parent_process().join()
     os._exit(1)

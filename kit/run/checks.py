@@ -1,4 +1,4 @@
-"""What a stage says about itself while it trains: a few numbers between steps, for the log and the curves."""
+"""Evaluations while a stage trains: a few numbers for the log and the curves."""
 import numpy as np
 import torch
 
@@ -13,15 +13,16 @@ from kit.world.words import made_up_names
 
 
 def encoder(run, contrastive):
-    """Contrastive -> {name: value}: zero-shot classes of the embedded world, or retrieval in a folder's
-    held-out split; where class names say nothing, whether new things are told apart."""
-    features = FrozenFeatures(contrastive.vision, run.reader.pixels, run.device)  # of the encoder as it is now
+    """Contrastive -> {name: value}: zero-shot classification in the embedded world, or retrieval in a
+    folder's held-out split. With made-up class names: whether the nearest example is of the right class."""
+    features = FrozenFeatures(contrastive.vision, run.reader.pixels, run.device)  # as it is now
     n = run.config.eval_n
     contrastive.eval()
     if run.config.words:
         episodes = {ways: episodes_of('naming', 1, n, ways, pairs=run.held_out, within=run.within())
                     for ways in run.ask_ways()}
-        found = {f'nearest_{ways}way': nearest_row(features, asked)['value'] for ways, asked in episodes.items()}
+        found = {f'nearest_{ways}way': nearest_row(features, asked)['value']
+                 for ways, asked in episodes.items()}
     elif run.held_out is None:
         found = {'zero_shot': zero_shot(contrastive, run.tokenizer, features, 4 * n)['value']}
     else:
@@ -32,8 +33,8 @@ def encoder(run, contrastive):
 
 
 def copying(run, lm):
-    """How often a GPT is right about a random word sequence the second time it sees it: the copying that
-    Flamingo will need. 1.0 = copies perfectly."""
+    """Accuracy of a GPT on the second half of a random word sequence that is given twice, 0 to 1: the copying
+    that Flamingo will need."""
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(32):
@@ -49,9 +50,9 @@ def copying(run, lm):
 
 
 def few_shot(run, model, asker):
-    """Flamingo -> {name: value}: naming from one example each, captions and clips without any."""
-    tasks = [(f'naming_{ways}way', 'naming', ways) for ways in run.ask_ways()] + [('caption', 'caption', None)]
-    tasks += [('clip', 'clip_caption', None)] * (run.held_out is None)
+    """Flamingo -> {name: value}: naming with one example of each name, captions and clips with none."""
+    tasks = [(f'naming_{ways}way', 'naming', ways) for ways in run.ask_ways()]
+    tasks += [('caption', 'caption', None)] + [('clip', 'clip_caption', None)] * (run.held_out is None)
     found = {}
     model.eval()
     for name, task, ways in tasks:
@@ -66,8 +67,8 @@ def few_shot(run, model, asker):
 
 
 class RankedAsker(Asker):
-    """Puts the questions of an evaluation to the model, each rank its share of them. Not where the model
-    itself is shared out (sharded): then every answer needs all ranks, and all ask the same."""
+    """An Asker whose episodes are divided among the ranks. If the model itself is split over the ranks
+    (sharded), every answer needs all of them, and all ask the same episodes."""
 
     def __init__(self, *arguments, sharded):
         super().__init__(*arguments)

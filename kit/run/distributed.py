@@ -1,11 +1,11 @@
-"""Many processes, one training: all that train.py needs of torch.distributed, in a handful of plain functions.
+"""Many processes, one training: all that train.py needs of torch.distributed, in plain functions.
 
-    torchrun --standalone --nproc_per_node=8 train.py                  data-parallel: each process holds the whole model
-    torchrun --standalone --nproc_per_node=8 train.py --shard=True     each process holds 1/8 of every matrix (FSDP2)
+    torchrun --standalone --nproc_per_node=8 train.py                each process holds the whole model (DDP)
+    torchrun --standalone --nproc_per_node=8 train.py --shard=True   each holds 1/8 of every matrix (FSDP2)
 
-Each of the W processes (its number is its *rank*) takes its own rows of every batch, and the gradients are averaged,
-so that a step is the one that a single process would take with the whole batch. Every function here does nothing, or
-the obvious thing, where there is one process only.
+Each of the W processes (its number is its *rank*) takes its own rows of every batch, and gradients are
+averaged. A step is therefore the one that a single process would take with the whole batch. With one process,
+every function here does nothing or the obvious thing.
 """
 import contextlib
 import functools
@@ -29,7 +29,7 @@ from kit.weights import checkpoint
 
 
 def rank():
-    """Number of this process, 0 … W-1. Rank 0 is the one that writes files and speaks."""
+    """Number of this process, 0 … W-1. Rank 0 writes the files and prints."""
     return int(os.environ['RANK']) if 'TORCHELASTIC_RUN_ID' in os.environ else 0
 
 
@@ -39,19 +39,21 @@ def world():
 
 
 def begin(device, shard):
-    """Join the other processes -> the device of this one: cuda becomes cuda:0 … cuda:7, one for each on a machine.
+    """Join the other processes -> this one's device: for cuda, one of cuda:0, cuda:1, ... each.
 
-    Raises BadInput for shard without torchrun, or more processes than cards.
+    Raises BadInput for shard without torchrun, or for more processes than cards.
     """
     if 'TORCHELASTIC_RUN_ID' not in os.environ:
         if shard:
-            raise BadInput('--shard=True splits the model over processes; start them with: torchrun --standalone --nproc_per_node=N train.py ...')
+            raise BadInput('--shard=True splits the model over processes; start them with: '
+                           'torchrun --standalone --nproc_per_node=N train.py ...')
         return device
     kind = torch.device(device).type
     if kind == 'cuda':
         local = int(os.environ['LOCAL_RANK'])
         if local >= torch.cuda.device_count():
-            raise BadInput(f'torchrun started {os.environ["LOCAL_WORLD_SIZE"]} processes here, but there are {torch.cuda.device_count()} GPUs')
+            raise BadInput(f'torchrun started {os.environ["LOCAL_WORLD_SIZE"]} processes here, '
+                           f'but there are {torch.cuda.device_count()} GPUs')
         device = f'cuda:{local}'
         torch.cuda.set_device(local)
     elif kind != 'cpu':
@@ -65,12 +67,12 @@ def begin(device, shard):
 
 def end():
     if dist.is_initialized():
-        barrier()  # together: what one process takes down, another may still be talking to
+        barrier()  # together, so that no process closes a connection that another still uses
         dist.destroy_process_group()
 
 
 def barrier():
-    """Wait until all are here."""
+    """Wait for all ranks."""
     if world() > 1:
         dist.barrier()
 
@@ -80,7 +82,8 @@ def barrier():
 
 
 def rows(n, what, n_part=1):
-    """Which rows of a batch of n belong to this rank -> range. Raises BadInput where they cannot be dealt out evenly."""
+    """The rows of a batch of n that belong to this rank -> range. Raises BadInput if n cannot be divided
+    evenly. what: the key that sets n, for the message."""
     w = world()
     if n % (w * n_part):
         parts = f' times {n_part} micro-batches' if n_part > 1 else ''
@@ -99,7 +102,7 @@ class RowsOf:
 
 
 # ---------------------------------------------------------------------------------------------
-# Numbers that all ranks must have in common
+# Numbers on which all ranks must agree
 
 
 def total(*numbers):
@@ -127,7 +130,7 @@ def all_reduce(numbers, operation):
 
 
 def gather(thing):
-    """One thing of every rank (anything that can be pickled) -> list of W, the same on all."""
+    """One thing from every rank (anything that can be pickled) -> list of W, the same on all ranks."""
     if world() == 1:
         return [thing]
     out = [None] * world()
@@ -136,7 +139,8 @@ def gather(thing):
 
 
 class GatherRows(torch.autograd.Function):
-    """x (N,…) of each rank -> (W·N,…) of all. Backward: what every rank's loss wants of my rows, added up.
+    """x (N,…) of each rank -> (W·N,…) of all. Backward: the gradients of all ranks' losses with respect to
+    this rank's rows, summed.
 
     (The plain all_gather cuts the graph: a caption would not learn from the pictures of other ranks.)
     """
@@ -166,20 +170,23 @@ def gather_rows(x):
 def spread(module, device, shard, blocks=(), replicated=(), methods=()):
     """Put a module on its device(s) -> what to call in training: the module itself, or DDP around it.
 
-    shard: the matrices of each block, and then what is left, are split over the ranks; a block is put together when it
-        is needed and taken apart again (fully_shard, FSDP2). What may not be split stays whole on every rank, and
-        `average` sees to its gradients: scalars (the gates), and the modules in `replicated`.
-    methods: (module, name) of what is called besides forward, before which a sharded module must be put together, too.
+    shard: split the matrices of each block, and then the rest, over the ranks. A block is put together when
+        it is needed and split again afterwards (fully_shard, FSDP2). Scalars (the gates) and the modules in
+        `replicated` stay whole on every rank; `average` handles their gradients.
+    methods: [(module, name)], what is called besides forward; a sharded module is put together for it, too.
     """
     if not shard:
         module.to(device)
         if world() == 1:
             return module
-        return DistributedDataParallel(module, device_ids=[device] if torch.device(device).type == 'cuda' else None)
-    whole_ones = {p for p in module.parameters() if p.ndim == 0} | {p for m in replicated for p in m.parameters()}
-    warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view')  # harmless: nothing here works in place
+        device_ids = [device] if torch.device(device).type == 'cuda' else None
+        return DistributedDataParallel(module, device_ids=device_ids)
+    whole_ones = {p for p in module.parameters() if p.ndim == 0}
+    whole_ones |= {p for m in replicated for p in m.parameters()}
+    # Harmless: nothing here works in place.
+    warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view')
     mesh = init_device_mesh(torch.device(device).type, (world(),))
-    for unit in (*blocks, module):  # from the inside out, so that at no time the whole model is on one device
+    for unit in (*blocks, module):  # inside out, so that the whole model is never on one device
         fully_shard(unit, mesh=mesh, ignored_params=whole_ones)
     for owner, name in methods:
         register_fsdp_forward_method(owner, name)
@@ -188,12 +195,12 @@ def spread(module, device, shard, blocks=(), replicated=(), methods=()):
 
 
 def accumulating(net, more):
-    """The context of a backward pass; with `more` of them to come before the step, DDP need not average yet."""
+    """The context of a backward pass. If `more` of them come before the step, DDP need not average yet."""
     return net.no_sync() if more and isinstance(net, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def average(module, shard):
-    """Average over ranks the gradients that fully_shard does not care for (DDP cares for all of its own)."""
+    """Average over ranks the gradients that fully_shard does not handle (DDP averages all of its own)."""
     if shard:
         for p in module.parameters():
             if p.grad is not None and not isinstance(p.grad, DTensor):
@@ -203,7 +210,7 @@ def average(module, shard):
 
 @torch.no_grad()
 def grad_norm(parameters):
-    """The global norm of the gradients of sharded and whole parameters together, a tensor."""
+    """The global norm of all gradients, of sharded and whole parameters together, as a tensor."""
     grads = [p.grad for p in parameters if p.grad is not None]
     sharded, whole_ones = ([g for g in grads if isinstance(g, DTensor) == split] for split in (True, False))
     norm = torch.nn.utils.get_total_norm(whole_ones)  # of nothing: 0
@@ -212,7 +219,7 @@ def grad_norm(parameters):
 
 @torch.no_grad()
 def clip_grad_norm(parameters, longest):
-    """torch.nn.utils.clip_grad_norm_ for sharded and whole parameters together -> the global norm, a tensor."""
+    """torch.nn.utils.clip_grad_norm_ for sharded and whole parameters together -> the norm before it."""
     parameters = [p for p in parameters if p.grad is not None]
     if not any(isinstance(p.grad, DTensor) for p in parameters):
         return torch.nn.utils.clip_grad_norm_(parameters, longest)
@@ -224,12 +231,12 @@ def clip_grad_norm(parameters, longest):
 
 
 # ---------------------------------------------------------------------------------------------
-# One checkpoint format: whole tensors, whoever wrote them
+# One checkpoint format: whole tensors, from one process or many
 
 
 def whole(tree):
-    """A state dict, sharded or not -> the same with whole tensors; of sharded ones only rank 0 keeps a copy (on the CPU).
-    All ranks have to call it."""
+    """A state dict, sharded or not -> the same with whole tensors. Sharded ones go to the CPU of rank 0 and
+    are None on the others. All ranks must call it."""
     if isinstance(tree, DTensor):
         full = tree.full_tensor()
         return full.cpu() if rank() == 0 else None
@@ -239,10 +246,10 @@ def whole(tree):
 
 
 def like(full, mine):
-    """A whole tensor, split as `mine` is (a parameter of this rank)."""
+    """A whole tensor -> split like `mine`, a parameter of this rank."""
     if not isinstance(mine, DTensor) or full.ndim == 0:
         return full
-    # Every rank has read the same file and takes its own piece of it: nothing has to be sent.
+    # Every rank has read the same file and takes its own piece: nothing has to be sent.
     return distribute_tensor(full.to(mine.device), mine.device_mesh, mine.placements, src_data_rank=None)
 
 

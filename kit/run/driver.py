@@ -1,4 +1,4 @@
-"""All stages that are asked for and missing, in order; and the table they end with."""
+"""One `python train.py`: the stages that are asked for and missing, in order, and the table at the end."""
 import contextlib
 import json
 import os
@@ -22,9 +22,12 @@ ALL = ('vision', 'language', 'flamingo')
 
 
 def drive(config, keys, stages, train_stage):
-    """One `python train.py`, from its keys to its last line. stages: {name: class}; train_stage(run, stage,
-    missing, progress) -> whether the stage came to its end. Exits with 128 + the signal's number where one
-    has stopped it."""
+    """One `python train.py`, from its keys to its last line.
+
+    config: namespace of all keys; keys: the table of them; stages: {name: class};
+    train_stage(run, stage, missing, progress) -> whether the stage came to its end.
+    Exits with 128 + the signal's number if a signal stopped it.
+    """
     with only_run(config.out_dir) if distributed.rank() == 0 else contextlib.nullcontext():
         run = Run(config, keys)
         try:
@@ -36,21 +39,21 @@ def drive(config, keys, stages, train_stage):
         return
     if distributed.rank() == 0:
         given = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
-        if config.init_from == 'scratch' and any(a.endswith('.py') for a in given):  # a config file may say so
-            given.append('--init_from=auto')
+        if config.init_from == 'scratch' and any(a.endswith('.py') for a in given):
+            given.append('--init_from=auto')  # a config file may have set scratch
         print(f'stopped and saved; to continue: python train.py {shlex.join(given)}')
     sys.exit(0 if stopped == OUT_OF_TIME else 128 + stopped)
 
 
 def carry_out(run, stages, train_stage):
-    """-> why it stopped early: a signal, OUT_OF_TIME or None"""
+    """Train what is missing -> why it stopped early: a signal's number, OUT_OF_TIME or None."""
     config = run.config
     wanted = ALL if config.stage == 'all' else (config.stage,)
     missing, progress = what_is_missing(run, wanted, stages)
     check_batches(config, missing)
-    finished = not missing and progress is None and ('flamingo' not in wanted or os.path.exists(run.path('results.json')))
-    distributed.barrier()  # all have seen the same files, and only now they may change
-    if finished:
+    evaluated = 'flamingo' not in wanted or os.path.exists(run.path('results.json'))
+    distributed.barrier()  # until all ranks have seen the same files, none may change them
+    if not missing and progress is None and evaluated:
         if distributed.rank() == 0:
             print(f'{config.out_dir} is complete. --init_from=scratch starts over; '
                   'python sample.py shows what it learned.')
@@ -74,13 +77,13 @@ def carry_out(run, stages, train_stage):
         finish(run, stages['flamingo'](run))
     run.reader.share_left_out()
     if distributed.rank() == 0:
-        with contextlib.suppress(FileNotFoundError):  # all stages were there, and only results.json was missing
+        with contextlib.suppress(FileNotFoundError):  # there is none if only results.json was missing
             os.remove(run.path('training.pt'))
         for line in run.report.lines():
             print('left out', line)
         if skipped := sum(bool(row.get('skipped')) for row in run.rows):
-            print(f'{skipped} steps were skipped, their loss or gradient not being finite; {run.path("log.csv")} says of '
-                  'which source')
+            print(f'{skipped} steps were skipped, their loss or gradient not being finite; '
+                  f'{run.path("log.csv")} says of which source')
     return None
 
 
@@ -90,12 +93,12 @@ def what_is_missing(run, wanted, stages):
     missing = [name for name in wanted if scratch or not os.path.exists(run.path(name + '.pt'))]
     if not scratch and os.path.exists(run.path('training.pt')):
         progress = run.load_progress(stages)
-        # What was begun is ended, whatever was asked for; its stage, then what is missing besides.
+        # The run that was begun is finished first, whatever stage is asked for; then what else is missing.
         begun = progress['missing']
         return begun + [name for name in missing if name not in begun], progress
     if run.config.init_from == 'resume':
         raise BadInput(f'{run.path("training.pt")}: no such file, nothing to resume')
-    run.rows = [row for row in run.read_log() if row['stage'] not in missing]  # of stages trained before, one by one
+    run.rows = [row for row in run.read_log() if row['stage'] not in missing]  # of stages trained before
     for name in wanted:
         if name not in missing:
             path = run.path(name + '.pt')
@@ -104,7 +107,7 @@ def what_is_missing(run, wanted, stages):
 
 
 def check_batches(config, missing):
-    """Raises BadInput where a batch cannot be dealt out to the ranks: before anything is trained."""
+    """Raises BadInput, before anything is trained, if a batch cannot be divided evenly among the ranks."""
     for name in missing:
         if name in ('vision', 'language'):
             n_part = 1 if name == 'vision' else config.micro_batches
@@ -116,15 +119,17 @@ def check_batches(config, missing):
 
 
 def finish(run, stage):
-    """The few-shot table, on screen and in results.json, and samples.png. stage: of Flamingo, not trained
-    yet."""
+    """The few-shot table, on screen and in results.json, and samples.png. stage: a new FlamingoStage, into
+    which flamingo.pt is loaded."""
     path = run.path('flamingo.pt')
     distributed.load_module(stage.module, run.load_stage('flamingo', 'flamingo')['flamingo'], path)
     stage.module.eval()
     with autocast(run.device, run.dtype):
-        trained = run.config.vision_iters and not run.config.words  # else its captions were other words, or none
+        # Zero-shot classification needs a text tower that was trained on these captions.
+        trained = run.config.vision_iters and not run.config.words
         rows, shown = first_table(stage.asker, stage.contrastive if trained else None, run.config.test_n,
-                                  pairs=run.held_out, all_ways=run.ask_ways(), within=run.within(), report=run.report)
+                                  pairs=run.held_out, all_ways=run.ask_ways(), within=run.within(),
+                                  report=run.report)
     if distributed.rank() > 0:
         return
     with whole_file(run.path('results.json'), 'w', encoding='utf-8') as f:

@@ -1,6 +1,6 @@
-"""The keys of train.py that are seldom needed, and where those went that are no more.
+"""The rarer keys of train.py, the checks of all keys' values, and what replaced the keys that are gone.
 
-Tables (see kit/cli.py) hold what belongs together: `--folders='words=2 ways=8'`.
+Keys that belong together are given as one (see kit/cli.py): `--folders='words=2 ways=8'`.
 """
 from dataclasses import fields
 
@@ -13,28 +13,29 @@ from vision import SIZES as ENCODERS
 SOURCES = ('m3w', 'align', 'ltip', 'vtp')
 SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
 
-FOLDERS = {  # how folders of pictures are read, and the few-shot pages that are made of them
-    'class_depth': (0, 'how many folder names make a class: 2 for alphabet/character; 0 for all of them'),
-    'rotate': (False, 'turned by 90, 180 and 270 degrees, each class is three more'),
-    'held_groups': ('', 'folders of class folders that training never sees and evaluation asks about, with commas'),
-    'words': (0, 'after the vision stage, made-up words of this many syllables replace class names: what looks alike '
-                 'shares syllables; 0: none'),
-    'word_centres': (32, 'syllables to choose from, for each place in a word'),
+FOLDERS = {  # how folders of pictures are read, and the few-shot pages made of them
+    'class_depth': (0, 'number of folder names that make a class: 2 for alphabet/character; 0: all of them'),
+    'rotate': (False, 'also turn pictures by 90, 180 and 270 degrees; each turn of a class is a class'),
+    'held_groups': ('', 'folders of class folders, with commas between them: training never sees them, '
+                        'evaluation asks about them'),
+    'words': (0, 'after the vision stage, made-up words of this many syllables replace class names: '
+                 'what looks alike shares syllables; 0: none'),
+    'word_centres': (32, 'number of syllables to choose from, for each place in a word'),
     'naming': (0.6, 'share of naming pages among the pages'),
-    'page_examples': (12, 'most examples on a page; half of it at least; never more than n_image'),
-    'page_variants': (4, 'in how many variants a page shows each picture: turned, scaled and shifted a little; '
-                         '1 for as it is'),
+    'page_examples': (12, 'most examples on a page; pages have at least half as many; at most n_image'),
+    'page_variants': (4, 'variants of each picture on a page, turned, scaled and shifted a little; '
+                         '1: unchanged'),
     'ways': (5, 'most names on a naming page'),
-    'within_group': (0.0, 'share of naming pages whose classes are all of one group: of the same parent folder'),
-    'captions_first': (0, 'this many pages have captions only, before naming pages come'),
-    'ways_rise': (0, 'pages over which the most names on a page rise from two'),
+    'within_group': (0.0, 'share of naming pages whose classes all come from one parent folder'),
+    'captions_first': (0, 'this many pages have only captions before naming pages begin'),
+    'ways_rise': (0, 'number of pages over which the most names on a page grow from two'),
 }
 AUGMENT = {  # in the contrastive stage
-    'augment_strength': (0.0, 'of geometric and colour augmentation; 0 for none'),
-    'augment_colour': (True, 'whether it changes colours; off where there are none'),
-    'augment_warp': (0.0, 'how much it slants, stretches and bends besides, as two hands differ that draw the same'),
-    'augment_flip': (False, 'mirror pictures at random; off where left and right or letters mean something'),
-    'augment_word_dropout': (0.0, 'share of the tokens of a caption that are left out, others each time'),
+    'augment_strength': (0.0, 'of geometric and colour augmentation; 0: none'),
+    'augment_colour': (True, 'also change colours; off for pictures without any'),
+    'augment_warp': (0.0, 'how much to slant, stretch and bend as well, as two people draw the same thing'),
+    'augment_flip': (False, 'mirror pictures at random; off if left and right or letters mean something'),
+    'augment_word_dropout': (0.0, 'share of the tokens left out of a caption, different ones each time'),
 }
 BATCH = {
     'batch_m3w': (24, 'interleaved pages'),
@@ -45,38 +46,53 @@ BATCH = {
 SCHEDULE = {
     'schedule_vision': ('cosine', 'the paper: linear'),
     'schedule_language': ('cosine', 'the paper took a trained language model'),
-    'schedule_flamingo': ('trapezoid', 'full until 70 % of the steps, then linear to zero; the paper: constant'),
+    'schedule_flamingo': ('trapezoid', 'constant for 70 % of the steps, then linear to zero; '
+                                       'the paper: constant'),
 }
-OWN_SIZES = ('lm_layer', 'lm_dim', 'n_context', 'xattn_every', 'attend', 'n_latent', 'n_frame', 'vision', 'image_size',
-             'n_token', 'n_image')
-SIZES = {f.name: (f.default, 'see model.FlamingoConfig') for f in fields(FlamingoConfig)
-         if f.name not in (*OWN_SIZES, 'n_vocab', 'bos', 'pad')}  # those three are the tokenizer's
+FIELDS = {f.name: f.default for f in fields(FlamingoConfig)}
+OWN_SIZES = {  # sizes with a key of their own
+    'lm_layer': 'blocks of the language model',
+    'lm_dim': 'its width',
+    'n_context': 'its longest sequence, tokens',
+    'xattn_every': 'a gated layer before every k-th block',
+    'attend': "'last' or 'all_previous' images",
+    'n_latent': 'R, visual tokens an image',
+    'n_frame': 'F, most frames of a clip in training',
+    'vision': 'the encoder: nano, F0 ... F6',
+    'image_size': 'pixels, height and width',
+    'n_token': 'L, most tokens of a training sequence',
+    'n_image': 'N, most images of a training sequence',
+}
+SIZES = {name: (default, 'see model.FlamingoConfig') for name, default in FIELDS.items()
+         if name not in (*OWN_SIZES, 'n_vocab', 'bos', 'pad')}  # those three come from the tokenizer
 
 RARE = {
     'Where and how it runs': {
         'device': ('auto', 'auto, cpu, cuda, cuda:1, mps'),
         'dtype': ('auto', 'of matrix products and, on a GPU, frozen weights: auto, float32 or bfloat16'),
         'compile': (False, 'torch.compile the networks'),
-        'shard': (False, 'split weights and optimizer over the processes of torchrun (FSDP), for models that do not fit '
-                         'on one GPU'),
-        'activation_checkpointing': (False, 'keep only what goes into each block and compute the rest again: '
+        'shard': (False, 'split weights and optimizer over the processes of torchrun (FSDP), for models '
+                         'that do not fit on one GPU'),
+        'activation_checkpointing': (False, 'keep only the input of each block and compute the rest again: '
                                             'less memory, a third more work'),
-        'micro_batches': (1, 'read each batch in this many parts, adding up gradients; not in the contrastive stage, '
-                             'whose batch is compared with itself'),
-        'workers': (0, 'processes that read and decode the next steps while the model computes; for large pictures'),
-        'max_minutes': (0.0, 'stop this sitting after this long, saved and ready to be continued; 0 for no limit'),
+        'micro_batches': (1, 'split each batch into this many parts and add up their gradients; not in the '
+                             'contrastive stage, whose batch is compared with itself'),
+        'workers': (0, 'processes that read and decode the next steps while the model computes; '
+                       'for large pictures'),
+        'max_minutes': (0.0, 'stop after this many minutes, saved and ready to continue; 0: no limit'),
     },
     'Published weights and words': {
-        'gpt2': ('', "GPT-2's weights, as published: the language stage starts from them (language_iters=0 takes them "
-                     'as they are)'),
-        'nfnet': ('', "timm's dm_nfnet weights, as published: the vision stage starts from them (vision_iters=0 takes "
-                      'them as they are)'),
-        'tokenizer': ('assets/tokenizer.tiktoken', "a tiktoken file; a folder with GPT-2's vocab.json and merges.txt, "
-                      "or its tokenizer.json; 'gpt2' if tiktoken has it in its cache; 'sources', or 'sources:4096' for "
-                      'that many tokens, to train one on the captions of the sources'),
+        'gpt2': ('', "GPT-2's published weights, from which the language stage starts "
+                     '(language_iters=0: take them as they are)'),
+        'nfnet': ('', "timm's published dm_nfnet weights, from which the vision stage starts "
+                      '(vision_iters=0: take them as they are)'),
+        'tokenizer': ('assets/tokenizer.tiktoken', "a tiktoken file; a folder with GPT-2's vocab.json and "
+                      "merges.txt, or its tokenizer.json; 'gpt2' if tiktoken has it in its cache; 'sources', "
+                      "or 'sources:4096' for that many tokens, to train one on the captions of the sources"),
     },
     'Folders of pictures': {
-        'images': ('', 'folder of the pictures that a list of captions or pages names, where they are not beside it'),
+        'images': ('', 'folder of the pictures that a list of captions or pages names, if they are not '
+                       'beside the list'),
         'folders': (FOLDERS, 'how they are read, and the pages made of them'),
         'augment': (AUGMENT, 'augmentation in the contrastive stage'),
     },
@@ -85,27 +101,21 @@ RARE = {
         'schedule': (SCHEDULE, f'of the learning rate, after warm-up: {", ".join(SCHEDULES)}'),
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
         'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
-        'grad_clip': (1.0, 'global norm of the gradient, after all sources are accumulated'),
+        'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
         'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
-        'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, others for '
-                                 'each picture; not in fine-tuning'),
+        'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
+                                 'different ones for each picture; not in fine-tuning'),
         'finetune_iters': (200, 'steps of fine-tuning'),
         'finetune_lr': (1e-4, 'its peak learning rate (the paper, for much larger models: 3e-8 to 1e-5)'),
     },
     'Watching it': {
         'log_every': (10, 'steps between rows of log.csv'),
-        'eval_every': (100, 'steps between evaluations, which also save a checkpoint'),
+        'eval_every': (100, 'steps between evaluations; each also saves a checkpoint'),
         'eval_n': (64, 'episodes of each kind in an evaluation'),
         'test_n': (400, 'episodes of each kind in the final table'),
     },
-    'Sizes (the preset decides unless said)': {
-        **{f.name: (f.default, meaning) for f in fields(FlamingoConfig) for name, meaning in {
-            'lm_layer': 'blocks of the language model', 'lm_dim': 'its width', 'n_context': 'its longest sequence, tokens',
-            'xattn_every': 'a gated layer before every k-th block', 'attend': "'last' or 'all_previous' images",
-            'n_latent': 'R, visual tokens an image', 'n_frame': 'F, most frames of a clip in training',
-            'vision': 'the encoder: nano, F0 ... F6', 'image_size': 'pixels, height and width',
-            'n_token': 'L, most tokens of a training sequence', 'n_image': 'N, most images of one'}.items()
-            if f.name == name},
+    'Sizes (set by the preset unless given)': {
+        **{name: (FIELDS[name], meaning) for name, meaning in OWN_SIZES.items()},
         'sizes': (SIZES, 'all the others'),
     },
 }
@@ -119,20 +129,23 @@ GONE = {
 }
 
 # ---------------------------------------------------------------------------------------------
-# Values of the right type that make no sense
+# Values of the right type that make no sense: choices, ranges
 
-CHOICES = {'stage': ('all', 'vision', 'language', 'flamingo', 'finetune'), 'init_from': ('auto', 'scratch', 'resume'),
-           'mixing': ('accumulate', 'round_robin', 'merged'), 'preset': PRESETS, 'vision': ENCODERS,
-           'attend': ('last', 'all_previous'), **dict.fromkeys(SCHEDULE, SCHEDULES)}
+CHOICES = {'stage': ('all', 'vision', 'language', 'flamingo', 'finetune'),
+           'init_from': ('auto', 'scratch', 'resume'), 'mixing': ('accumulate', 'round_robin', 'merged'),
+           'preset': PRESETS, 'vision': ENCODERS, 'attend': ('last', 'all_previous'),
+           **dict.fromkeys(SCHEDULE, SCHEDULES)}
 RANGES = {'seed': (0, 2 ** 63 - 1), 'eval_n': (1, 100_000), 'test_n': (1, 100_000), 'ways': (2, 100),
           'page_examples': (3, 100), 'p_next': (0, 1), 'naming': (0, 1), 'within_group': (0, 1),
           'feature_dropout': (0, 0.99), 'augment_word_dropout': (0, 0.99)}
-MAY_BE_0 = ('warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first', 'ways_rise')
+MAY_BE_0 = ('warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first',
+            'ways_rise')  # other whole numbers are at least 1
 LARGEST_BATCH = 16_384  # the paper's
 
 
 def check_values(config, keys):
-    """config: namespace of all `keys`, those of tables by their own names. Raises BadInput."""
+    """Raises BadInput if a value of config makes no sense. keys: train.KEYS; config: a namespace of them all,
+    those of tables by their own names."""
     for key, allowed in CHOICES.items():
         if getattr(config, key) not in allowed:
             [said], [*rest, last] = spell({key: getattr(config, key)}, keys), allowed

@@ -1,5 +1,4 @@
-"""What goes on around the steps of a stage: resuming, batches ahead, the log, evaluations, checkpoints,
-reasons to stop."""
+"""Around the steps of a stage: resuming, preparing batches, the log, evaluations, checkpoints, stopping."""
 import math
 import time
 
@@ -11,18 +10,18 @@ from kit.files import BadInput
 from kit.run import distributed
 from kit.run.ahead import look_ahead
 
-OUT_OF_TIME = 1000  # a reason to stop; the others are numbers of signals
-MOST_SKIPPED = 10   # steps in a row
+OUT_OF_TIME = 1000  # a reason to stop; other reasons are numbers of signals
+MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
     """for step, number, sources in Loop(run, stage, missing, progress): the steps of a stage, from where it
-    stopped.
+    stopped. Each step reads batch `number` of each of `sources`.
 
-    number and sources: which batch of which sources the step reads. missing: names of the stages to be
-    trained, this one first; progress: the content of training.pt, where there is one. A step that a signal
-    or the clock interrupts is finished and saved, and was the last. complete: whether the stage came to its
-    end.
+    missing:  names of the stages still to be trained, this one first
+    progress: the content of training.pt, if there is one
+    After a signal, or when time is up, the current step is finished and saved and is the last one. `complete`
+    then says whether the stage came to its end.
     """
 
     def __init__(self, run, stage, missing, progress=None):
@@ -30,7 +29,7 @@ class Loop:
         self.start = run.restore(stage, progress) if progress is not None and 'module' in progress else 0
         self.step, self.saved, self.complete = self.start - 1, self.start, False
         self.skipped, self.last_evaluation = 0, ''
-        self.clock, self.n_token = time.time(), 0  # since the last row of the log
+        self.clock, self.n_token = time.time(), 0  # of the last row of the log, and tokens read since
 
     def __iter__(self):
         run, stage = self.run, self.stage
@@ -56,15 +55,15 @@ class Loop:
         run = self.run
         if run.config.max_minutes and time.time() - run.started > 60 * run.config.max_minutes:
             run.stop = run.stop or OUT_OF_TIME
-        run.stop = distributed.largest(run.stop or 0) or None  # one that stops, stops all
+        run.stop = distributed.largest(run.stop or 0) or None  # if one rank stops, all do
 
     # -----------------------------------------------------------------------------------------
-    # A step that is not finite would spoil the weights
+    # A step that is not finite would ruin the weights
 
     def finite(self, losses, norm, blame):
-        """Whether the loss of every source and the norm of the gradient are finite. Where not, the log and
-        the screen say of which source. blame() -> the sources, found out by reading each alone. Raises
-        BadInput after MOST_SKIPPED steps."""
+        """Whether every source's loss and the gradient's norm are finite. If not, the log and the screen name
+        the sources to blame. blame() -> [source], found by running each alone. Raises BadInput after
+        MOST_SKIPPED such steps in a row."""
         if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
             self.skipped = 0
             return True
@@ -77,20 +76,21 @@ class Loop:
         if self.skipped == MOST_SKIPPED:
             if distributed.rank() == 0:
                 run.write_log()
-            raise BadInput(f'{name}: ten steps in a row were not finite ({source}); the last good state is in '
-                           f'{run.path("training.pt")}')
+            raise BadInput(f'{name}: ten steps in a row were not finite ({source}); '
+                           f'the last good state is in {run.path("training.pt")}')
         return False
 
     # -----------------------------------------------------------------------------------------
     # The log
 
     def log(self, losses, norm, n_token):
-        """A row of log.csv every --log_every steps."""
+        """Add a row to log.csv every --log_every steps."""
         run, stage = self.run, self.stage
         self.n_token += n_token * distributed.world()
         if (self.step + 1) % run.config.log_every and not self.is_last:
             return
-        row = {'stage': stage.name, 'iter': self.step + 1, **{'loss_' + k: round(v, 6) for k, v in losses.items()},
+        row = {'stage': stage.name, 'iter': self.step + 1,
+               **{'loss_' + k: round(v, 6) for k, v in losses.items()},
                'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5), **stage.state()}
         row['tokens_per_s'] = round(self.n_token / (time.time() - self.clock))
         row['minutes'] = round(run.minutes(), 3)
@@ -103,8 +103,7 @@ class Loop:
         return (self.step + 1) % self.run.config.eval_every == 0 or self.is_last
 
     def evaluate_and_save(self):
-        """The stage's own evaluation into the log; the state to go on from, but for the last, whose stage
-        is saved whole."""
+        """Log the stage's own evaluation; every --eval_every steps, save the state to continue from."""
         run, stage = self.run, self.stage
         with autocast(run.device, run.dtype):
             found = stage.evaluate()

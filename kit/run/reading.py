@@ -1,9 +1,9 @@
-"""What is batch number i of a source? Always the same, whoever asks and whenever.
+"""The rows of a batch. Batch i of a source depends on i and the seed only.
 
 The position in the data is the step number, so resuming needs nothing else, and every rank and every worker
 process can read its own rows without asking the others.
 
-    source ──► Document ──► data.encode ──► one row of a batch        (kit/run/batches.py makes tensors of the rows)
+    source ──► Document ──► data.encode ──► one row of a batch      (kit/run/batches.py makes tensors of rows)
 """
 from collections import Counter
 
@@ -19,38 +19,41 @@ from kit.run.keys import SOURCES
 class Reader:
     """The rows of every batch, and a count of what cannot be read.
 
-    config: all keys of train.py; sources: {name: kit.sources.forms.Source}; size: FlamingoConfig; report:
-    Report
+    config:  namespace of all keys of train.py
+    sources: {name: kit.sources.forms.Source}
+    size:    FlamingoConfig
+    report:  kit.sources.base.Report
     """
 
     def __init__(self, config, sources, tokenizer, size, report):
-        self.config, self.sources, self.tokenizer, self.size, self.report = config, sources, tokenizer, size, report
+        self.config, self.sources, self.tokenizer = config, sources, tokenizer
+        self.size, self.report = size, report
         self.pixels = Pixels(size.image_size, size.n_frame)
-        self.tried, self.failed = Counter(), Counter()  # documents of each source
-        self.left_out = {}                              # what was met in training and cannot be read: where -> kind
-        self.ahead = {}                                 # (kind, source, i) -> rows of the step at hand
+        self.tried, self.failed = Counter(), Counter()  # {source: number of documents}
+        self.left_out = {}                              # {where: kind} of what training could not read
+        self.ahead = {}                                 # {(kind, source, i): rows} of the current step
 
     def rows(self, kind, source, i):
         """This rank's rows of batch i of a source. kind: 'pairs', 'texts' or 'sequences', the methods below.
-        Made here, or by a worker process beforehand; once for all micro-batches."""
+        Rows are made once for all micro-batches, here or by a worker process beforehand."""
         if (kind, source, i) not in self.ahead:
             kept = {key: rows for key, rows in self.ahead.items() if key[2] == i}
             self.ahead = kept | {(kind, source, i): getattr(self, kind)(source, i)}
         return self.ahead[kind, source, i]
 
     def pairs(self, source, i):
-        """-> list of Documents of a picture and its caption, for the contrastive stage"""
+        """For the contrastive stage -> [Document of a picture and its caption]"""
         n = self.config.vision_batch
         rows = distributed.rows(n, 'vision_batch')
         return [self.read(source, i * n + k, lambda number: self.readable(source, number)) for k in rows]
 
     def texts(self, source, i):
-        """-> token ids (B,T+1) int64, texts one after the other, each after a <BOS>; and where each row
-        starts (B,)"""
+        """For the language stage -> token ids (B,T+1) int64, texts one after the other, each after a <BOS>;
+        and the position of each row's first token (B,)."""
         n, batch = min(self.config.language_tokens, self.size.n_context), []
         rows = distributed.rows(self.config.language_batch, 'language_batch')
         for k in rows:
-            row, number = [], (i << 24) + (k << 10)  # room for 16,000 rows a step, of a thousand texts each
+            row, number = [], (i << 24) + (k << 10)  # numbers for 16,000 rows a step of a thousand texts each
             while len(row) <= n:
                 text = self.read(source, number, self.sources[source].text)
                 row += [self.tokenizer.bos, *self.tokenizer.encode(text)]
@@ -61,19 +64,23 @@ class Reader:
         return np.array(batch), start[rows.start:rows.stop]
 
     def sequences(self, source, i):
-        """-> list of data.Encoded, for the Flamingo stage"""
+        """For the Flamingo stage -> [data.Encoded]"""
         n = getattr(self.config, 'batch_' + source)
         rows = distributed.rows(n, 'batch=' + source)
         return [self.read(source, i * n + k, lambda number: self.sequence(source, number)) for k in rows]
 
     def sequence(self, source, number):
-        """Document of that number -> Encoded, all of its pictures readable. Only the pictures in its window
-        are decoded: a page may have many. One that cannot be read is taken out of a page, which is then
-        read again with the same luck. Raises BadItem where that leaves no picture."""
+        """Document of this number -> Encoded, all of its pictures readable.
+
+        A page may have many pictures; only those in its window are decoded. An unreadable one is taken out of
+        a page (on example pages together with its text), and the page is encoded again with the same random
+        numbers. Raises BadItem if that leaves no picture.
+        """
         document = self.document(source, number)
         while True:
             rng = np.random.default_rng([self.config.seed, 7, number, SOURCES.index(source)])
-            sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng, self.config.p_next)
+            sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng,
+                              self.config.p_next)
             bad = self.unreadable(sequence.media)
             if not bad:
                 sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
@@ -86,11 +93,11 @@ class Reader:
             document = without(document, [media for media, _ in bad])
 
     def place(self, rng, n_token):
-        """Where in the context a page begins: every other one at its beginning, as prompts do, the others
-        anywhere.
+        """The position of a page's first token: half of the pages start at 0, as prompts do, the others
+        anywhere in the context.
 
-        *Why.* What a gated layer asks depends on where a word stands, too. A model that has met examples
-        only near the beginning cannot use those that stand where a long prompt ends.
+        *Why.* A gated layer's queries also depend on a word's position. A model that has met examples only
+        near the beginning cannot use those where a long prompt ends.
         """
         return int(rng.integers(self.size.n_context - n_token + 1)) if rng.random() < 0.5 else 0
 
@@ -104,14 +111,14 @@ class Reader:
         return document
 
     def readable(self, source, number):
-        """Document of that number, all of its pictures readable. Raises BadItem."""
+        """-> the Document of this number, all of its pictures readable. Raises BadItem."""
         document = self.document(source, number)
         for _, reason in self.unreadable([piece for piece in document.pieces if isinstance(piece, Media)]):
             raise reason
         return document
 
     def unreadable(self, media):
-        """-> [(Media, BadItem)] of those that cannot be read; the others are decoded, and kept"""
+        """-> [(Media, BadItem)] of those that cannot be read. The others are decoded and kept."""
         bad = []
         for one in media:
             try:
@@ -121,8 +128,8 @@ class Reader:
         return bad
 
     def read(self, source, number, make):
-        """make(number) of a document or text. One that cannot be read is counted and replaced by another,
-        always the same one. Raises BadInput where most cannot be read."""
+        """make(number), a document or a text. An unreadable one is counted and replaced by another (always
+        the same one). Raises BadInput if most cannot be read."""
         for attempt in range(50):
             self.tried[source] += 1
             try:
@@ -136,21 +143,21 @@ class Reader:
                        + '; '.join(self.report.lines()))
 
     def leave_out(self, bad_item):
-        """Count a damaged item, once: every epoch meets it again."""
+        """Count a damaged item once, although every epoch meets it again."""
         if bad_item.where not in self.left_out:
             self.left_out[bad_item.where] = bad_item.kind
             self.report.add(bad_item)
 
     def share_left_out(self):
-        """Every rank learns what the others could not read."""
+        """Tell every rank what the others could not read."""
         for left_out in distributed.gather(self.left_out):
             for where, kind in left_out.items():
                 self.leave_out(BadItem(kind, where))
 
 
 def without(document, media):
-    """The Document without these pictures; of examples, without what is said about them, too. Raises
-    BadItem where no picture is left."""
+    """The Document without these pictures; if it is made of examples, also without their texts. Raises
+    BadItem if no picture is left."""
     pieces, gone = [], False
     for piece in document.pieces:
         if isinstance(piece, Media):

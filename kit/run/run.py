@@ -1,8 +1,8 @@
 """What the stages of a training share: the configuration, the data, and the folder that keeps it all.
 
-Two questions are answered here. What is there to learn from, and in what sizes? And what must be on disk
-for the next sitting to go on as if nothing had happened? (Batches are kit/run/reading.py's, the steps
-kit/run/loop.py's.)
+Two questions are answered here. What is there to learn from, and in what sizes? And what must be on disk for
+the next session to continue as if nothing had happened? (Batches are in kit/run/reading.py, the steps in
+kit/run/loop.py.)
 """
 import csv
 import os
@@ -33,25 +33,27 @@ from kit.weights.vocabulary import gpt2_tokenizer
 from kit.world.words import SYLLABLES, invented_names, made_up_names
 from model import PRESETS, Flamingo, FlamingoConfig
 
-SIZE_FIELDS = [f for f in fields(FlamingoConfig) if f.name not in ('n_vocab', 'bos', 'pad')]  # those: the tokenizer's
-# Keys that say how a run is carried out, not what it computes; they may change when it continues.
-FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'shard', 'activation_checkpointing',
-             'micro_batches', 'workers', 'log_every', 'max_minutes', 'test_n'}
-# What the modules in a stage's file are built from. Other sizes may differ from those that the file was
-# made with.
+# All sizes but three, which come from the tokenizer.
+SIZE_FIELDS = [f for f in fields(FlamingoConfig) if f.name not in ('n_vocab', 'bos', 'pad')]
+# Keys that say how a run is carried out, not what it computes. They may change when it continues.
+FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'shard',
+             'activation_checkpointing', 'micro_batches', 'workers', 'log_every', 'max_minutes', 'test_n'}
+# The sizes that the modules in a stage's file are built from. Other sizes may have changed since.
 LANGUAGE_SIZES = ('n_vocab', 'lm_layer', 'lm_dim', 'lm_head', 'n_context')
 BUILT_FROM = {
-    'vision': ('n_vocab', 'vision', 'per_image', 'dim_embed', 'text_layer', 'text_dim', 'text_head', 'plain_words'),
+    'vision': ('n_vocab', 'vision', 'per_image', 'dim_embed', 'text_layer', 'text_dim', 'text_head',
+               'plain_words'),
     'language': LANGUAGE_SIZES,
-    'flamingo': tuple(f.name for f in fields(FlamingoConfig) if f.name not in ('image_size', 'n_token', 'n_image')),
+    'flamingo': tuple(f.name for f in fields(FlamingoConfig)
+                      if f.name not in ('image_size', 'n_token', 'n_image')),
 }
 
 
 class Run:
     """The configuration, the data and the folder of one `python train.py`.
 
-    config: namespace of all keys, those of tables by their own names; keys: train.KEYS, all there are and
-    their defaults
+    config: namespace of all keys, those of tables by their own names
+    keys:   train.KEYS, every key and its default
     """
 
     def __init__(self, config, keys):
@@ -61,7 +63,7 @@ class Run:
             raise BadInput(f'--preset={config.preset}: expected one of {", ".join(PRESETS)}')
         preset = {k: v for k, v in PRESETS[config.preset].items() if k in defaults and k not in config.given}
         self.config = SimpleNamespace(**{name: preset.get(name, getattr(config, name)) for name in defaults})
-        self.given = [name for name in defaults if getattr(config, name) != defaults[name]]  # not as they would be unsaid
+        self.given = [name for name in defaults if getattr(config, name) != defaults[name]]
         self.device = distributed.begin(pick_device(config.device, meta=False), config.shard)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.report = Report()
@@ -70,26 +72,28 @@ class Run:
         self.size = self.check_size()
         self.reader = Reader(self.config, self.sources, self.tokenizer, self.size, self.report)
         self.held_out = self.held_out and readable_pairs(self.held_out, self.reader.pixels, self.report)
-        self.rows = []        # of log.csv
-        self.stop = None      # why to stop after this step: a signal's number, or loop.OUT_OF_TIME
-        self.training = True  # is there anything that would be lost?
+        self.rows = []             # of log.csv
+        self.stop = None           # why to stop after this step: a signal's number, or loop.OUT_OF_TIME
+        self.training = True       # would anything be lost by leaving at once?
         self.started = time.time()
-        self.minutes_before = 0.0  # of earlier sittings of the same run
+        self.minutes_before = 0.0  # of earlier sessions of the same run
 
     # -----------------------------------------------------------------------------------------
     # What there is to learn from, and in what sizes
 
     def open_sources(self):
-        """-> self.sources {name: Source}, and self.held_out: what training never sees and evaluation asks
-        about, Pairs, or None for the embedded world's own."""
+        """Sets self.sources {name: Source} and self.held_out: the Pairs that training never sees and
+        evaluation asks about, or None for the embedded world's own."""
         config = self.config
         # A source may be given as the name of another: m3w = 'align' makes pages of the same folder.
         given = {role: getattr(config, role) for role in (*SOURCES, 'text')}
-        self.specs = {role: given.get(spec, spec) if spec in SOURCES else spec for role, spec in given.items()}
+        self.specs = {role: given[spec] if spec in SOURCES else spec for role, spec in given.items()}
         self.folders = replace(of_keys(FolderSpec, config), flip=config.augment_flip)
-        pages = replace(of_keys(PageSpec, config), page_examples=max(3, min(config.page_examples, config.n_image)))
+        page_examples = max(3, min(config.page_examples, config.n_image))
+        pages = replace(of_keys(PageSpec, config), page_examples=page_examples)
         if config.words:
-            names = [*made_up_names(np.random.default_rng(0), 1000), *invented_names(np.random.default_rng(0), 3000)]
+            names = [*made_up_names(np.random.default_rng(0), 1000)]
+            names += invented_names(np.random.default_rng(0), 3000)
             pages = replace(pages, names=tuple(names))
         self.sources = {role: self.open(role, spec, pages) for role, spec in self.specs.items() if spec}
         m3w = [path for path, _ in split_spec('m3w', self.specs['m3w'])] if self.specs['m3w'] else []
@@ -102,7 +106,7 @@ class Run:
 
     def choose_tokenizer(self, default):
         name, config = self.config.tokenizer, self.config
-        if config.gpt2 and name == default:  # weights are worth nothing without the words they were trained on
+        if config.gpt2 and name == default:  # weights are worth nothing without their own tokenizer
             name = config.gpt2 if os.path.isdir(config.gpt2) else os.path.dirname(config.gpt2) or '.'
         if name == 'gpt2' or os.path.isdir(name):
             return gpt2_tokenizer(None if name == 'gpt2' else name)
@@ -115,8 +119,8 @@ class Run:
         return Tokenizer(train_bpe(self.texts_for_tokenizer(), int(n_rank)))
 
     def texts_for_tokenizer(self):
-        """Captions only: a made-up name stays in pieces, so that one which is new, later, is no different from those of
-        the training pages. Where classes are called by syllables, each syllable is to be a token."""
+        """Captions only, no naming pages: all made-up names stay in pieces, so that a new one is no different
+        from those of training. If classes are named by syllables, each syllable should be a token."""
         captions = self.open('text', self.specs['text'], PageSpec(naming=0.0)) if self.specs['text'] else None
         texts = []
         for i in range(4000 if captions else 0):
@@ -125,14 +129,14 @@ class Run:
             except BadItem as e:
                 self.report.add(e)
         if self.config.words:
-            # In small letters, too: names are read by syllables, and most begin differently.
+            # In small letters, too, as they come inside made-up names.
             texts += [' '.join(['', *SYLLABLES, *(f'{s} -{s}'.lower() for s in SYLLABLES)])] * 1000
             texts += [' '.join(['', *sorted({item.text for item in class_words.items_of(self)})])] * 1000
         return texts
 
     def check_size(self):
-        """-> FlamingoConfig. Raises BadInput where these sizes make no model, or none that this machine
-        could hold."""
+        """-> FlamingoConfig. Raises BadInput if these sizes make no model, or a model larger than the
+        device's memory."""
         t, config = self.tokenizer, self.config
         try:
             size = FlamingoConfig(**{f.name: getattr(config, f.name) for f in SIZE_FIELDS},
@@ -143,23 +147,26 @@ class Run:
             raise BadInput(f'--n_context={size.n_context}: few-shot prompts need at least 64 tokens')
         if size.n_token > size.n_context:
             raise BadInput(f'--n_token={size.n_token}: longer than the context, --n_context={size.n_context}')
-        with torch.device('meta'):  # where tensors have sizes and take no memory
+        with torch.device('meta'):  # tensors there have sizes but take no memory
             n = sum(p.numel() for p in Flamingo(size).parameters())
         n_byte = 4 * n // (distributed.world() if config.shard else 1)
         check_memory(n_byte, self.device, f'a model of {n / 1e6:,.0f} million numbers')
         return size
 
     def expect_sizes(self, key, theirs):
-        """The sizes of a published network, {name: size}, must be this run's. Raises BadInput."""
+        """Raises BadInput if a size of a published network, theirs {name: size}, is not this run's."""
         wrong = [k for k in theirs if theirs[k] != getattr(self.size, k)]
         if wrong:
             said = ', '.join(f'{k}={theirs[k]} (this run: {getattr(self.size, k)})' for k in wrong)
-            cure = ' '.join(f'--{k}={theirs[k]}' for k in wrong if k != 'n_vocab') or 'a tokenizer of its own'
+            cure = ' '.join(f'--{k}={theirs[k]}' for k in wrong if k != 'n_vocab') or 'its own tokenizer'
             raise BadInput(f'{getattr(self.config, key)} has {said}; give {cure}')
 
     def spread(self, module, blocks, recomputed, replicated=(), methods=()):
-        """Put a stage's module where it is trained -> what to call in training. recomputed: the blocks that
-        activation checkpointing computes again; the rest as in kit.run.distributed.spread."""
+        """Put a stage's module on its device(s) -> what to call in training.
+
+        recomputed: the blocks that activation checkpointing computes again in the backward pass; the other
+        arguments are those of kit.run.distributed.spread.
+        """
         if self.config.activation_checkpointing:
             for block in recomputed:
                 block.forward = partial(recompute, block.forward, use_reentrant=False)
@@ -172,13 +179,12 @@ class Run:
     # What evaluations ask
 
     def ask_ways(self):
-        """How many names the naming episodes of an evaluation have: 2 and 4, and of folders as many as
-        training at most."""
+        """-> the numbers of names for naming episodes: 2, 4 and, for folders, the most that training has."""
         most = [self.config.ways] if self.held_out is not None and self.config.ways > 5 else []
         return [ways for ways in (2, 4, *most) if can_ask(self.held_out, ways, 1, self.within())]
 
     def within(self):
-        """Whether their things are of one group, as most are in training."""
+        """Whether all classes of a naming episode come from one group, as most do in training."""
         return self.held_out is not None and self.config.within_group > 0.5
 
     # -----------------------------------------------------------------------------------------
@@ -188,19 +194,20 @@ class Run:
         return os.path.join(self.config.out_dir, name)
 
     def minutes(self):
-        """Of training, all sittings together."""
+        """Minutes of training, all sessions together."""
         return self.minutes_before + (time.time() - self.started) / 60
 
     def save_stage(self, stage):
-        content = distributed.whole(stage.content())  # by all ranks, ...
-        if distributed.rank() == 0:                   # ... and written by one
+        content = distributed.whole(stage.content())  # all ranks gather it, ...
+        if distributed.rank() == 0:                   # ... one writes it, ...
             checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name), config=asdict(self.size),
-                            tokenizer=self.tokenizer.state(), keys=vars(self.config), given=self.given, **content)
-        distributed.barrier()                         # the others read it next
+                            tokenizer=self.tokenizer.state(), keys=vars(self.config), given=self.given,
+                            **content)
+        distributed.barrier()                         # ... and all read it next
 
     def load_stage(self, name, module):
-        """-> the content of NAME.pt, which must hold `module` and be of the same sizes and words. Raises
-        BadInput."""
+        """-> the content of NAME.pt. Raises BadInput if it lacks `module`, or was made with another tokenizer
+        or other sizes."""
         path = self.path(name + '.pt')
         if not os.path.exists(path):
             raise BadInput(f'{path}: no such file; python train.py --stage={name} makes it')
@@ -217,32 +224,33 @@ class Run:
         return content
 
     def on_signal(self, number, frame):
-        """Ctrl-C or a polite kill: finish this step, save, leave. A second one, or one when all is saved,
-        leaves at once."""
-        again = self.stop is not None and distributed.world() == 1  # torchrun passes every Ctrl-C on, after all had it
+        """Ctrl-C or a polite kill: finish this step, save, leave. A second one leaves at once, and so does
+        one that comes when everything is saved."""
+        # Under torchrun each Ctrl-C comes twice: from the terminal, and from torchrun.
+        again = self.stop is not None and distributed.world() == 1
         self.stop = number
         if again or not self.training:
             raise KeyboardInterrupt
 
     def save_progress(self, missing, i, stage=None):
-        """training.pt: everything needed to go on with step i of stage missing[0] as if nothing had
+        """Write training.pt: everything needed to continue with step i of stage missing[0] as if nothing had
         happened."""
         self.reader.share_left_out()
-        state = {'missing': missing, 'iter': i, 'keys': vars(self.config), 'rows': self.rows, 'minutes': self.minutes(),
-                 'left_out': self.reader.left_out}
+        state = {'missing': missing, 'iter': i, 'keys': vars(self.config), 'rows': self.rows,
+                 'minutes': self.minutes(), 'left_out': self.reader.left_out}
         if stage is not None:
             state |= {'module': distributed.whole(stage.module.state_dict()),
-                      'optimizer': distributed.whole(stage.optimizer.state_dict()), 'random': checkpoint.random_state()}
+                      'optimizer': distributed.whole(stage.optimizer.state_dict()),
+                      'random': checkpoint.random_state()}
         if distributed.rank() == 0:
             checkpoint.save(self.path('training.pt'), 'training', **state)
             self.write_log()
 
     def load_progress(self, stages):
-        """-> what `save_progress` saved; the log and the counts of this run go on from there. Raises
-        BadInput."""
+        """-> what `save_progress` saved. The log and the counts continue from it. Raises BadInput."""
         path = self.path('training.pt')
-        progress = checkpoint.load(path, 'training', missing=list, iter=int, keys=dict, rows=list, minutes=float,
-                                   left_out=dict)
+        progress = checkpoint.load(path, 'training', missing=list, iter=int, keys=dict, rows=list,
+                                   minutes=float, left_out=dict)
         good = all(name in stages for name in progress['missing']) and progress['iter'] >= 0
         good &= all(isinstance(row, dict) and 'stage' in row for row in progress['rows'])
         good &= 'module' not in progress or all(isinstance(progress.get(part), dict)
@@ -256,16 +264,16 @@ class Run:
         return progress
 
     def check_same_keys(self, saved, path):
-        """A run may only be continued with the keys it was begun with, {name: value}. Raises BadInput."""
+        """Raises BadInput unless the keys are those that the run was begun with, saved {name: value}."""
         for key, value in saved.items():
             now = getattr(self.config, key, value)
             if key not in FREE_KEYS and now != value:
                 [theirs], [ours] = spell({key: value}, self.keys), spell({key: now}, self.keys)
-                raise BadInput(f'{path} was made with {theirs}, now {ours}: give the same, another --out_dir, '
-                               'or --init_from=scratch to start over')
+                raise BadInput(f'{path} was made with {theirs}, now {ours}: give the same, '
+                               'another --out_dir, or --init_from=scratch to start over')
 
     def restore(self, stage, progress):
-        """Put weights, optimizer and random state back -> the number of the step to go on with."""
+        """Put weights, optimizer and random state back -> the number of the step to continue with."""
         path = self.path('training.pt')
         distributed.load_module(stage.module, progress['module'], path)
         distributed.load_optimizer(stage.optimizer, progress['optimizer'], path)
@@ -295,27 +303,31 @@ class Run:
 
 
 def of_keys(kind, config):
-    """A dataclass whose fields are the keys of the same names."""
+    """A dataclass filled from the keys that have the names of its fields."""
     return kind(**{f.name: getattr(config, f.name) for f in fields(kind) if hasattr(config, f.name)})
 
 
 def kind_of(stage_name):
-    """A fine-tuned Flamingo is a Flamingo still: sample.py and evaluate.py read it as such."""
+    """The kind of a stage's file: a fine-tuned Flamingo is read like any other."""
     return 'flamingo' if stage_name == 'finetune' else stage_name
 
 
 def held_out(specs, n_frame, folders):
-    """What evaluation asks about: the val (valid, validation, test, or any but train) split of the first source of pairs;
-    where groups of class folders are held out, of the first that has class folders. All of it, if it has no such split:
-    then evaluation shows what was learned by heart, and that is printed. None where there are no pairs but those of the
-    embedded world."""
-    paths = [path for role in ('align', 'ltip', 'm3w', 'vtp') if specs[role] for path, _ in split_spec(role, specs[role])]
+    """What evaluation asks about -> Pairs, or None if only the embedded world has pairs.
+
+    It is the val split (or test, or any other that is not train) of the first source of pairs; if groups of
+    class folders are held out, of the first source with class folders. A source without such a split is used
+    whole: evaluation then shows what was learned by heart, and a line on the screen says so.
+    """
+    roles = [role for role in ('align', 'ltip', 'm3w', 'vtp') if specs[role]]
+    paths = [path for role in roles for path, _ in split_spec(role, specs[role])]
     paths = [path for path in dict.fromkeys(paths) if path != 'shapes' and not is_pages(path)]
     paths = paths[:None if folders.held_groups else 1]
     opened = [open_folder(path, folders, n_frame, split=None) for path in paths]
     if not opened:
         return None
-    pairs = next((p for p in opened if folders.held_groups and any(item.group is not None for item in p.items)), opened[0])
+    grouped = [p for p in opened if folders.held_groups and any(item.group is not None for item in p.items)]
+    pairs = (grouped or opened)[0]
     for name in (*SPLITS, *sorted(pairs.splits)):
         if name != 'train' and name in pairs.splits:
             return pairs.split(name)

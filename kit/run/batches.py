@@ -52,7 +52,7 @@ def pair_batches(run, sources, i):
             for key, picture in zip(keys, pixels):
                 images.setdefault(key, picture)
             place = {key: k for k, key in enumerate(images)}
-            texts = [run.tokenizer.encode(' ' + d.pieces[-1]) for d in documents]
+            texts = [run.tokenizer.encode(' ' + d.pieces[-1].lstrip()) for d in documents]
             tokens, mask = pad_texts(texts, TEXT_CONTEXT)
             mask = drop_words(mask, config.augment_word_dropout, rng)
             shows = torch.tensor([place[key] for key in keys])

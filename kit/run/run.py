@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from kit.bpe import train_bpe
 from kit.cli import flat, spell
 from kit.device import check_memory, pick_device, pick_dtype
-from kit.files import BadInput, BadItem, whole_file
+from kit.files import BadInput, BadItem, one_line, whole_file
 from kit.run import class_words, distributed
 from kit.run.keys import SOURCES
 from kit.run.reading import Reader
@@ -96,6 +96,9 @@ class Run:
             names += invented_names(np.random.default_rng(0), 3000)
             pages = replace(pages, names=tuple(names))
         self.sources = {role: self.open(role, spec, pages) for role, spec in self.specs.items() if spec}
+        doubts = [line for source in self.sources.values() for line in source.doubts()]
+        for line in dict.fromkeys(doubts) if distributed.rank() == 0 else []:
+            print('warning:', one_line(line))
         m3w = [path for path, _ in split_spec('m3w', self.specs['m3w'])] if self.specs['m3w'] else []
         self.held_out = None if 'shapes' in m3w else held_out(self.specs, config.n_frame, self.folders)
         if config.words:

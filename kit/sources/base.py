@@ -211,31 +211,36 @@ class Pairs:
             return Document(example.pieces(), 'examples', item.where)
         return Document([self.media(k, variant), item.text], 'pair', item.where)
 
+    def doubts(self, most=1000):
+        """`doubts` of the first items. Classes are called by their folders: that is as it should be."""
+        first = [self.items[k] for k in range(min(most, len(self)))]
+        return doubts([(item.text, item.path) for item in first], folders=first[0].group is None)
+
     def document(self, i, rng):
         """Document number i, counted over epochs; it depends on `seed` and i, its variant on rng (numpy
         Generator)."""
         return self.at(self.order(i), int(rng.integers(self.n_variant)))
 
 
-def doubts(said):
-    """What makes captions doubtful, a line each. said: [(caption, path of its picture)], as many as are to be
-    judged."""
+def doubts(said, folders=True):
+    """What makes captions doubtful, a line each. said: [(caption, path of its picture)], as many as are to be judged;
+    folders: whether names of folders are doubtful."""
     def plain(name):
         return re.sub(r'[\W_]+', ' ', name.casefold()).strip()
 
     if len(said) < 2:
         return []
-    lines, files, folders = [], 0, 0
+    lines, by_file, by_folder = [], 0, 0
     if len({text for text, _ in said}) == 1:
         lines.append(f'all {len(said):,} texts are the same: {said[0][0][:60]!r}')
     for text, path in said:
         *above, name = re.split(r'[/:]', str(path))
-        files += plain(text) in (plain(name), plain(os.path.splitext(name)[0]))
-        folders += plain(text) in map(plain, above)
-    if 2 * files > len(said):
-        lines.append(f'{files:,} of {len(said):,} texts are the names of their files')
-    elif 2 * folders > len(said):
-        lines.append(f'{folders:,} of {len(said):,} texts are the names of folders: right for classes, '
+        by_file += plain(text) in (plain(name), plain(os.path.splitext(name)[0]))
+        by_folder += plain(text) in map(plain, above)
+    if 2 * by_file > len(said):
+        lines.append(f'{by_file:,} of {len(said):,} texts are the names of their files')
+    elif folders and 2 * by_folder > len(said):
+        lines.append(f'{by_folder:,} of {len(said):,} texts are the names of folders: right for classes, '
                      'wrong where captions are meant')
     return lines
 

@@ -267,6 +267,11 @@ class Source:
         rng.random()  # once chose the part; without it, the same seed would no longer give the same runs
         return self.parts[part], own, rng
 
+    def doubts(self):
+        """What makes the captions of its pairs doubtful, a line each."""
+        pairs = [getattr(part, 'pairs', part) for part in self.parts]
+        return [f'{one.name}: {line}' for one in pairs if isinstance(one, Pairs) for line in one.doubts()]
+
     def document(self, i):
         part, own, rng = self.draw(i)
         return part.document(own, rng)

@@ -267,7 +267,8 @@ def row_items(fields, split, find, where):
     if not isinstance(mine, str | None):
         raise BadItem('bad split', where, repr(mine))
     path = find(name_in(name))
-    above = os.path.relpath(os.path.dirname(path), find.roots[0]).split(os.sep)
-    mine = mine or next(filter(split_of, above), 'train')  # one list of pictures in train/ and in test/
+    if not mine:  # one list of pictures in train/ and in test/
+        *above, _ = path.removeprefix(find.roots[0]).split(os.sep)
+        mine = next(filter(split_of, above), 'train')
     mine = split_of(mine) or mine
     return [Item(path, text, mine, '' if prompt else text, where, prompt=prompt) for text in texts]

@@ -10,7 +10,8 @@ TextVQA and VizWiz.
     VizWiz      val.json                  [{"image", "question", "answers": [{"answer"}]}]
     and others  captions.json             [{"image", "caption"}], {"1.jpg": "a dog", "2.jpg": ["cat", "cats"]}
 
-Each is read whole. Which form a file has is told by its name or its first words, without reading it.
+Each is read whole: COCO's training captions, 95 MB on disk, take 0.4 GB for a few seconds. Which form a file has is
+told by its name or its first words.
 """
 import os
 import re

@@ -3,10 +3,14 @@ import base64
 import io
 import json
 import os
+import re
+import shlex
+import subprocess
 import sys
 import tarfile
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -623,3 +627,25 @@ def test_the_table_of_forms_in_the_message(tmp_path):
     pictures(tmp_path)
     refused(tmp_path, 'pictures in no class folder, and without captions: 4', 'metadata.jsonl', 'captions_*.json', '.tar', 'class folders')
     assert Counter(map(type, (open_path('shapes', role='m3w'), open_path('shapes', role='align')))).total() == 2
+
+
+# ---------------------------------------------------------------------------------------------
+# The documentation
+
+@pytest.mark.skipif(os.name == 'nt', reason='its examples are for a shell')
+def test_every_example_of_the_documentation_runs_as_written(tmp_path, monkeypatch, capsys):
+    """docs/data.md: its blocks in order, in an empty folder; each look finds as much as is said there."""
+    root = Path(look.__file__).parent
+    blocks = re.findall(r'^```sh\n(.*?)^```$', (root / 'docs' / 'data.md').read_text(encoding='utf-8'), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    looked_at = 0
+    for block in blocks:
+        made = ''.join(line for line in block.splitlines(True) if not line.startswith('python look.py'))
+        done = subprocess.run(['bash', '-e'], input=made.replace('python -c', f"'{sys.executable}' -c"), text=True, capture_output=True)
+        assert done.returncode == 0, (made, done.stderr)
+        for arguments, documents, texts in re.findall(r'^python look.py (.+?)  # (\d+) documents, (\d+) different texts$', block, re.M):
+            printed = looked(monkeypatch, capsys, *shlex.split(arguments), f'--tokenizer={root}/assets/tokenizer.tiktoken')
+            assert f'\n{documents} documents' in printed and f'\n{texts} different texts' in printed, printed
+            looked_at += 1
+        assert block.count('python look.py') == len(re.findall(r'different texts$', block, re.M))
+    assert looked_at >= 15

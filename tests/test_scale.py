@@ -30,6 +30,7 @@ from kit.run.run import Run
 from kit.tasks.results import measure
 from kit.weights import checkpoint
 from model import Block, Cache, Flamingo, FlamingoConfig, GPT, PRESETS
+from rounding import EPS, LOG_P, assert_near
 from test_vocabulary import write_vocabulary
 from vision import NFNet
 
@@ -86,9 +87,9 @@ def test_gpt2_logits_are_those_of_a_slow_reference(tmp_path, prefix):
     assert lm.sizes() == {'n_vocab': 300, 'lm_layer': 2, 'lm_dim': 128, 'lm_head': 2, 'n_context': 40}
     tokens = torch.randint(0, 300, (40,), generator=torch.Generator().manual_seed(1))
     expected = slow_gpt2(state, tokens.numpy())
-    with torch.no_grad():
-        assert np.abs(lm(tokens[None])[0].numpy() - expected).max() < 1e-4
     assert expected.std() > 0.5 and all(p.requires_grad and p.dtype == torch.float32 for p in lm.parameters())
+    with torch.no_grad():
+        assert_near(lm.double()(tokens[None])[0], torch.from_numpy(expected), 1e4)
 
 
 def test_gpt2_half_precision_becomes_float32(tmp_path):
@@ -217,13 +218,15 @@ def tiny_nfnet(monkeypatch):
 def test_nfnet_features_are_timms(tmp_path, tiny_nfnet, height, width):
     state = timm_state()
     torch.save(state, tmp_path / 'dm_nfnet.pth')
-    net = NFNet.from_timm(str(tmp_path / 'dm_nfnet.pth'), head=True).eval()
+    net = NFNet.from_timm(str(tmp_path / 'dm_nfnet.pth'), head=True).eval().double()
     x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
     expected = slow_timm(state, x)
+    logits = expected.mean((2, 3)) @ state['head.fc.weight'].double().T + state['head.fc.bias']
+    roundings = 60 * EPS / torch.finfo(torch.float64).eps  # from_timm rounds the gains of some 30 convolutions to float32
     with torch.no_grad():
-        assert (net.grid(x) - expected).abs().max() < 1e-4 and expected.std() > 0.2
-        logits = expected.mean((2, 3)) @ state['head.fc.weight'].double().T + state['head.fc.bias']
-        torch.testing.assert_close(net.classify(x).double(), logits, atol=1e-3, rtol=1e-4)
+        assert_near(net.grid(x.double()), expected, roundings)
+        assert_near(net.classify(x.double()), logits, roundings)
+    assert expected.std() > 0.2
 
 
 def test_nfnet_with_and_without_its_head(tmp_path, tiny_nfnet):
@@ -379,27 +382,32 @@ def untrained(tmp_path_factory):
     return folder
 
 
-def flamingo_gradient(folder, *arguments):
+def flamingo_gradient(folder, *arguments, exact=False):
+    """-> loss, gradient, stage. exact: in float64, up to the logits."""
     run = small_run(folder, *arguments)
     torch.manual_seed(0)
     stage = train.FlamingoStage(run)
     for layer in stage.module.gated:  # open the gates, or most gradients are zero
         torch.nn.init.constant_(layer.alpha_x, 0.5)
         torch.nn.init.constant_(layer.alpha_d, 0.5)
+    if exact:
+        see = stage.see
+        stage.module.double()
+        stage.see = lambda batch: {k: v.double() if v.is_floating_point() else v for k, v in see(batch).items()}
     losses, _ = train.gradients(run, stage, ['m3w'], 0)
     return losses['m3w'], torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad]), stage
 
 
 def test_micro_batches_and_activation_checkpointing_change_nothing(untrained):
-    loss, gradient, _ = flamingo_gradient(untrained)
+    loss, gradient, _ = flamingo_gradient(untrained, exact=True)
     for argument in ('--micro_batches=2', '--activation_checkpointing=True'):
-        other_loss, other, _ = flamingo_gradient(untrained, argument)
-        assert other_loss == pytest.approx(loss, rel=1e-6), argument  # of about 7, of which a float32 holds seven digits
-        torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-7)
+        other_loss, other, _ = flamingo_gradient(untrained, argument, exact=True)
+        assert other_loss == pytest.approx(loss, rel=192 * EPS), argument  # a float32 sum of at most 2 · 96 targets
+        assert_near(other, gradient, 16 * EPS / torch.finfo(torch.float64).eps)  # a target's weight: a few float32 roundings
     a, b = (train.LanguageStage(small_run(untrained, f'--micro_batches={n}')) for n in (1, 2))
     b.module.load_state_dict(a.module.state_dict())
     whole, parts = (train.gradients(stage.run, stage, ['text'], 0)[0]['text'] for stage in (a, b))
-    assert parts == pytest.approx(whole, rel=1e-6)
+    assert parts == pytest.approx(whole, rel=128 * EPS)  # a mean over 4 · 32 targets
 
 
 def test_activation_checkpointing_keeps_less(untrained):
@@ -426,6 +434,7 @@ def test_bfloat16_keeps_no_float32_copy_of_what_is_frozen(untrained, monkeypatch
     monkeypatch.setattr(train, 'frozen_dtype', lambda dtype, device, dim: frozen_dtype(dtype, 'cuda', 768))  # here as there
     loss, gradient, _ = flamingo_gradient(untrained)
     low_loss, low, stage = flamingo_gradient(untrained, '--dtype=bfloat16')
+    # bfloat16 has eight bits, ε = 2⁻⁷: some ten roundings each may add up to 0.2, in the loss's mean to less.
     assert low_loss == pytest.approx(loss, rel=0.02) and F.cosine_similarity(low, gradient, dim=0) > 0.98
     stage.optimizer.step()
     for name, p in stage.module.named_parameters():
@@ -543,6 +552,11 @@ def alone(tmp_path_factory):
     return folder, first, answers
 
 
+def drift(step, value):
+    """How far `value` may be off after this many steps: each adds the roundings of one gradient, some hundred."""
+    return step * 100 * EPS * max(1.0, abs(value))
+
+
 @pytest.mark.parametrize('shard', [False, True])
 def test_two_processes_are_one(alone, tmp_path, shard):
     """DDP and sharded: the losses of 20 steps of all stages, what it answers, and checkpoints that either continues."""
@@ -553,13 +567,13 @@ def test_two_processes_are_one(alone, tmp_path, shard):
     first, continued = ({(stage, i, k): v for stage, i, k, v in rows} for rows in said['losses'])
     assert len(first) == len(expected) == 20 * (1 + 1 + 3) + 4 * 3 and len(continued) == 5 * (1 + 1 + 3)
     for key, value in {**first, **{(*key, 'continued'): v for key, v in continued.items()}}.items():
-        assert abs(value - expected[key[:3]]) < 1e-5, key
+        assert abs(value - expected[key[:3]]) < drift(key[1], value), key
     for (text, log_p), (expected_text, expected_log_p) in zip(said['answers'], answers):
-        assert text == expected_text and log_p == pytest.approx(expected_log_p, abs=1e-3)
+        assert text == expected_text and abs(log_p - expected_log_p) < drift(24, log_p) + 4 * LOG_P
     run = small_run(folder)
     for name in ('vision', 'language', 'flamingo'):
         for key, value in go_on(run, name, tmp_path / f'out/{name}.15.pt').items():
-            assert abs(value - expected[key]) < 1e-5, ('alone again', key)
+            assert abs(value - expected[key]) < drift(key[1], value), ('alone again', key)
         a, b = (torch.load(f'{d}/{name}.pt', weights_only=True) for d in (folder, tmp_path / 'out'))
         kind = {'vision': 'contrastive', 'language': 'lm', 'flamingo': 'flamingo'}[name]
         assert {k: v.shape for k, v in a[kind].items()} == {k: v.shape for k, v in b[kind].items()}

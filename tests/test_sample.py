@@ -22,6 +22,7 @@ from kit.tasks.encoders import embed_media
 from kit.tasks.prompts import as_text, file_media, parse_prompt
 from kit.world.draw import clip_media, picture_media
 from resampler import ResamplerLayer, taken_apart
+from rounding import LOG_P
 from xattn import GatedCrossAttention, route_tokens
 
 COLOURS = {'a': 'red', 'b': 'blue', 'c': 'green', 'q': (250, 10, 10)}
@@ -165,7 +166,7 @@ def test_a_chat_says_what_reading_it_from_the_beginning_says(chat):
                  lambda: chat.image(picture_media('held', 2)), lambda: chat.ask('and now?'), lambda: chat.ask('what shape is it?'), chat.undo):
         step()
         cached, plain = next_word(chat)
-        assert torch.allclose(cached, plain, atol=1e-4)
+        assert torch.allclose(cached, plain, atol=LOG_P)
     assert chat.n_image == 2 and len(chat.before) == 5
 
 
@@ -179,11 +180,11 @@ def test_the_cache_of_a_chat_keeps_all_pictures(tmp_path, attend):
         chat.ask('what is it?')
         assert {x.shape[1] for kv in chat.cache.visual for x in kv} == {n} == {chat.cache.n_image}
     cached, plain = next_word(chat)
-    assert torch.allclose(cached, plain, atol=1e-4)
+    assert torch.allclose(cached, plain, atol=LOG_P)
     for n in (2, 2, 1, 1):  # the third question and picture are taken back, then the second
         chat.undo()
         assert chat.n_image == chat.cache.n_image
-    assert chat.n_image == 1 and torch.allclose(*next_word(chat), atol=1e-4)
+    assert chat.n_image == 1 and torch.allclose(*next_word(chat), atol=LOG_P)
 
 
 def test_a_file_that_changed_is_looked_at_anew(chat, tmp_path):
@@ -222,7 +223,7 @@ def test_undo_forgets_the_last_step_and_nothing_else(chat):
     chat.ask('what color is it?')
     chat.undo()
     chat.undo()
-    assert torch.allclose(next_word(chat)[0], before, atol=1e-5)
+    assert torch.allclose(next_word(chat)[0], before, atol=LOG_P)
     chat.undo()
     chat.undo()
     with pytest.raises(BadInput, match='undo'):
@@ -239,7 +240,7 @@ def test_a_command_that_fails_leaves_the_chat_as_it_was(chat, out, line, message
     with pytest.raises((BadInput, BadItem), match=message):
         chat_turn(chat, line, str(out))
     assert (chat.pieces, int(chat.cache.length), len(chat.before)) == (pieces, length, steps)
-    assert torch.allclose(next_word(chat)[0], before, atol=1e-5)
+    assert torch.allclose(next_word(chat)[0], before, atol=LOG_P)
 
 
 def test_a_chat_goes_on_after_lines_of_any_kind(chat, out, monkeypatch, capsys):

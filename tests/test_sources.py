@@ -1,4 +1,5 @@
-"""Reading what people have on disk: every odd picture gives the right pixels or one clear BadItem, never anything else."""
+"""Reading what people have on disk: every odd picture gives the right pixels or one clear BadItem, never
+anything else."""
 import json
 import os
 import pickle
@@ -62,19 +63,22 @@ def palette_picture():
 
 
 @pytest.mark.parametrize('name, image, options, expected', [
-    ('a.png', Image.new('RGBA', (1, 1), (255, 0, 0, 128)), {}, [(255, 127, 127)]),  # 255 * (1 - 128/255) = 127
+    ('a.png', Image.new('RGBA', (1, 1), (255, 0, 0, 128)), {}, [(255, 127, 127)]),
+    # 255 * (1 - 128/255) = 127
     ('a.png', Image.new('RGBA', (1, 1), (7, 7, 7, 0)), {}, [(255, 255, 255)]),
     ('a.png', Image.new('LA', (1, 1), (0, 128)), {}, [(127, 127, 127)]),
     ('a.png', palette_picture(), {}, [(9, 9, 9), (10, 20, 30)]),
     ('a.png', palette_picture(), {'transparency': 0}, [(255, 255, 255), (10, 20, 30)]),
     ('a.gif', palette_picture(), {'transparency': 1}, [(9, 9, 9), (255, 255, 255)]),
     ('a.png', Image.new('RGB', (1, 1), (1, 2, 3)), {'transparency': (1, 2, 3)}, [(255, 255, 255)]),
-    ('a.png', Image.fromarray(np.array([[0, 257 * 77, 65535]], np.uint16)), {}, [(0,) * 3, (77,) * 3, (255,) * 3]),
+    ('a.png', Image.fromarray(np.array([[0, 257 * 77, 65535]], np.uint16)), {},
+     [(0,) * 3, (77,) * 3, (255,) * 3]),
     ('a.tif', Image.fromarray(np.array([[257 * 200]], np.uint16)), {}, [(200,) * 3]),
     ('a.tif', Image.new('CMYK', (1, 1), (0, 255, 255, 0)), {}, [(255, 0, 0)]),
     ('a.tif', Image.new('CMYK', (1, 1), (0, 0, 0, 155)), {}, [(100, 100, 100)]),
     ('a.tif', Image.fromarray(np.array([[0, 1, 0.4]], np.float32)), {}, [(0,) * 3, (255,) * 3, (102,) * 3]),
-    ('a.tif', Image.fromarray(np.array([[0, 200, np.nan]], np.float32)), {}, [(0,) * 3, (200,) * 3, (0,) * 3]),
+    ('a.tif', Image.fromarray(np.array([[0, 200, np.nan]], np.float32)), {},
+     [(0,) * 3, (200,) * 3, (0,) * 3]),
     ('a.png', Image.fromarray(np.array([[True, False]])), {}, [(255,) * 3, (0,) * 3]),
     ('a.png', Image.new('L', (1, 1), 42), {}, [(42,) * 3]),
 ])
@@ -135,7 +139,8 @@ def test_animations_are_sampled_by_time(tmp_path, name, options):
 def test_animation_oddities(tmp_path, monkeypatch):
     hurried = animation(tmp_path / 'a.gif', [0] * 25)  # browsers play this at ten frames a second
     assert shown(read_frames(hurried)) == [0, 10, 20]
-    still_first = animation(tmp_path / 'b.png', [1000] * 4, default_image=True)  # frame 0 is not part of the clip
+    # frame 0 is not part of the clip
+    still_first = animation(tmp_path / 'b.png', [1000] * 4, default_image=True)
     assert shown(read_frames(still_first)) == [1, 2, 3]
     # However long it goes on, only the beginning is looked at: so many pixels, and so many frames.
     endless = animation(tmp_path / 'c.gif', [1000] * 25)
@@ -168,10 +173,12 @@ def png_declaring(width, height):
     def chunk(name, body):
         return struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
     header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
+    pixels = zlib.compress(bytes(1000))
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', pixels) + chunk(b'IEND', b'')
 
 
-@pytest.mark.parametrize('side', [8_500, 10_000, 100_000])  # above our limit, where Pillow warns, where Pillow refuses
+# above our limit, where Pillow warns, where Pillow refuses
+@pytest.mark.parametrize('side', [8_500, 10_000, 100_000])
 def test_declared_size(tmp_path, side):
     path = tmp_path / 'a.png'
     path.write_bytes(png_declaring(side, side))
@@ -195,7 +202,8 @@ def test_not_a_picture(tmp_path):
     assert kind_of_failure(tmp_path / 'a.png') == 'empty'
     (tmp_path / 'b.png').write_text('<html>404</html>')
     assert kind_of_failure(tmp_path / 'b.png') == 'not a picture'
-    (tmp_path / 'c.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n')  # a program
+    # a program
+    (tmp_path / 'c.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n')
     assert kind_of_failure(tmp_path / 'c.png') == 'not a picture'
     with open(tmp_path / 'd.png', 'wb') as f:
         f.truncate(decode.LIMIT_BYTES + 1)
@@ -296,7 +304,8 @@ def test_bad_lines_are_counted(tmp_path):
            ({**good, 'split': 7}, 'bad split'),
            ({**good, 'file_name': 'gone.png'}, 'missing'), ({**good, 'file_name': 'a\0.png'}, 'missing'),
            ({**good, 'file_name': 'x' * 5000}, 'missing'), ({**good, 'file_name': '\ud800'}, 'missing'),
-           ({**good, 'file_name': '../secret.png'}, 'outside the folder'), ({**good, 'file_name': '.'}, 'outside the folder'),
+           ({**good, 'file_name': '../secret.png'}, 'outside the folder'),
+           ({**good, 'file_name': '.'}, 'outside the folder'),
            ({**good, 'file_name': str(tmp_path / 'secret.png')}, 'outside the folder'),
            ({**good, 'file_name': str(root / 'a.png')}, 'outside the folder'),
            ({**good, 'file_name': 'link.png'}, 'outside the folder'),
@@ -308,10 +317,12 @@ def test_bad_lines_are_counted(tmp_path):
     pairs = open_folder(root)
     assert len(pairs) == len(bad) and {item.text for item in pairs.items} == {'good'}
     assert pairs.report.as_dict() == Counter(kind for _, kind in bad)
-    assert pairs.report.where['line too long'] == [f'{root / "metadata.jsonl"}:13']  # and the lines after it still count right
+    # and the lines after it still count right
+    assert pairs.report.where['line too long'] == [f'{root / "metadata.jsonl"}:13']
     # One good line less, and most of it is bad: then something is wrong with all of it.
     metadata(root, *[line for line, _ in bad], *[good] * (len(bad) - 1))
-    assert f'{len(bad)} of {2 * len(bad) - 1} items cannot be used: outside the folder: 6 (' in input_error(root)
+    message = f'{len(bad)} of {2 * len(bad) - 1} items cannot be used: outside the folder: 6 ('
+    assert message in input_error(root)
     metadata(root, b'nonsense')
     assert 'not JSON: 1 (' in input_error(root)
     metadata(root)
@@ -335,7 +346,8 @@ def test_scanning_decodes_nothing(tmp_path, monkeypatch):
 # Class folders
 
 def test_class_folders(tmp_path):
-    for name in ('red_heart/1.png', 'red_heart/2.JPG', 'hot-air_balloon/a.png', 'birds/crane/a.png', 'machines/crane/a.png'):
+    for name in ('red_heart/1.png', 'red_heart/2.JPG', 'hot-air_balloon/a.png', 'birds/crane/a.png',
+                 'machines/crane/a.png'):
         picture(tmp_path / name)
     (tmp_path / 'red_heart' / 'notes.txt').write_text('')
     (tmp_path / 'empty').mkdir()
@@ -349,7 +361,8 @@ def test_class_folders(tmp_path):
 
 def test_names_get_only_the_parents_they_need():
     assert name_classes({('a', 'x', 'cat'), ('b', 'x', 'cat'), ('x', 'dog'), ('dog',), ('x_dog',)}) == {
-        ('a', 'x', 'cat'): 'a x cat', ('b', 'x', 'cat'): 'b x cat', ('x', 'dog'): 'x dog', ('dog',): 'dog', ('x_dog',): 'x dog'}
+        ('a', 'x', 'cat'): 'a x cat', ('b', 'x', 'cat'): 'b x cat', ('x', 'dog'): 'x dog', ('dog',): 'dog',
+        ('x_dog',): 'x dog'}
 
 
 def test_class_folders_with_splits(tmp_path):
@@ -363,13 +376,17 @@ def test_class_folders_with_splits(tmp_path):
 
 
 def test_two_names_make_a_class(tmp_path):
-    """An alphabet that lies in two packages is one alphabet, and a drawing that was packed twice is one drawing."""
-    for name, colour in (('one/Greek/c1/a.png', 'red'), ('two/Greek/c1/a.png', 'red'), ('two/Greek/c1/b.png', 'blue'), ('one/Latin/c1/a.png', 'green'),
+    """An alphabet that lies in two packages is one alphabet, and a drawing that was packed twice is one
+    drawing."""
+    for name, colour in (('one/Greek/c1/a.png', 'red'), ('two/Greek/c1/a.png', 'red'),
+                         ('two/Greek/c1/b.png', 'blue'), ('one/Latin/c1/a.png', 'green'),
                          ('two/Latin/c1/a.png', 'white')):
         picture(tmp_path / name, colour)
     pairs = open_folder(tmp_path, spec=FolderSpec(class_depth=2))
-    assert Counter((item.text, item.group) for item in pairs.items) == {('Greek c1', 'Greek'): 2, ('Latin c1', 'Latin'): 2}
-    assert len(open_folder(tmp_path).items) == 5 and {item.group for item in open_folder(tmp_path).items} >= {'one Greek', 'two Latin'}
+    assert Counter((item.text, item.group)
+                   for item in pairs.items) == {('Greek c1', 'Greek'): 2, ('Latin c1', 'Latin'): 2}
+    assert len(open_folder(tmp_path).items) == 5
+    assert {item.group for item in open_folder(tmp_path).items} >= {'one Greek', 'two Latin'}
     with pytest.raises(BadInput, match='less deep'):
         open_folder(tmp_path, spec=FolderSpec(class_depth=4))
 
@@ -383,7 +400,10 @@ def test_turned_classes_and_groups_held_out(tmp_path):
     spec = FolderSpec(class_depth=2, rotate=True, held_groups='Korean')
     pairs, held = open_folder(tmp_path, spec=spec), open_folder(tmp_path, split='val', spec=spec)
     assert [item.text for item in held.items] == ['Korean c1']  # upright only
-    assert [(item.text, item.group) for item in pairs.items] == [('Greek c1', 'Greek')] + [(f'Greek c1 turned {d}', f'Greek turned {d}') for d in (90, 180, 270)]
+    assert [(item.text, item.group)
+            for item in pairs.items] == [('Greek c1',
+                                          'Greek')] + [(f'Greek c1 turned {d}', f'Greek turned {d}')
+                                                       for d in (90, 180, 270)]
     corners = [(0, 0), (0, 2), (2, 1), (1, 0)]  # of the red pixel, as the picture turns to the left
     for k, corner in enumerate(corners):
         [frame] = pairs.media(k).load()
@@ -398,7 +418,8 @@ def test_several_folders_are_one_source(tmp_path):
         picture(tmp_path / name)
     pairs = open_folder([tmp_path / 'a', tmp_path / 'b'])
     assert Counter(item.text for item in pairs.items) == {'cat': 2, 'toys cat': 1}
-    picture(tmp_path / 'c' / 'x.png'), metadata(tmp_path / 'c', {'file_name': 'x.png', 'text': 'a cat'}, b'nonsense')
+    picture(tmp_path / 'c' / 'x.png')
+    metadata(tmp_path / 'c', {'file_name': 'x.png', 'text': 'a cat'}, b'nonsense')
     total = Report()
     assert len(open_folder([tmp_path / 'a', tmp_path / 'c'], report=total)) == 2
     assert open_folder(tmp_path / 'c', report=total).report.total == 1 and total.as_dict() == {'not JSON': 2}
@@ -431,7 +452,8 @@ def test_not_a_source(tmp_path):
     assert f'open {tmp_path / "outer" / "inner"} instead' in input_error(tmp_path / 'outer')
     loose = picture(tmp_path / 'loose' / 'a.png')
     for path in (loose, loose.parent):
-        assert str(path) in input_error(path) and 'metadata.jsonl' in input_error(path) and 'class folders' in input_error(path)
+        assert str(path) in input_error(path) and 'metadata.jsonl' in input_error(path)
+        assert 'class folders' in input_error(path)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -439,57 +461,75 @@ def test_not_a_source(tmp_path):
 
 def coco(path, annotations, images, **more):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({'info': {'year': 2017, 'nested': [[1, {}]]}, 'annotations': annotations, 'licenses': [], 'images': images, **more}))
+    path.write_text(json.dumps({'info': {'year': 2017, 'nested': [[1, {}]]}, 'annotations': annotations,
+                                'licenses': [], 'images': images, **more}))
     return path
 
 
 def test_coco(tmp_path):
     """Five captions are five pairs of one picture; annotations may come before the images they speak of."""
-    picture(tmp_path / 'photos' / '1.jpg'), picture(tmp_path / 'photos' / '2.jpg'), picture(tmp_path / 'secret.jpg')
+    picture(tmp_path / 'photos' / '1.jpg')
+    picture(tmp_path / 'photos' / '2.jpg')
+    picture(tmp_path / 'secret.jpg')
     image = lambda number, name: {'id': number, 'file_name': name, 'height': 3}
     said = lambda number, picture, text: {'id': number, 'image_id': picture, 'caption': text}
-    file = coco(tmp_path / 'captions_x.json', [said(11, 1, 'A dog.\n'), said(12, 2, 'A cat.'), said(13, 1, 'One dog.'), said(14, 9, 'nothing'),
-                                               said(15, 3, 'gone'), said(16, 1, ' '), said(17, 4, 'secret'), 7, *[said(k, 2, 'A cat.') for k in range(20, 30)]],
-                [image(1, '1.jpg'), image(2, '2.jpg'), image(3, 'gone.jpg'), image(4, '../secret.jpg'), 'nonsense', {'id': [], 'file_name': 'x'}])
+    file = coco(tmp_path / 'captions_x.json',
+                [said(11, 1, 'A dog.\n'), said(12, 2, 'A cat.'), said(13, 1, 'One dog.'),
+                 said(14, 9, 'nothing'),
+                                               said(15, 3, 'gone'), said(16, 1, ' '), said(17, 4, 'secret'),
+                                               7, *[said(k, 2, 'A cat.') for k in range(20, 30)]],
+                [image(1, '1.jpg'), image(2, '2.jpg'), image(3, 'gone.jpg'), image(4, '../secret.jpg'),
+                 'nonsense', {'id': [], 'file_name': 'x'}])
     pairs = open_folder(file, spec=FolderSpec(str(tmp_path / 'photos')))
-    assert [(item.text, os.path.basename(item.path)) for item in pairs.items][:3] == [('A dog.', '1.jpg'), ('A cat.', '2.jpg'), ('One dog.', '1.jpg')]
-    assert len(pairs) == 13 and pairs.items[2].where == f'{file}: annotation 13' and pairs.at(0).pieces[1] == 'A dog.'
-    assert pairs.report.as_dict() == {'no such image id': 1, 'missing': 1, 'no text': 2, 'outside the folder': 1}
+    assert [(item.text, os.path.basename(item.path))
+            for item in pairs.items][:3] == [('A dog.', '1.jpg'), ('A cat.', '2.jpg'), ('One dog.', '1.jpg')]
+    assert len(pairs) == 13 and pairs.items[2].where == f'{file}: annotation 13'
+    assert pairs.at(0).pieces[1] == 'A dog.'
+    assert pairs.report.as_dict() == {'no such image id': 1, 'missing': 1, 'no text': 2,
+                                      'outside the folder': 1}
     assert f'{file}: annotation 15' in pairs.report.where['missing']
-    assert '--images=DIR' in input_error(coco(tmp_path / 'captions_y.json', [said(1, 1, 'A dog.')], [image(1, '9.jpg')]))
+    assert '--images=DIR' in input_error(coco(tmp_path / 'captions_y.json', [said(1, 1, 'A dog.')],
+                                              [image(1, '9.jpg')]))
     assert 'no such folder' in input_error(file, spec=FolderSpec(str(tmp_path / 'none')))
 
 
 def test_a_coco_file_beside_its_pictures_in_the_folder_at_hand(tmp_path, monkeypatch):
     picture(tmp_path / '1.jpg')
-    coco(tmp_path / 'captions_x.json', [{'id': 1, 'image_id': 1, 'caption': 'a dog'}], [{'id': 1, 'file_name': '1.jpg'}])
+    coco(tmp_path / 'captions_x.json', [{'id': 1, 'image_id': 1, 'caption': 'a dog'}],
+         [{'id': 1, 'file_name': '1.jpg'}])
     monkeypatch.chdir(tmp_path)
     assert [item.text for item in open_folder('captions_x.json').items] == ['a dog']
 
 
 def test_a_folder_of_coco_files(tmp_path):
-    """As COCO comes: annotations/captions_train2017.json beside train2017/, and the other files there mean nothing to us."""
+    """As COCO comes: annotations/captions_train2017.json beside train2017/, and the other files there mean
+    nothing to us."""
     for split in ('train', 'val'):
         picture(tmp_path / f'{split}2017' / '1.jpg')
-        coco(tmp_path / 'annotations' / f'captions_{split}2017.json', [{'id': 1, 'image_id': 1, 'caption': split}], [{'id': 1, 'file_name': '1.jpg'}])
+        coco(tmp_path / 'annotations' / f'captions_{split}2017.json',
+             [{'id': 1, 'image_id': 1, 'caption': split}], [{'id': 1, 'file_name': '1.jpg'}])
     (tmp_path / 'annotations' / 'instances_train2017.json').write_text('not even JSON')
     pairs = open_folder(tmp_path / 'annotations', spec=FolderSpec(str(tmp_path)), split=None)
     assert pairs.splits == {'train': 1, 'val': 1} and 'val2017' in pairs.split('val').items[0].path
 
 
 def test_damaged_json_is_one_line(tmp_path):
-    elements = [{'k': k, 'text': 'ä猫' * (k % 50), 'nested': {'list': [k, [None, 1.5e3]]}} for k in range(20_000)]
+    elements = [{'k': k, 'text': 'ä猫' * (k % 50), 'nested': {'list': [k, [None, 1.5e3]]}}
+                for k in range(20_000)]
     file = tmp_path / 'captions_a.json'
-    file.write_text('\ufeff ' + json.dumps({'images': elements, 'last': {}}, ensure_ascii=False) + '\n', encoding='utf-8')
+    file.write_text('\ufeff ' + json.dumps({'images': elements, 'last': {}}, ensure_ascii=False) + '\n',
+                    encoding='utf-8')
     assert read_json(file, 1 << 30) == {'images': elements, 'last': {}}
     whole = file.read_text(encoding='utf-8-sig')
-    for damaged in ('', whole[:-100], whole[:2 << 20], '{"images": [1 2]}', '{"images" 3}', '{"images": [' + '[' * 100_000,
+    for damaged in ('', whole[:-100], whole[:2 << 20], '{"images": [1 2]}', '{"images" 3}',
+                    '{"images": [' + '[' * 100_000,
                     '{"a": "' + 'x' * (20 << 20)):
         file.write_text(damaged, encoding='utf-8')
         assert f'{file}: not JSON' in input_error(file)
     for other in ('[1]', '[]', '{}', 'null', '{"images": 3, "annotations": 4}'):
         file.write_text(other, encoding='utf-8')
-        assert 'not a captions file' in input_error(file) or 'cannot be used' in input_error(file) or 'no items' in input_error(file)
+        message = input_error(file)
+        assert any(said in message for said in ('not a captions file', 'cannot be used', 'no items'))
     file.write_bytes(b'{"images": ["\xff"]}')
     assert f'{file}: not JSON' in input_error(file)
 
@@ -499,7 +539,8 @@ def test_damaged_json_is_one_line(tmp_path):
 
 def test_videos_get_the_command_that_makes_frames(tmp_path):
     """Pillow opens none; the user is told once how frames are made of them."""
-    metadata(tmp_path / 'a', {'file_name': 'x.mp4', 'text': 'a film'}, {'file_name': 'a.png', 'text': 'a picture'})
+    metadata(tmp_path / 'a', {'file_name': 'x.mp4', 'text': 'a film'},
+             {'file_name': 'a.png', 'text': 'a picture'})
     (tmp_path / 'a' / 'x.mp4').write_bytes(b'\0\0\0\x18ftypmp42'), picture(tmp_path / 'a' / 'a.png')
     pairs = open_folder(tmp_path / 'a')
     with pytest.raises(BadItem, match='ffmpeg -i clip.mp4 -vf fps=1') as e:
@@ -510,14 +551,16 @@ def test_videos_get_the_command_that_makes_frames(tmp_path):
     picture(tmp_path / 'b' / 'cat' / 'a.png'), (tmp_path / 'b' / 'cat' / 'b.MOV').write_bytes(b'x')
     assert open_folder(tmp_path / 'b').report.as_dict() == {'a video': 1}
     (tmp_path / 'c' / 'cat').mkdir(parents=True), (tmp_path / 'c' / 'cat' / 'b.webm').write_bytes(b'x')
-    assert 'ffmpeg' in input_error(tmp_path / 'c') and 'ffmpeg' in input_error(tmp_path / 'c' / 'cat' / 'b.webm')
+    assert 'ffmpeg' in input_error(tmp_path / 'c')
+    assert 'ffmpeg' in input_error(tmp_path / 'c' / 'cat' / 'b.webm')
 
 
 # ---------------------------------------------------------------------------------------------
 # Serving
 
 def items(tmp_path, *labels):
-    return [Item(str(picture(tmp_path / f'{k}.png', (20 * k, 0, 0), (32, 32))), f'text {k}', 'train', label, f'list:{k}')
+    return [Item(str(picture(tmp_path / f'{k}.png', (20 * k, 0, 0), (32, 32))), f'text {k}', 'train', label,
+                 f'list:{k}')
             for k, label in enumerate(labels)]
 
 
@@ -527,11 +570,13 @@ def test_each_epoch_shows_everything_once(tmp_path):
     epochs = [[pairs.document(i, rng).pieces[1] for i in range(10 * e, 10 * e + 10)] for e in range(3)]
     assert all(sorted(epoch) == sorted(item.text for item in pairs.items) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    # Stateless: document 17 is document 17, whoever asks, whatever came before, and whatever the source is called.
+    # Stateless: document 17 is document 17, whoever asks, whatever came before, and whatever the source is
+    # called.
     assert Pairs(pairs.items, 'another name', seed=3).document(17, rng).pieces[1] == epochs[1][7]
     assert [Pairs(pairs.items, 'one', seed=4).document(i, rng).pieces[1] for i in range(10)] != epochs[0]
     document = pairs.document(0, rng)
-    assert document.kind == 'pair' and document.where.startswith('list:') and isinstance(document.pieces[0], Media)
+    assert document.kind == 'pair' and document.where.startswith('list:')
+    assert isinstance(document.pieces[0], Media)
 
 
 def test_media_keys_name_pixels(tmp_path):
@@ -539,7 +584,8 @@ def test_media_keys_name_pixels(tmp_path):
     path, info = pairs.items[0].path, os.stat(pairs.items[0].path)
     assert pairs.media(0).key.startswith(f'{path}:{info.st_mtime_ns}:{info.st_size}')
     keys = {pairs.media(0).key, pairs.media(1).key, pairs.media(0, 1).key, pairs.media(0, 2).key,
-            Pairs(pairs.items, 'x', n_frame=8).media(0).key, Pairs(pairs.items, 'x', n_frame=4, flip=True).media(0, 1).key}
+            Pairs(pairs.items, 'x', n_frame=8).media(0).key,
+            Pairs(pairs.items, 'x', n_frame=4, flip=True).media(0, 1).key}
     assert len(keys) == 6 and Pairs(pairs.items, 'y', n_frame=4).media(0).key in keys
     os.utime(path, (1, 1))
     assert pairs.media(0).key not in keys
@@ -567,7 +613,8 @@ def test_variants(tmp_path):
         y, x = (np.average(index, weights=black) for index in np.indices(black.shape))
         assert 0.85 ** 2 * 1600 - 20 < black.sum() < 1.1 ** 2 * 1600 + 20
         assert abs(x - 49.5) < 8.2 and abs(y - 49.5) < 8.2
-        assert np.asarray(frame)[[0, 0, -1, -1], [0, -1, 0, -1]].min() == 255  # what moved into sight is white
+        # what moved into sight is white
+        assert np.asarray(frame)[[0, 0, -1, -1], [0, -1, 0, -1]].min() == 255
         seen.add(frame.tobytes())
     assert len(seen) == 24
 
@@ -600,9 +647,11 @@ def test_frames_of_a_clip_move_together(tmp_path):
 def read_page(document):
     """[(key of the Media, answer), ...]"""
     media, output, answers = document.pieces[::3], document.pieces[1::3], document.pieces[2::3]
-    assert all(isinstance(m, Media) for m in media) and all(isinstance(o, Given) and o == 'Output:' for o in output)
+    assert all(isinstance(m, Media) for m in media)
+    assert all(isinstance(o, Given) and o == 'Output:' for o in output)
     shown = set()
-    for a in answers:  # a made-up name cannot be known at its first showing, so it is given there; all else is learned
+    # a made-up name cannot be known at its first showing, so it is given there; all else is learned
+    for a in answers:
         assert a[0] == ' ' and isinstance(a, Given) == (a[1:] in NAMES and a not in shown)
         shown.add(a)
     return [(m.key, a[1:]) for m, a in zip(media, answers, strict=True)]
@@ -622,11 +671,13 @@ def test_naming_pages(tmp_path):
         for key, name in examples:
             names.setdefault(label[key.split(':')[0]], set()).add(name)
         assert 2 <= len(names) <= 4
-        assert all(len(n) == 1 for n in names.values()) and len(set.union(*names.values())) == len(names)  # one to one
+        # one to one
+        assert all(len(n) == 1 for n in names.values()) and len(set.union(*names.values())) == len(names)
         assert min(Counter(name for _, name in examples).values()) >= 2
         for what, (name,) in names.items():
             given.setdefault(what, set()).add(name)
-    assert all(names == set(NAMES) for names in given.values()) and len(given) == 6  # named anew on every page
+    # named anew on every page
+    assert all(names == set(NAMES) for names in given.values()) and len(given) == 6
 
 
 def test_plain_pictures_come_first(tmp_path):
@@ -670,10 +721,14 @@ def test_text_pages(tmp_path, monkeypatch):
     things = ('red heart', 'red', 'heart', 'tram', 'a big dog', 'a', 'big', 'dog')
     for text in texts(Pages(pairs, NAMES, naming=1)):
         told = {}
-        for name, before in re.findall(r'(?=\b(' + '|'.join(NAMES) + r')\b)(?<=(.{12}))', ' ' * 12 + text, re.S):
-            told.setdefault(name, set()).add(max((t for t in things if before.rstrip(': ').endswith(t)), key=len))
-        assert len(told) >= 2 and all(len(t) == 1 for t in told.values())          # a thing is told in one way on a page, ...
-        assert len(set.union(*told.values())) == len(told)                         # ... and no other in the same
+        for name, before in re.findall(r'(?=\b(' + '|'.join(NAMES) + r')\b)(?<=(.{12}))', ' ' * 12 + text,
+                                       re.S):
+            told.setdefault(name,
+                            set()).add(max((t for t in things if before.rstrip(': ').endswith(t)), key=len))
+        # a thing is told in one way on a page, ...
+        assert len(told) >= 2 and all(len(t) == 1 for t in told.values())
+        # ... and no other in the same
+        assert len(set.union(*told.values())) == len(told)
     said = set(texts(Pages(pairs, NAMES, naming=0)))
     assert {t for t in said if 'Output' not in t} == {'red heart', 'tram', 'a big dog.'}
     assert any(t.startswith('Output: ') and t.count('\nOutput: ') == 2 for t in said)
@@ -691,13 +746,15 @@ def test_pages_within_a_group(tmp_path):
     """Some naming pages, or all, stay within one parent folder; a group too small for a page is left out."""
     for group, n in (('north', 5), ('south', 4), ('east', 1)):
         for k in range(n):
-            picture(tmp_path / group / f'{group}{k}' / '1.png', (40 * k, 0, n)), picture(tmp_path / group / f'{group}{k}' / '2.png', (40 * k, n, 9))
+            picture(tmp_path / group / f'{group}{k}' / '1.png', (40 * k, 0, n))
+            picture(tmp_path / group / f'{group}{k}' / '2.png', (40 * k, n, 9))
     pairs = open_folder(tmp_path)
     group_of = {item.path: item.group for item in pairs.items}
 
     def groups(within):
         pages = Pages(pairs, NAMES, n_image=(8, 8), n_way=(4, 4), naming=1, within=within)
-        return [{group_of[key.split(':')[0]] for key, _ in read_page(pages.document(i, np.random.default_rng(i)))} for i in range(60)]
+        return [{group_of[key.split(':')[0]]
+                 for key, _ in read_page(pages.document(i, np.random.default_rng(i)))} for i in range(60)]
 
     assert sorted(map(sorted, {frozenset(g) for g in groups(1.0)})) == [['north'], ['south']]
     assert 15 < sum(len(g) == 1 for g in groups(0.5)) < 45
@@ -705,7 +762,8 @@ def test_pages_within_a_group(tmp_path):
 
 
 def test_captions_come_first_and_ways_rise(tmp_path):
-    pages = Pages(Pairs(items(tmp_path, *'abcdefgh'), 'x'), NAMES, n_image=(10, 10), naming=1, n_way=(2, 5), captions_first=50, ways_rise=200)
+    pages = Pages(Pairs(items(tmp_path, *'abcdefgh'), 'x'), NAMES, n_image=(10, 10), naming=1, n_way=(2, 5),
+                  captions_first=50, ways_rise=200)
     answers = [[a for _, a in read_page(pages.document(i, np.random.default_rng(i)))] for i in range(300)]
     named = [a[0] in NAMES for a in answers]
     assert not any(named[:50]) and 10 < sum(named[50:100]) < 40 and all(named[100:])
@@ -738,15 +796,18 @@ def test_report_lines():
 # Mixtures
 
 def test_of_every_part_every_item_comes_once_an_epoch(tmp_path):
-    """Three parts of 5, 7 and 4 items at 1 : 2.5 : 0.1. Whoever reads which numbers, and however long it goes on: of each part the
-    first epoch is all of its items, then comes the second; and each has its share of all documents, at any time."""
+    """Three parts of 5, 7 and 4 items at 1 : 2.5 : 0.1. Whoever reads which numbers, and however long it goes
+    on: of each part the first epoch is all of its items, then comes the second; and each has its share of all
+    documents, at any time."""
     sizes, weights = (5, 7, 4), (1, 2.5, 0.1)
-    parts = [Pairs([Item(str(picture(tmp_path / f'{p}' / f'{k}.png')), f'{p}.{k}') for k in range(n)], f'part {p}', seed=2) for p, n in enumerate(sizes)]
+    parts = [Pairs([Item(str(picture(tmp_path / f'{p}' / f'{k}.png')), f'{p}.{k}') for k in range(n)],
+                   f'part {p}', seed=2) for p, n in enumerate(sizes)]
     alone = [[pairs.document(k, np.random.default_rng(0)).pieces[1] for k in range(576)] for pairs in parts]
     said = [Source('align', parts, weights, seed=2).document(i).pieces[1] for i in range(576)]
     for p, (n, weight) in enumerate(zip(sizes, weights)):
         mine = [text for text in said if text[0] == str(p)]
-        assert len(mine) == round(576 * weight / 3.6) and Counter(mine) == Counter(alone[p][:len(mine)])  # 160, 400 and 16: as if it were alone
+        # 160, 400 and 16: as if it were alone
+        assert len(mine) == round(576 * weight / 3.6) and Counter(mine) == Counter(alone[p][:len(mine)])
         shares = [sum(text[0] == str(p) for text in said[:i]) / i for i in range(60, 576)]
         assert max(abs(share - weight / 3.6) for share in shares) < 0.1
     assert len(set(zip(said[::2], said[1::2]))) > 60 and said[:64] != said[64:128]  # in no fixed order
@@ -754,22 +815,28 @@ def test_of_every_part_every_item_comes_once_an_epoch(tmp_path):
         own = [Source('align', parts, weights, seed=2) for _ in range(ranks)]
         assert [own[i % ranks].document(i).pieces[1] for i in range(300, 420)] == said[300:420]
     far = Source('align', parts, weights, seed=2)
-    assert sorted(far.whose((1 << 60) + i) for i in range(64)) == sorted((p, k) for p, k in (far.whose((1 << 60) + 63 - i) for i in range(64)))
+    assert sorted(far.whose((1 << 60) + i)
+                  for i in range(64)) == sorted((p, k)
+                                                for p, k in (far.whose((1 << 60) + 63 - i)
+                                                             for i in range(64)))
     assert [Source('ltip', parts, weights, seed=2).document(i).pieces[1] for i in range(64)] != said[:64]
 
 
 def test_a_part_by_itself_is_not_changed_by_its_weight(tmp_path):
     pairs = Pairs(items(tmp_path, *'abcdefg'), 'x', n_variant=4, seed=1)
     alone, heavy = (Source('align', [pairs], [weight], seed=1) for weight in (1, 1e300))
-    assert [alone.document(i).pieces[0].key for i in range(21)] == [heavy.document(i).pieces[0].key for i in range(21)]
-    assert [alone.document(i).pieces[1] for i in range(21)] == [pairs.document(i, np.random.default_rng(0)).pieces[1] for i in range(21)]
+    assert [alone.document(i).pieces[0].key
+            for i in range(21)] == [heavy.document(i).pieces[0].key for i in range(21)]
+    assert [alone.document(i).pieces[1]
+            for i in range(21)] == [pairs.document(i, np.random.default_rng(0)).pieces[1] for i in range(21)]
     both = Source('align', [pairs, pairs], [1e308, 1e308], seed=1)  # more than a float holds, together
     assert Counter(both.whose(i)[0] for i in range(640)) == {0: 320, 1: 320}
 
 
 def test_specs():
     assert split_spec('align', 'a:3,b:0.5') == [('a', 3.0), ('b', 0.5)]
-    assert split_spec('align', 'C:\\data') == [('C:\\data', 1.0)] and split_spec('align', 'p-{00..12}.tar') == [('p-{00..12}.tar', 1.0)]
+    assert split_spec('align', 'C:\\data') == [('C:\\data', 1.0)]
+    assert split_spec('align', 'p-{00..12}.tar') == [('p-{00..12}.tar', 1.0)]
     for weight in ('0', '-1', 'nan', 'inf'):
         with pytest.raises(BadInput, match='weight of a'):
             split_spec('align', f'a:{weight}')

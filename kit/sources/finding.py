@@ -126,9 +126,14 @@ class Finder:
 
     def anywhere(self, name):
         """Like find(name), for a list that the user wrote: the picture may lie outside the folder, and ~ is
-        home."""
-        path = os.path.join(self.roots[0], os.path.expanduser(name))
-        return os.path.abspath(path) if os.path.exists(path) or os.path.isabs(name) else self(name)
+        home. What is not found is the path as it stands, and will be missed when it is opened."""
+        path = os.path.abspath(os.path.join(self.roots[0], os.path.expanduser(name)))
+        if os.path.exists(path):
+            return path
+        try:
+            return self(name)
+        except BadItem:
+            return path
 
     def only(self, root, paths, name):
         """The one of these paths; of several, the one that is spelt just so."""

@@ -48,7 +48,7 @@ def token_places(tokens):
     """Where each token stands, on as many rows as it takes: [(x, row, width, token)]"""
     places, x, row = [], 14, 0
     for token in tokens:
-        width = max(16, min(text_width(shown(token.text)) + 8, ROOM))
+        width = max(20, min(text_width(shown(token.text)) + 8, ROOM))
         if x + width > 14 + ROOM and x > 14:
             x, row = 14, row + 1
         places.append((x, row, width, token))
@@ -113,8 +113,8 @@ def line_section(lines, title, columns=2, gap=14, step=14):
         canvas.text(x + 8 * depth, top, shorten(text, 152 - 8 * depth, SMALL), INK, SMALL)
         canvas.text(x + 156, top, f'{line.file}:{line.line}', GREY, SMALL)
         canvas.text(x + width, top, line.letters, GREY, SMALL, anchor='ra')
-        room = width - 246 - text_width(line.letters, SMALL)
-        canvas.text(x + 240, top, shorten(shape, room, SMALL), INK, SMALL)
+        room = width - 252 - text_width(line.letters, SMALL)
+        canvas.text(x + 246, top, shorten(shape, room, SMALL), INK, SMALL)
     return canvas.done()
 
 

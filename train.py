@@ -11,8 +11,8 @@
     flamingo   both frozen; the resampler and the gated layers between them learn to answer   (§3.2)
     finetune   the same, the vision encoder training too, at a small learning rate            (appendix)
 
-It leaves in out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
-finetune.pt after --stage=finetune). Run it again and it continues where it was interrupted.
+It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
+finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
 To follow one batch: a source's Document becomes a row in kit/run/reading.py (by data.encode); rows become
 tensors in kit/run/batches.py (by data.collate); a stage's `losses` takes them, `train_stage` makes the step.
@@ -36,7 +36,7 @@ from vision import NFNet, adaptive_gradient_clip, new_contrastive
 GROUPS = {
     'What to train': {
         'stage': ('all', 'all, vision, language, flamingo or finetune'),
-        'out_dir': ('out', 'folder for everything the run leaves behind'),
+        'out_dir': ('out', 'folder for everything the run writes'),
         'init_from': ('auto', 'auto: continue, or fill in what is missing; scratch: start over; '
                               'resume: continue, or fail'),
         'preset': ('nano', f'sizes of everything: {", ".join(PRESETS)}'),
@@ -56,7 +56,7 @@ GROUPS = {
         'lambda_vtp': (0.03, 'of vtp'),
         'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
                                  "'merged': one batch of all, without λ"),
-        'p_next': (0.5, 'chance that the text of a page sees the next picture instead of the one before'),
+        'p_next': (0.5, "chance that a page's text sees the next picture instead of the previous one"),
     },
     'Steps': {
         'vision_iters': (1200, 'of the contrastive stage'),
@@ -74,9 +74,15 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 
 
 # ---------------------------------------------------------------------------------------------
-# The stages: three, and fine-tuning. Each names the rows that it `reads` and makes `batches(sources, i)` of
-# them; its `losses(batch)` are {source: mean loss}, and `weights` {source: λ}. `module` is what it trains,
-# `net` the same as training calls it (over many processes), `content()` what its file holds.
+# The stages: three, and fine-tuning. Each has
+#     name, reads          its name; the kind of rows it reads: 'pairs', 'texts' or 'sequences'
+#     weights, mixes       {source: λ}; whether sources are mixed as --mixing says
+#     module, net          what it trains; the same as training calls it (over many processes)
+#     batches(sources, i)  -> the micro-batches of batch i of these sources
+#     losses(batch)        -> {source: mean loss}
+#     clip()               clips the gradient -> its norm before
+#     evaluate(), state()  -> {name: value} for the log, in evaluations and in every row
+#     content()            -> what its file holds
 
 
 class VisionStage:
@@ -107,7 +113,7 @@ class VisionStage:
         return dict(zip(batch.captions, self.net(images, list(batch.captions.values()))))
 
     def clip(self):
-        """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm of all before it"""
+        """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm before"""
         norm = distributed.grad_norm(self.module.parameters())
         adaptive_gradient_clip(self.module.vision.parameters())
         distributed.clip_grad_norm(self.module.text.parameters(), 10.0)
@@ -125,7 +131,7 @@ class VisionStage:
 
 
 class LanguageStage:
-    """The next word, on text alone. Flamingo will freeze what is learned here."""
+    """Predicting the next word, on text alone. Flamingo will freeze what is learned here."""
     name, reads, mixes = 'language', 'texts', False
 
     def __init__(self, run):
@@ -163,7 +169,7 @@ class LanguageStage:
 
 
 class FlamingoStage:
-    """The resampler, the gated layers and two embedding rows learn, between the frozen two (§3.2)."""
+    """The resampler, the gated layers and two embedding rows learn, between two frozen models (§3.2)."""
     name, reads, mixes = 'flamingo', 'sequences', True
 
     def __init__(self, run):
@@ -197,8 +203,8 @@ class FlamingoStage:
         return batches.sequence_batches(self.run, sources, i, self.see, merged=self.config.mixing == 'merged')
 
     def losses(self, batch):
-        """The mean over the tokens of each source. (The paper has their sum; with the mean, λ says the same
-        of long pages and of short captions.)"""
+        """Each source's loss is a mean over its tokens in the whole batch (all micro-batches, all ranks). The
+        paper sums; with a mean, λ weighs long pages and short captions alike."""
         _, each = self.net(**batch.inputs, each=True)                                # (number of targets,)
         total = each.new_zeros(len(batch.n_learned)).index_add(0, batch.source, each)
         return {source: total[k] / n for k, (source, n) in enumerate(batch.n_learned.items())}
@@ -210,18 +216,18 @@ class FlamingoStage:
         return checks.few_shot(self.run, self.module, self.asker)
 
     def state(self):
-        """The gates by depth: how far the frozen model has been opened."""
+        """The gates by depth: how far they have opened."""
         return {f'gate_{which}_{depth}': round(value, 5) for depth, pair in enumerate(self.module.gates())
                 for which, value in zip('xd', pair)}
 
     def content(self):
         text = {k: v for k, v in self.contrastive.state_dict().items() if not k.startswith('vision.')}
-        return {'flamingo': self.module.state_dict(), 'contrastive': text}  # the encoder, in both, only once
+        return {'flamingo': self.module.state_dict(), 'contrastive': text}  # the encoder: only once
 
 
 class FinetuneStage(FlamingoStage):
-    """A trained Flamingo goes on at a small learning rate, and its eyes with it (the end of the paper's
-    appendix, which also shows larger pictures here, 480 x 480)."""
+    """A trained Flamingo trains on at a small learning rate, its vision encoder included (the end of the
+    paper's appendix, which also uses larger pictures for it, 480 x 480)."""
     name = 'finetune'
 
     def prepare(self):
@@ -233,7 +239,7 @@ class FinetuneStage(FlamingoStage):
         self.see = batches.pixel_view(self.run.reader.pixels, self.run.device)
 
     def evaluate(self):
-        self.features.kept.clear()  # the encoder has changed since
+        self.features.kept.clear()  # the encoder has changed
         return super().evaluate()
 
 
@@ -258,8 +264,8 @@ def load_frozen(run):
 
 
 def train_stage(run, stage, missing, progress=None):
-    """Train one stage, from where `progress` left it -> whether it came to its end. Around it:
-    kit/run/loop.py."""
+    """Train one stage, from where `progress` left it -> whether it came to its end. What is around the steps
+    is in kit/run/loop.py."""
     kind = getattr(run.config, 'schedule_' + ('flamingo' if stage.mixes else stage.name))
     loop = Loop(run, stage, missing, progress)
     for step, number, sources in loop:                    # from where it stopped; ends on a signal or on time
@@ -277,11 +283,8 @@ def train_stage(run, stage, missing, progress=None):
 
 
 def gradients(run, stage, sources, number):
-    """The gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2), over batch `number` of each source, in
-    micro-batches.
-
-    -> ({source: L_m}, tokens read, with padding); losses of all ranks together
-    """
+    """Compute the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) over batch `number` of each source m, in
+    micro-batches -> {source: L_m}, a mean over all ranks, and the number of tokens read, padding included."""
     total, n_token = {}, 0
     parts = list(stage.batches(sources, number))
     for k, batch in enumerate(parts):
@@ -297,31 +300,29 @@ def gradients(run, stage, sources, number):
 
 
 def not_finite(run, stage, sources, number):
-    """Which sources gave a loss or gradient that is not finite? Each alone, once more: this is seldom
-    asked."""
+    """Which sources gave a loss or gradient that is not finite? Each is computed once more, alone."""
     found = []
     for source in sources:
         stage.optimizer.zero_grad(set_to_none=True)
         losses, _ = gradients(run, stage, [source], number)
         if not math.isfinite(sum(losses.values()) + stage.clip().item()):
             found.append(source)
-    return found or sources  # each is finite, and their sum is not
+    return found or sources  # if each alone is finite, only their sum is not
 
 
 def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
-    """AdamW. Weight decay pulls matrices only, and none of the resampler's (appendix B.1.2): a gate, gain
-    or norm that decays would undo what it is for, and the two new rows stand among rows that do not decay.
-    The gates learn `gate_scale` times as fast: while they are shut, everything behind them learns through a
-    keyhole."""
+    """AdamW. Only matrices decay, and none of the resampler's (appendix B.1.2): decay would work against
+    gates, gains and norms, and the two new embedding rows are among frozen ones. The gates learn `gate_scale`
+    times as fast: while they are shut, everything behind them learns through a keyhole."""
     groups = {}
     for name, p in named_parameters:
         matrix = p.ndim >= 2 and not name.startswith('resampler.') and name != 'new_rows'
         kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
-        # Scalars and the encoder apart: they may be whole where the rest is sharded, which no group can mix.
+        # Scalars and the encoder in groups of their own: they stay whole when the rest is sharded.
         groups.setdefault((kind, p.ndim == 0, name.startswith('vision.')), []).append(p)
     groups = [{'params': ps, 'weight_decay': weight_decay if kind == 'matrix' else 0.0,
                'scale': gate_scale if kind == 'gate' else 1.0} for (kind, _, _), ps in groups.items()]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)  # the paper does not say its betas
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)  # betas: not in the paper
 
 
 def schedule(kind, step, warmup, n):

@@ -6,13 +6,14 @@
 
 On your own data (docs/evaluation.md has an example of every form):
 
-    python evaluate.py --episodes=trials.jsonl                 # episodes, one a line
-    python evaluate.py --folder=my_classes --ways=5 --shots=1  # new names for the classes of a folder
-    python evaluate.py --coco_annotations=captions_val2014.json --images=val2014
-    python evaluate.py --vqa_questions=Q.json --vqa_annotations=A.json --images=val2014
-    python evaluate.py --zero_shot=my_classes                  # the CLIP way: class names in templates
-    python evaluate.py --probe=my_classes                      # a linear classifier on the frozen features
-    python evaluate.py --retrieval=my_pictures --split=val     # which caption belongs to which picture?
+    python evaluate.py --episodes=trials.jsonl                 # episodes, one a line python evaluate.py
+    --folder=my_classes --ways=5 --shots=1  # new names for the classes of a folder python evaluate.py
+    --coco_annotations=captions_val2014.json --images=val2014 python evaluate.py --vqa_questions=Q.json
+    --vqa_annotations=A.json --images=val2014 python evaluate.py --classify=my_classes --shots=16        #
+    class names as answers, examples by similarity python evaluate.py --zero_shot=my_classes
+    # the CLIP way: class names in templates python evaluate.py --probe=my_classes                      # a
+    linear classifier on the frozen features python evaluate.py --retrieval=my_pictures --split=val     #
+    which caption belongs to which picture?
 
 A task gives `data.Episode`s (kit/tasks). Where an episode has choices, each is scored by log-likelihood and
 the best one is the prediction; elsewhere the answer is generated (§4). Rows of results are written to
@@ -29,10 +30,12 @@ from kit.device import pick_device
 from kit.files import BadInput, BadItem, whole_file
 from kit.show import canvas, charts
 from kit.sources.base import Report
-from kit.tasks.asker import CHECKPOINT, find_checkpoint, load, MOST_BEAMS
+from kit.tasks.asker import CHECKPOINT, find_checkpoint, LEAST_FPS, load, MOST_BEAMS, MOST_FRAMES
+from kit.tasks.classes import run_classes
 from kit.tasks.encoders import run_probe, run_retrieval, run_zero_shot, zero_shot
 from kit.tasks.episodes import episodes_of, frozen_episode, TASKS
 from kit.tasks.files import run_episodes
+from kit.tasks.metrics import METRICS
 from kit.tasks.naming import naming_ways, run_controls, run_folder
 from kit.tasks.official import run_official
 from kit.tasks.options import listed, numbers, templates
@@ -45,6 +48,8 @@ KEYS = {
     'out_dir': ('out', 'folder with the flamingo.pt to evaluate; results go there too'),
     'checkpoint': (CHECKPOINT, 'file in out_dir; finetune.pt after fine-tuning. Without any, assets/nano.pt'),
     'device': ('auto', 'auto, cpu, cuda, mps'),
+    'n_frame': (0, 'most frames of a clip; 0 for as many as in training (the paper: 8, and 30 when asked)'),
+    'fps': (1.0, 'frames a second of animations (the paper: 1 in training, 3 when asked)'),
     'batch_size': (16, 'episodes at a time'),
     'beam_size': (3, 'for generated answers'),
     'max_new_tokens': (24, 'for generated answers'),
@@ -62,6 +67,7 @@ KEYS = {
     'ways': ('', 'naming, here and of a folder: how many names, several with commas; empty for 2,4'),
     # episodes in a file
     'episodes': ('', 'a .jsonl file of your own episodes, one a line'),
+    'metric': ('', f'of episodes: some of {", ".join(METRICS)}; empty for accuracy'),
     'written': (False, 'of episodes or a folder: have the names written, too, rather than chosen'),
     # naming with a folder
     'folder': ('', 'class folders, or a folder with captions: new names for its classes'),
@@ -71,10 +77,18 @@ KEYS = {
     'trials': (False, "Omniglot's published form: one hand's drawings shown, another's asked about"),
     'write_episodes': ('', 'a .jsonl file to write the episodes to, instead of asking them'),
     # official files
-    'coco_annotations': ('', 'a COCO captions_*.json'),
-    'vqa_questions': ('', 'a VQA questions file'),
-    'vqa_annotations': ('', 'the VQA annotations that belong to it'),
+    'coco_annotations': ('', "COCO's captions_*.json, or Karpathy's dataset_*.json: its test split, or --split"),
+    'vqa_questions': ('', 'questions of VQAv2, OK-VQA, TextVQA or VizWiz'),
+    'vqa_annotations': ('', 'their answers, where they are in a file of their own'),
     'images': ('', 'the folder of pictures of a COCO or VQA file, wherever one is given'),
+    'train_captions': ('', 'captions that examples are taken from; without any, only the query is shown'),
+    'train_questions': ('', 'questions that examples are taken from'),
+    'train_annotations': ('', 'their answers; empty for those in the file, or in one beside it'),
+    'train_images': ('', 'the folder of their pictures; empty for --images'),
+    # classes by name
+    'classify': ('', 'a folder of class folders: which of its class names is the answer?'),
+    'per_class': (5, 'how many pictures of each class examples are taken from'),
+    'rices': (True, 'the examples are those that look most like the query; else any'),
     # the contrastive encoders
     'zero_shot': ('', 'a folder of class folders: contrastive zero-shot'),
     'templates': ('{}|a {}|a photo of a {}', 'class names are put into each of these, and the mean is taken'),
@@ -85,8 +99,13 @@ KEYS = {
 # The keys that say what to ask about, and who asks: (config, Asker, Contrastive, Report) -> rows.
 SOURCES = {
     'episodes': run_episodes, 'folder': run_folder,
-    'coco_annotations': run_official, 'vqa_questions': run_official,
+    'coco_annotations': run_official, 'vqa_questions': run_official, 'classify': run_classes,
     'zero_shot': run_zero_shot, 'probe': run_probe, 'retrieval': run_retrieval,
+}
+BELONGS = {  # keys that say nothing without another
+    'write_episodes': 'folder', 'trials': 'folder', 'within_group': 'folder', 'metric': 'episodes',
+    'vqa_annotations': 'vqa_questions', 'train_questions': 'vqa_questions',
+    'train_annotations': 'train_questions', 'train_captions': 'coco_annotations',
 }
 PREDICTED = 'episodes', 'coco_annotations', 'vqa_questions'
 SPOILED = 'episodes', 'folder'  # besides the embedded world: by controls
@@ -162,13 +181,14 @@ def check_values(config):
     check_range(config, 1, MOST_BEAMS, 'beam_size')
     check_range(config, 1, 1 << 40, 'max_new_tokens')
     check_range(config, 0, 2 ** 63 - 1, 'seed')
-    cells(config), naming_ways(config), templates(config)
+    check_range(config, 1, 1_000_000, 'per_class')
+    check_range(config, 0, MOST_FRAMES, 'n_frame')
+    check_range(config, LEAST_FPS, MOST_FRAMES, 'fps')
+    cells(config), naming_ways(config), templates(config), listed(config, 'metric', METRICS)
     asked = asked_about(config)
-    if bool(config.vqa_questions) != bool(config.vqa_annotations):
-        raise BadInput('--vqa_questions and --vqa_annotations belong together')
-    for key in ('write_episodes', 'trials', 'within_group'):
-        if getattr(config, key) and not config.folder:
-            raise BadInput(f'--{key}={getattr(config, key)}: of a --folder only')
+    for key, whose in BELONGS.items():
+        if getattr(config, key) and not getattr(config, whose):
+            raise BadInput(f'--{key}={getattr(config, key)}: of --{whose} only')
     if config.predictions and (config.controls or asked not in PREDICTED):
         raise BadInput(f'--predictions={config.predictions}: of --episodes, COCO and VQA only, '
                        'and not of --controls')
@@ -192,7 +212,7 @@ def main():
     config = configure(KEYS, usage=__doc__)
     check_values(config)
     path, device = find_checkpoint(config.out_dir, config.checkpoint), pick_device(config.device, meta=False)
-    asker, contrastive = load(path, device, config.batch_size)
+    asker, contrastive = load(path, device, config.batch_size, config.n_frame, config.fps)
     asker.beam_size, asker.max_new_tokens = config.beam_size, config.max_new_tokens
     asker.ensemble = config.ensemble
     report = Report()

@@ -24,7 +24,7 @@ from kit.device import pick_device
 from kit.files import BadInput, open_file
 from kit.show import canvas, lettering, sheets
 from kit.tasks import attention, explain, rices
-from kit.tasks.asker import CHECKPOINT, find_checkpoint, load, MOST_BEAMS
+from kit.tasks.asker import CHECKPOINT, find_checkpoint, LEAST_FPS, load, MOST_BEAMS, MOST_FRAMES
 from kit.tasks.chat import Chat, run_chat
 from kit.tasks.prompts import as_text, file_media, parse_prompt
 from kit.tasks.tables import sheet
@@ -36,6 +36,8 @@ KEYS = {
     'out_dir': ('out', 'folder with the flamingo.pt to prompt'),
     'checkpoint': (CHECKPOINT, 'file in out_dir; finetune.pt after fine-tuning. Without any, assets/nano.pt'),
     'device': ('auto', 'auto, cpu, cuda, mps'),
+    'n_frame': (0, 'most frames of a clip; 0 for as many as in training (the paper: 8, and 30 when asked)'),
+    'fps': (1.0, 'frames a second of animations (the paper: 1 in training, 3 when asked)'),
     # the prompt
     'prompt': ('', 'texts and <image:PATH>; empty for a prompt of the embedded world'),
     'prompt_file': ('', 'a file with the prompt'),
@@ -119,8 +121,11 @@ def main():
     check_range(config, 1, 100, 'shots')
     check_range(config, 0, float('inf'), 'temperature', 'top_k')
     check_range(config, 0, 2 ** 63 - 1, 'seed')
+    check_range(config, 0, MOST_FRAMES, 'n_frame')
+    check_range(config, LEAST_FPS, MOST_FRAMES, 'fps')
     device = pick_device(config.device, meta=False)
-    asker, contrastive = load(find_checkpoint(config.out_dir, config.checkpoint), device)
+    path = find_checkpoint(config.out_dir, config.checkpoint)
+    asker, contrastive = load(path, device, n_frame=config.n_frame, fps=config.fps)
     search = dict(beam_size=config.beam_size, temperature=config.temperature, top_k=config.top_k,
                   generator=torch.Generator(device).manual_seed(config.seed))
     if config.chat:

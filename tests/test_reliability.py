@@ -40,7 +40,7 @@ from kit.run.run import Run
 from kit.tasks.asker import load
 from kit.tasks.episodes import can_ask
 from kit.tasks.files import read_episodes
-from kit.tasks.official import read_coco, read_vqa
+from kit.tasks.official import read_captions, read_vqa
 from kit.tasks.tables import first_table
 from kit.tokenizer import Tokenizer
 from kit.weights import checkpoint
@@ -838,7 +838,7 @@ def official_files(folder):
 
 def read_official(path):
     report, images = Report(), str(path.parent.parent / 'made')
-    for items in (read_coco(str(path), images, report), read_vqa(str(path), str(path), images, report)):
+    for items in (read_captions(str(path), images, report), read_vqa(str(path), str(path), images, report)):
         for _, query, people, where in items:
             encode(Episode([query], query, people=people, where=where).document(), TOKENS, n_token=300)
     if report.total:

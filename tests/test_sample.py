@@ -1,52 +1,25 @@
-"""Prompting: prompts from text, examples by similarity, a chat that never reads its history twice, attention on pictures."""
-import io
+"""Prompting: prompts from text, examples by similarity."""
 import json
 import os
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import save_tiny
+from prompting import loaded, out, run  # noqa: F401 (fixtures)
 
-import sample
-from data import Document, EndOfChunk, Given, Media
-from kit.files import BadInput, BadItem
+import evaluate
+from data import Document, EndOfChunk, Episode, Example, Given, Media
+from kit.cli import configure
+from kit.files import BadInput
 from kit.sources.base import Pairs, Report
 from kit.sources.forms import open_folder
-from kit.tasks import attention, rices
+from kit.tasks import rices
 from kit.tasks.asker import load
-from kit.tasks.chat import Chat, chat_turn, run_chat
 from kit.tasks.encoders import embed_media
+from kit.tasks.files import read_episodes
+from kit.tasks.official import read_captions
 from kit.tasks.prompts import as_text, file_media, parse_prompt
-from kit.world.draw import clip_media, picture_media
-from resampler import ResamplerLayer, taken_apart
-from rounding import LOG_P
-from xattn import GatedCrossAttention, route_tokens
-
-COLOURS = {'a': 'red', 'b': 'blue', 'c': 'green', 'q': (250, 10, 10)}
-
-
-@pytest.fixture(scope='module')
-def out(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('out')
-    save_tiny(folder / 'flamingo.pt')
-    (folder / 'pictures').mkdir()
-    with open(folder / 'pictures' / 'metadata.jsonl', 'w') as f:
-        for name, colour in COLOURS.items():
-            Image.new('RGB', (40, 30), colour).save(folder / 'pictures' / f'{name}.png')
-            f.write(json.dumps({'file_name': f'{name}.png', 'text': f'thing {name}'}) + '\n')
-    return folder
-
-
-@pytest.fixture(scope='module')
-def loaded(out):
-    return load(str(out / 'flamingo.pt'))
-
-
-# ---------------------------------------------------------------------------------------------
-# Prompts
 
 
 def test_a_prompt_is_texts_and_pictures(out):
@@ -63,12 +36,6 @@ def test_prompts_that_cannot_be_shown(text, message):
     with pytest.raises(BadInput, match=message):
         parse_prompt(text)
 
-
-def run(monkeypatch, capsys, loaded, *argv):
-    monkeypatch.setattr('sys.argv', ['sample.py', '--device=cpu', '--max_new_tokens=3', '--beam_size=1', *argv])
-    monkeypatch.setattr(sample, 'load', lambda *_: loaded)
-    sample.main()
-    return capsys.readouterr()
 
 
 def test_a_prompt_without_any_picture_is_refused_with_the_numbers(monkeypatch, capsys, loaded, out):
@@ -141,201 +108,90 @@ def test_rices_from_the_command_line(monkeypatch, capsys, loaded, out):
         run(monkeypatch, capsys, loaded, f'--out_dir={out}', f'--rices={out}/pictures')
 
 
-# ---------------------------------------------------------------------------------------------
-# Chat
-
-
-@pytest.fixture()
-def chat(loaded):
-    return Chat(loaded[0], max_new_tokens=4, beam_size=2)
-
-
-def next_word(chat):
-    """What the model would say after the chat: from the cache, and read from the beginning."""
-    model, ids = chat.model, chat.tokenizer.encode(' and')
-    length = chat.cache.length
-    cached = chat.read(ids, chat.n_image)
-    chat.cache.keep(length, chat.n_image)
-    prompts = chat.asker.prompts([Document(chat.document().pieces + [Given(' and')], 'prompt')])
-    plain, _ = model(prompts['tokens'], prompts['image_index'], features=prompts['features'], frame_mask=prompts['frame_mask'])
-    return cached, plain[:, -1]
-
-
-def test_a_chat_says_what_reading_it_from_the_beginning_says(chat):
-    for step in (lambda: chat.ask('is anybody there?'), lambda: chat.image(picture_media('held', 1)), lambda: chat.ask('what color is it?'),
-                 lambda: chat.image(picture_media('held', 2)), lambda: chat.ask('and now?'), lambda: chat.ask('what shape is it?'), chat.undo):
-        step()
-        cached, plain = next_word(chat)
-        assert torch.allclose(cached, plain, atol=LOG_P)
-    assert chat.n_image == 2 and len(chat.before) == 5
-
-
-@pytest.mark.parametrize('attend', ['last', 'all_previous'])
-def test_the_cache_of_a_chat_keeps_all_pictures(tmp_path, attend):
-    """An answer needs one picture, and the chat may go back to an earlier one: an answer takes none away, of either kind."""
-    save_tiny(tmp_path / 'm.pt', attend=attend)
-    chat = Chat(load(str(tmp_path / 'm.pt'))[0], max_new_tokens=2)
-    for n in (1, 2, 3):
-        chat.image(picture_media('held', n))
-        chat.ask('what is it?')
-        assert {x.shape[1] for kv in chat.cache.visual for x in kv} == {n} == {chat.cache.n_image}
-    cached, plain = next_word(chat)
-    assert torch.allclose(cached, plain, atol=LOG_P)
-    for n in (2, 2, 1, 1):  # the third question and picture are taken back, then the second
-        chat.undo()
-        assert chat.n_image == chat.cache.n_image
-    assert chat.n_image == 1 and torch.allclose(*next_word(chat), atol=LOG_P)
-
-
-def test_a_file_that_changed_is_looked_at_anew(chat, tmp_path):
-    keys = []
-    for colour in ('red', 'blue', 'blue'):
-        Image.new('RGB', (20, 20), colour).save(tmp_path / 'camera.png')
-        chat.image(file_media(tmp_path / 'camera.png'))
-        keys.append(chat.cache.visual[0][0][:, -1].clone())
-    assert not torch.allclose(keys[0], keys[1]) and torch.equal(keys[1], keys[2])
-
-
-def test_the_answers_are_those_of_generate(chat):
-    chat.image(picture_media('held', 3))
-    answer = chat.ask('what color is it?')
-    [(ids, _)] = chat.model.generate(max_new_tokens=4, beam_size=2, **chat.asker.prompts([Document(chat.pieces[:-1], 'prompt')]))
-    assert answer == chat.tokenizer.decode(ids).strip() and chat.pieces[-1] == chat.tokenizer.decode(ids)
-
-
-def test_history_is_not_read_again(chat, monkeypatch):
-    read = []
-    stream = chat.model.stream
-    monkeypatch.setattr(chat.model, 'stream', lambda tokens, *rest, **more: read.append(tokens.shape[1]) or stream(tokens, *rest, **more))
-    chat.image(picture_media('held', 1))
-    chat.ask('what color is it?')
-    read.clear()
-    chat.ask('why?')
-    asked, said = len(chat.tokenizer.encode(' Question: why? Answer:')), len(chat.tokenizer.encode(chat.pieces[-1]))
-    assert read[0] == asked and sum(read[1:]) <= 3 + said  # the question, then the answer: word by word, and once more to keep it
-
-
-def test_undo_forgets_the_last_step_and_nothing_else(chat):
-    chat.image(picture_media('held', 1))
-    chat.ask('what color is it?')
-    before = next_word(chat)[0]
-    chat.image(picture_media('held', 2))
-    chat.ask('what color is it?')
-    chat.undo()
-    chat.undo()
-    assert torch.allclose(next_word(chat)[0], before, atol=LOG_P)
-    chat.undo()
-    chat.undo()
-    with pytest.raises(BadInput, match='undo'):
-        chat.undo()
-    chat.reset()
-    assert chat.pieces == [] and int(chat.cache.length) == 1
-
-
-@pytest.mark.parametrize('line, message', [('/image nowhere.png', 'missing'), ('/image', '/image PATH'), ('/bad', '/image PATH'), ('word ' * 300, 'context of 256')])
-def test_a_command_that_fails_leaves_the_chat_as_it_was(chat, out, line, message):
-    chat.image(picture_media('held', 1))
-    chat.ask('what color is it?')
-    pieces, length, steps, before = list(chat.pieces), int(chat.cache.length), len(chat.before), next_word(chat)[0]
-    with pytest.raises((BadInput, BadItem), match=message):
-        chat_turn(chat, line, str(out))
-    assert (chat.pieces, int(chat.cache.length), len(chat.before)) == (pieces, length, steps)
-    assert torch.allclose(next_word(chat)[0], before, atol=LOG_P)
-
-
-def test_a_chat_goes_on_after_lines_of_any_kind(chat, out, monkeypatch, capsys):
-    """Each gets one line, on stderr where it is a mistake, and none moves the cursor."""
-    lines = [f'/image {out}/pictures/a.png', 'what is \x1b[2J \u202e it? \ufffd', '/image /dev/zero', '/image \0', '', '/image', '/bad', '/undo', '/undo', '/undo', '/reset', '/quit', 'never']
-    monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(lines)))
-    run_chat(chat, str(out))
-    printed = capsys.readouterr()
-    assert len(printed.out.splitlines()) == 5 and printed.out.splitlines()[0] == 'picture 1'
-    errors = [line for line in printed.err.splitlines() if 'error: ' in line]
-    assert len(errors) == 5 == len(printed.err.splitlines()) - 1 and '\x1b' not in printed.out + printed.err and '\u202e' not in printed.out + printed.err
-    assert chat.pieces == []
-
-
-def test_a_chat_can_be_saved_and_read_again(chat, out):
-    path = out / 'pictures' / 'a.png'
-    assert chat_turn(chat, f'/image {path}', str(out)) == 'picture 1'
-    chat_turn(chat, 'what is it?', str(out))
-    chat_turn(chat, '/save', str(out))
-    assert Image.open(out / 'chat.png').width > 50
-    saved = open(out / 'chat.txt').read()
-    assert saved.startswith(f'<image:{path}>Question: what is it? Answer:')
-    assert len(parse_prompt(saved.replace('<EOC>', '')).pieces) == 2
-    assert chat_turn(chat, '/reset', str(out)) and chat.pieces == []
+def test_a_prompt_that_begins_with_text_begins_a_new_example(monkeypatch, capsys, loaded, out):
+    """After the examples of RICES: the last of them ends with <EOC>, as it would before a picture."""
+    q = out / 'pictures' / 'q.png'
+    said = run(monkeypatch, capsys, loaded, f'--out_dir={out}', f'--prompt=Now this: <image:{q}>Output:',
+               f'--rices={out}/pictures', '--shots=2', '--json=True').out
+    assert 'Output: thing a<EOC>Now this: <EOC><image:' in json.loads(said)['prompt']
 
 
 # ---------------------------------------------------------------------------------------------
-# Attention
+# The end of a prompt
 
 
-def encode_clip(asker):
-    """A picture, then a clip of eight frames."""
-    p = asker.prompts([Document([picture_media('held', 1), Given('Output: dax'), clip_media('held', 2), Given('Output:')], 'prompt')])
-    return attention.look(asker.model, p['tokens'], p['image_index'], p['features'], p['frame_mask'])
+ENDS = ['', ' ', '  ', '\n', '\r\n', ' \r\n\n', '\t']
 
 
-@pytest.mark.parametrize('attend', ['last', 'all_previous'])
-def test_each_word_looks_at_its_own_picture(tmp_path, attend):
-    save_tiny(tmp_path / 'm.pt', attend=attend)
-    asker, _ = load(str(tmp_path / 'm.pt'))
-    document = Document([Given('hello '), picture_media('held', 1), Given('Output: dax'), picture_media('held', 2), Given('Output:')], 'prompt')
-    p = asker.prompts([document])
-    weights = attention.look(asker.model, p['tokens'], p['image_index'], p['features'], p['frame_mask'])  # (T,N,F,S)
-    index = p['image_index'][0]
-    total = weights.sum((1, 2, 3))
-    assert torch.allclose(total, (index > 0).float(), atol=1e-5)
-    by_image = weights.sum((2, 3))
-    assert (by_image[index == 1][:, 1] == 0).all() and (by_image[index == 1][:, 0] > 0.99).all()
-    second = by_image[index == 2]
-    clip = encode_clip(asker)
-    assert clip.shape[2] == 8 and torch.allclose(clip.sum((2, 3))[-1], torch.tensor([0.0, 1.0]) if attend == 'last' else clip.sum((2, 3))[-1], atol=1e-5)
-    assert (clip[:, 0, 1:] == 0).all()  # a picture beside a clip has one frame
-    assert (second[:, 0] == 0).all() if attend == 'last' else ((second > 0.01).all() and torch.allclose(second.sum(1), torch.ones(len(second)), atol=1e-5))
+def test_the_end_of_a_prompt_is_trimmed_wherever_it_comes_from(monkeypatch, capsys, loaded, out, tmp_path):
+    """As a key, as a file, after RICES' examples; written and chosen from: the answer is that of the trimmed prompt."""
+    prompt = f'<image:{out}/pictures/a.png>Output: a red circle.<EOC><image:{out}/pictures/b.png>Output:'
+    answers = {}
+    for number, end in enumerate(ENDS):
+        (tmp_path / f'{number}.txt').write_bytes((prompt + end).encode())
+        for how, given in (('key', f'--prompt={prompt}{end}'), ('file', f'--prompt_file={tmp_path}/{number}.txt')):
+            for more in (['--choices=a blue circle.|a red circle.'], [], [f'--rices={out}/pictures', '--shots=1']):
+                said = json.loads(run(monkeypatch, capsys, loaded, f'--out_dir={out}', given, '--json=True', *more).out)
+                said.pop('prompt', None)
+                answers.setdefault(tuple(more), []).append(said)
+    for said in answers.values():
+        assert len(said) == 2 * len(ENDS) and all(other == said[0] for other in said)
 
 
-@pytest.mark.parametrize('attend', ['last', 'all_previous'])
-def test_the_weights_are_those_that_the_layer_uses(attend):
-    """Where all heads have the same values v, the mean of what the heads give is Σ weights · v."""
-    torch.manual_seed(0)
-    layer = GatedCrossAttention(16, 16, n_head=2, head_dim=8, attend=attend)
-    y, visual, index = torch.randn(1, 7, 16), torch.randn(1, 3, 4, 16), torch.tensor([[0, 1, 1, 2, 3, 3, 4]])
-    k, v = layer.keys_values(visual)                                                      # (B,N,H,R,d) each
-    v = v[:, :, :1].expand_as(v)
-    layer.to_out = torch.nn.Identity()
-    out = layer.cross_attention(y, None, index, (k, v), route_tokens(index, 3))[0].unflatten(-1, (2, 8)).mean(1)  # (T,d)
-    weights = attention.text_to_visual(layer, y, index, (k, v))
-    rows = slice(0, 6) if attend == 'all_previous' else slice(0, 7)  # a tag without its picture is another matter there
-    assert torch.allclose(torch.einsum('tnr,nrd->td', weights, v[0, :, 0])[rows], out[rows], atol=1e-5)
+# ---------------------------------------------------------------------------------------------
+# Clips with more frames than in training
 
 
-@torch.no_grad()
-def test_the_resamplers_weights_are_those_it_uses():
-    """Where both heads have the same values, what they give is Σ weights · v over the places, and the rest of the weight, up to
-    one, lies on the latents: a mixture of their values."""
-    torch.manual_seed(0)
-    layer = ResamplerLayer(16, 2, 8)
-    latents, features, time = torch.randn(3, 4, 16), torch.randn(3, 2, 3, 16), torch.randn(2, 16)
-    media = taken_apart(features, time)
-    value = layer.to_kv.weight[16:].view(2, 8, 16)
-    value[1] = value[0]
-    seen = layer.norm_media(features + time[:, None]).flatten(1, 2)                       # (N,F*S,D)
-    values = torch.cat([seen, layer.norm_latents(latents)], 1) @ value[0].T               # (N,F*S+R,d)
-    weights = attention.visual_to_places(layer, latents, media)
-    layer.to_out = torch.nn.Identity()
-    full = layer.attention(latents, media).unflatten(-1, (2, 8)).mean(2)                  # (N,R,d)
-    assert (weights > 0).all() and (weights.sum(-1) < 1).all()
-    rest, own = (full - weights @ values[:, :6]) / (1 - weights.sum(-1, keepdim=True)), values[:, 6:]
-    assert (rest <= own.max(1, keepdim=True).values + 1e-4).all() and (rest >= own.min(1, keepdim=True).values - 1e-4).all()
+def clip(folder, n, name='clip', seconds=None):
+    """n frames, each of another grey: a folder, or a GIF that lasts so many seconds."""
+    frames = [Image.new('RGB', (16, 16), (8 * k + 4,) * 3) for k in range(n)]
+    if seconds is not None:
+        path = folder / f'{name}.gif'
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=int(1000 * seconds / n))
+        return path
+    (folder / name).mkdir()
+    for k, frame in enumerate(frames):
+        frame.save(folder / name / f'{k}.png')
+    return folder / name
 
 
-def test_attention_from_the_command_line(monkeypatch, capsys, loaded, out):
-    run(monkeypatch, capsys, loaded, f'--out_dir={out}', f'--attention={out}/look.png', '--ways=2')
-    assert Image.open(out / 'look.png').width > 200
-    steps, title = attention.words(loaded[0], Document([picture_media('held', 1), Given('Output: a red'), picture_media('held', 2), Given('Output:')], 'prompt'),
-                                   loaded[0].tokenizer.encode(' ring'))
-    assert [s['word'] for s in steps] == ['prompt, picture 1: Output:', 'prompt, picture 1: a', 'prompt, picture 1: red', 'prompt, picture 2: Output:',
-                                          'answer, picture 2: ring']
-    assert all(s['weights'].shape[0] == s['weights'].shape[1] and np.isfinite(s['weights']).all() for s in steps) and '0.76' in title  # tanh(1)
+@pytest.mark.parametrize('n_frame, fps, of_folder, of_gif', [(0, 1.0, 8, 8), (30, 3.0, 30, 30), (30, 1.0, 30, 10),
+                                                            (4, 1.0, 4, 4), (30, 0.5, 30, 5)])
+def test_clips_have_as_many_frames_as_are_wanted(out, tmp_path, n_frame, fps, of_folder, of_gif):
+    """In prompts, episodes, COCO files and folders alike: 8 as in training, or 30 of ten seconds at 3 a second."""
+    asker, _ = load(str(out / 'flamingo.pt'), n_frame=n_frame, fps=fps)
+    folder, gif = clip(tmp_path, 40), clip(tmp_path, 30, seconds=10)
+    line = {'support': [], 'query': {'image': 'clip.gif', 'prompt': 'Output:'}, 'answer': 'x'}
+    (tmp_path / 'e.jsonl').write_text(json.dumps(line))
+    (tmp_path / 'c.json').write_text(json.dumps({'images': [{'id': 1, 'file_name': 'clip.gif'}],
+                                                 'annotations': [{'image_id': 1, 'caption': 'it fades'}]}))
+    (tmp_path / 'metadata.jsonl').write_text(json.dumps({'file_name': 'clip.gif', 'text': 'it fades'}))
+    prompt = parse_prompt(f'<image:{folder}>Output: x<EOC><image:{gif}>Output:', media=asker.media)
+    [episode] = read_episodes(str(tmp_path / 'e.jsonl'), Report(), asker.media)
+    [asked] = read_captions(str(tmp_path / 'c.json'), str(tmp_path), Report(), asker.media)
+    pairs = asker.pairs(str(tmp_path), Report())
+    shown = [prompt.pieces[0], prompt.pieces[3], episode.query.media, asked.example.media, pairs.media(0)]
+    pixels = [asker.features.pixels(media) for media in shown]
+    assert [len(p) for p in pixels] == [of_folder] + [of_gif] * 4
+    assert all(torch.equal(p, pixels[1]) for p in pixels[2:])
+    grey = pixels[1][:, 0].float().mean((1, 2))
+    assert (grey.diff() > 0).all()  # in their order
+
+
+def test_more_frames_reach_the_model(out, tmp_path):
+    """Frames beyond those of training change the answer's probability: they are read, with stretched embeddings."""
+    folder, answers = clip(tmp_path, 30), []
+    for n_frame in (8, 30):
+        asker, _ = load(str(out / 'flamingo.pt'), n_frame=n_frame)
+        prompts = asker.prompts([parse_prompt(f'<image:{folder}>Output:', media=asker.media)])
+        assert prompts['frame_mask'].shape == (1, 1, n_frame)
+        answers.append(asker.choose([Episode([], Example(asker.media(folder), 'Output:', 'a'), ['a', 'b'])])[0]['a'])
+    assert answers[0] != pytest.approx(answers[1], abs=1e-6)
+
+
+def test_keys_of_frames(monkeypatch, capsys, out):
+    for argument in ('--n_frame=-1', '--n_frame=100000', '--fps=0', '--fps=-2'):
+        with pytest.raises(BadInput, match=argument.split('=')[0]):
+            run(monkeypatch, capsys, None, f'--out_dir={out}', argument)
+        with pytest.raises(BadInput, match=argument.split('=')[0]):
+            evaluate.check_values(configure(evaluate.KEYS, [argument]))

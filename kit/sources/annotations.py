@@ -217,7 +217,7 @@ def read_questions(questions, annotations, find, report):
     for position, entry in enumerate(content, 1):
         where = f'{questions}: question {position}'
         try:
-            number = entry.get('question_id', position)
+            number = entry.get('question_id', entry.get('image', position))  # VizWiz: one question a picture
             asked = check_caption(entry['question'], where)
             picture = first_of(entry, ('image', 'image_id', *PICTURE_KEYS))
             path = find.by_id(picture, hint if isinstance(hint, str) else '')

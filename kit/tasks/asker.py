@@ -10,6 +10,8 @@ from tqdm import tqdm
 from data import collate, encode, Given
 from kit.features import FrozenFeatures, Pixels
 from kit.files import BadInput, one_line
+from kit.sources.base import FolderSpec
+from kit.sources.forms import open_folder
 from kit.tasks.prompts import file_media
 from kit.weights.flamingo import read_flamingo
 
@@ -19,6 +21,8 @@ NANO = os.path.join(ROOT, 'assets', 'nano.pt')  # trained already, for the impat
 CHECKPOINT = 'flamingo.pt'
 MOST_CHOICES = 1000  # of one episode: each takes the memory of a prompt
 MOST_BEAMS = 64      # of generation: each takes the memory of a prompt
+MOST_FRAMES = 1000   # of a clip, and in a second
+LEAST_FPS = 0.001
 NEXT_PROMPT = re.compile(r'\b(Output|Question|Answer|Caption):')  # as the prompts in data.py begin
 
 
@@ -33,11 +37,16 @@ def find_checkpoint(out_dir, name=CHECKPOINT):
     return NANO
 
 
-def load(path, device='cpu', batch_size=16):
-    """flamingo.pt -> (Asker, Contrastive with the same encoder). Raises BadInput."""
+def load(path, device='cpu', batch_size=16, n_frame=0, fps=1.0):
+    """flamingo.pt -> (Asker, Contrastive with the same encoder). Raises BadInput.
+
+    n_frame: most frames of a clip, 0 for as many as in training. The resampler stretches its embeddings of
+    time over more (appendix B.1.2: trained on 8 frames at 1 a second, asked about 30 at 3 a second).
+    """
     model, contrastive, tokenizer = read_flamingo(path)
-    features = FrozenFeatures(model.vision, Pixels(model.config.image_size, model.config.n_frame), device)
-    return Asker(model.to(device), tokenizer, features, batch_size), contrastive.to(device).eval()
+    pixels = Pixels(model.config.image_size, n_frame or model.config.n_frame)
+    features = FrozenFeatures(model.vision, pixels, device)
+    return Asker(model.to(device), tokenizer, features, batch_size, fps=fps), contrastive.to(device).eval()
 
 
 def trim(text):
@@ -50,17 +59,33 @@ class Asker:
     """A trained Flamingo and all that is needed to put questions to it.
 
     batch_size: episodes at a time. beam_size, max_new_tokens: of written answers. ensemble: how many orders
-    of the examples a choice is scored in; the mean log-likelihood counts (appendix A.2, Table 7).
+    of the examples a choice is scored in; the mean log-likelihood counts (appendix A.2, Table 7). fps: frames
+    a second of animations.
     """
 
-    def __init__(self, model, tokenizer, features, batch_size=16, beam_size=3, max_new_tokens=24, ensemble=1):
+    def __init__(self, model, tokenizer, features, batch_size=16, beam_size=3, max_new_tokens=24, ensemble=1,
+                 fps=1.0):
         self.model, self.tokenizer, self.features = model.eval(), tokenizer, features
         self.batch_size, self.beam_size, self.max_new_tokens = batch_size, beam_size, max_new_tokens
-        self.ensemble = ensemble
+        self.ensemble, self.fps = ensemble, fps
+
+    @property
+    def n_frame(self):
+        """Most frames of a clip."""
+        return self.features.pixels.n_frame
 
     def media(self, path):
-        """A picture or clip on disk as Media, with as many frames as the model takes."""
-        return file_media(path, self.features.pixels.n_frame)
+        """A picture or clip on disk as Media, with as many frames as are wanted."""
+        return file_media(path, self.n_frame, self.fps)
+
+    def pairs(self, path, report, split=None, **spec):
+        """A folder of pictures and what is said about them -> Pairs, with as many frames of clips as are
+        wanted.
+
+        split: '' or None for all; spec: fields of kit.sources.base.FolderSpec. Raises BadInput.
+        """
+        spec = FolderSpec(fps=self.fps, **spec)
+        return open_folder(path, spec, self.n_frame, split=split or None, report=report)
 
     def encode(self, document):
         """A prompt -> data.Encoded. Raises BadInput where it is too long.

@@ -1,4 +1,5 @@
-"""Where does the model look at each word? Attention of the gated layers, followed back through the resampler to the picture.
+"""Where does the model look at each word? Attention of the gated layers, followed back through the resampler
+to the picture.
 
     weights of a word on a place  =  Σ_r  (mean over gated layers and heads: word → visual token r)
                                         · (mean over resampler layers and heads: visual token r → place)
@@ -11,8 +12,9 @@ from PIL import Image
 
 
 def text_to_visual(layer, y, image_index, kv):
-    """The weights of one gated layer (xattn.GatedCrossAttention), mean over heads: y (1,T,D), image_index (1,T), kv its keys and
-    values, (1,N,H,R,d) each -> (T,N,R), which sum to 1, or to 0 where a token sees no picture."""
+    """The weights of one gated layer (xattn.GatedCrossAttention), mean over heads: y (1,T,D), image_index
+    (1,T), kv its keys and values, (1,N,H,R,d) each -> (T,N,R), which sum to 1, or to 0 where a token sees no
+    picture."""
     q = layer.to_q(layer.norm(y)).unflatten(-1, (layer.n_head, layer.head_dim))[0]        # (T,H,d)
     score = torch.einsum('thd,nhrd->thnr', q, kv[0][0]) / math.sqrt(layer.head_dim)
     image = torch.arange(1, score.shape[2] + 1, device=y.device)
@@ -22,8 +24,9 @@ def text_to_visual(layer, y, image_index, kv):
 
 
 def visual_to_places(layer, latents, media):
-    """The weights of one resampler layer on the media, mean over heads: latents (M,R,D), media as resampler.taken_apart gives them
-    -> (M,R,F*S), which sum to less than 1: latents look at each other, too."""
+    """The weights of one resampler layer on the media, mean over heads: latents (M,R,D), media as
+    resampler.taken_apart gives them -> (M,R,F*S), which sum to less than 1: latents look at each other,
+    too."""
     q, k, _ = layer.queries_keys_values(latents, media)                                   # (M,H,R,d), (M,H,F*S+R,d)
     score = q @ k.transpose(2, 3) / math.sqrt(layer.head_dim)
     return score.softmax(-1).mean(1)[..., :-latents.shape[1]]
@@ -42,8 +45,9 @@ def watching(layers, hook):
 
 @torch.no_grad()
 def look(model, tokens, image_index, features, frame_mask):
-    """tokens, image_index (1,T), features (M,S,D_v) of all frames, frame_mask (1,N,F) -> (T,N,F,S): how much each token, while the next one
-    is predicted, looks at each place of each picture; sums to 1 over all of them, or to 0 where it sees none."""
+    """tokens, image_index (1,T), features (M,S,D_v) of all frames, frame_mask (1,N,F) -> (T,N,F,S): how much
+    each token, while the next one is predicted, looks at each place of each picture; sums to 1 over all of
+    them, or to 0 where it sees none."""
     from_text, kept = [], iter(model.visual_keys_values(features=features, frame_mask=frame_mask))
     with watching(model.gated, lambda layer, args: from_text.append(text_to_visual(layer, args[0], args[2], next(kept)))):
         model(tokens, image_index, features=features, frame_mask=frame_mask)
@@ -61,10 +65,12 @@ def look(model, tokens, image_index, features, frame_mask):
 
 
 def words(asker, document, answer, most=48):
-    """The last `most` words of a prompt and of the answer to it, for pictures.attention_sheet, and the gates in words.
+    """The last `most` words of a prompt and of the answer to it, for pictures.attention_sheet, and the gates
+    in words.
 
-    document: data.Document; answer: token ids, read as far as they fit the context. -> ([{'word', 'picture', 'weights'}], title). Words that see no picture are
-    left out. The picture is the one most looked at, of a clip the frame.
+    document: data.Document; answer: token ids, read as far as they fit the context. -> ([{'word', 'picture',
+    'weights'}], title). Words that see no picture are left out. The picture is the one most looked at, of a
+    clip the frame.
     """
     prompts = asker.prompts([document])
     if prompts['features'] is None:

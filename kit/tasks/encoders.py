@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from kit.files import BadInput
-from kit.sources.base import FolderSpec, readable_pairs
-from kit.sources.forms import open_folder
+from kit.sources.base import readable_pairs
 from kit.tasks import metrics
 from kit.tasks.options import templates
 from kit.tasks.results import row, row_of
@@ -181,22 +180,17 @@ def further_rows(asker, episodes, ways, shots, written=False):
 # What evaluate.py calls
 
 
-def open_split(path, config, asker, report):
-    """A folder, the split of it that --split names -> Pairs"""
-    spec = FolderSpec(config.images)
-    return open_folder(path, spec, asker.model.config.n_frame, split=config.split or None, report=report)
-
-
 def run_retrieval(config, asker, contrastive, report):
     """--retrieval=DIR -> rows"""
-    pairs = open_split(config.retrieval, config, asker, report)
+    pairs = asker.pairs(config.retrieval, report, config.split, images=config.images)
     return retrieval(pairs, contrastive, asker.features, asker.tokenizer, report)
 
 
 def classes_of(path, config, asker, report):
     """-> (Pairs that can be read, the names of their classes, for each picture the number of its class).
     Raises BadInput where there is one class only."""
-    pairs = readable_pairs(open_split(path, config, asker, report), asker.features.pixels, report)
+    pairs = asker.pairs(path, report, config.split, images=config.images)
+    pairs = readable_pairs(pairs, asker.features.pixels, report)
     names = list(dict.fromkeys(item.label for item in pairs.items))
     if len(names) < 2:
         raise BadInput(f'{path}: only one class')

@@ -3,18 +3,25 @@
     {"support": [{"image": "a.png", "prompt": "Output:", "answer": "dax"}, …],
      "query": {"image": "q.png", "prompt": "Output:"}, "answer": "dax", "choices": ["dax", "blicket"]}
 
-Paths are relative to the file. Without choices the answer is generated.
+Paths are relative to the file. Without choices the answer is generated. Where a metric wants more than one
+answer: "people", all that people said (CIDEr, VQA accuracy), and "relevance", how right each of the choices
+is (NDCG); "answer" may then be left out.
 """
 import json
+import math
 import os
+
+import numpy as np
 
 from data import Episode, Example
 from kit.files import BadInput, BadItem, whole_file
-from kit.sources.base import parse_json, read_lines
+from kit.sources.base import parse_json, read_lines, usual_answer
 from kit.sources.decode import Inside
 from kit.tasks.encoders import further_rows
+from kit.tasks.metrics import METRICS
+from kit.tasks.options import listed
 from kit.tasks.prompts import file_media
-from kit.tasks.results import control_rows, row_of
+from kit.tasks.results import control_rows, row_of, warn_few
 
 
 MOST_RENAMED = 100  # answers of one episode that a control finds new names for
@@ -45,13 +52,13 @@ def read_episode(line, folder, where, media=file_media):
 
     entry = parse_json(line, where)
     try:
-        episode = Episode([example(e, e['answer']) for e in entry['support']],
-                          example(entry['query'], entry['answer']), entry.get('choices'), where=where)
-        texts = [t for e in [*episode.support, episode.query] for t in (e.prompt, e.answer)]
-        if not all(isinstance(t, str) for t in texts + (episode.choices or [])):
-            raise TypeError('prompts, answers and choices must be text')
-        if not isinstance(episode.choices, list | None):
-            raise TypeError('choices must be a list')
+        choices, people, relevance = (entry.get(key) for key in ('choices', 'people', 'relevance'))
+        check_lists(choices, people, relevance)
+        answer = entry['answer'] if 'answer' in entry else implied(choices, people, relevance)
+        support, query = [example(e, e['answer']) for e in entry['support']], example(entry['query'], answer)
+        episode = Episode(support, query, choices, people=people, relevance=relevance, where=where)
+        if not all(isinstance(t, str) for e in [*support, query] for t in (e.prompt, e.answer)):
+            raise TypeError('prompts and answers must be text')
     except KeyError as e:
         raise BadItem('not an episode', where, f'lacks {e}') from e
     except (ValueError, TypeError, AttributeError) as e:
@@ -63,6 +70,28 @@ def read_episode(line, folder, where, media=file_media):
     if episode.choices is not None and not all(c.strip() for c in episode.choices):
         raise BadItem('empty choice', where)
     return episode
+
+
+def check_lists(choices, people, relevance):
+    """Raises TypeError where one of them, if there, is not the list that it must be."""
+    for name, texts in (('choices', choices), ('people', people)):
+        right = isinstance(texts, list) and texts and all(isinstance(t, str) for t in texts)
+        if texts is not None and not right:
+            raise TypeError(f'{name} must be a list of texts')
+    if relevance is not None:
+        if not isinstance(relevance, list) or len(relevance) != len(choices or []):
+            raise TypeError('relevance must be a list of numbers, one for each of the choices')
+        if not all(type(r) in (int, float) and 0 <= r < math.inf for r in relevance):
+            raise TypeError('relevance must be numbers, none below 0')
+
+
+def implied(choices, people, relevance):
+    """The answer that is not said: the most relevant choice, or what most people said. Raises KeyError."""
+    if relevance is not None:
+        return choices[int(np.argmax(relevance))]
+    if people is None:
+        raise KeyError('answer')
+    return usual_answer(people)
 
 
 def episode_line(episode, folder):
@@ -124,7 +153,7 @@ def usable_or_fail(asker, episodes, report, where):
 
 
 def run_episodes(config, asker, contrastive, report):
-    """--episodes=FILE: accuracy with its interval, and one prediction a line -> rows."""
+    """--episodes=FILE: the wanted metrics with their intervals, and one prediction a line -> rows."""
     episodes = read_episodes(config.episodes, report, asker.media)
     episodes = usable_or_fail(asker, episodes, report, config.episodes)
     good = [e for e in episodes if e is not None]
@@ -132,14 +161,30 @@ def run_episodes(config, asker, contrastive, report):
     ways = ways.pop() if len(ways) == 1 else None
     if config.controls:
         return control_rows(asker, 'naming', teaching(good, config.episodes), ways, None)
+    wanted = listed(config, 'metric', METRICS) if config.metric else ['accuracy']
+    check_needs(wanted, good)
     answers = asker.answer(good, 'episodes')
     if config.predictions:
         found = iter(answers)
         nothing = {'prediction': None, 'answer': None, 'correct': False, 'logprob': None}
         lines = [nothing if e is None else next(found) for e in episodes]
         write_lines(config.predictions, [{key: line[key] for key in nothing} for line in lines])
-    return [row_of('accuracy', 'naming', good, answers, ways),
-            *further_rows(asker, good, ways, None, config.written)]
+    rows = []
+    for metric in wanted:
+        warn_few(metric, good)
+        try:
+            rows.append(row_of(metric, 'naming', good, answers, ways))
+        except ValueError as e:
+            raise BadInput(f'{config.episodes}: no {metric} of these episodes: {e}') from e
+    return rows + further_rows(asker, good, ways, None, config.written)
+
+
+def check_needs(wanted, episodes):
+    """Raises BadInput where an episode lacks what a metric needs."""
+    for metric in wanted:
+        for field in METRICS[metric].needs:
+            if lacking := next((e for e in episodes if getattr(e, field) is None), None):
+                raise BadInput(f'{lacking.where}: lacks {field!r}, which --metric={metric} needs')
 
 
 def teaching(episodes, where):

@@ -10,8 +10,6 @@ import numpy as np
 
 from kit.files import BadInput, BadItem
 from kit.show import canvas
-from kit.sources.base import FolderSpec
-from kit.sources.forms import open_folder
 from kit.tasks.encoders import further_rows
 from kit.tasks.episodes import can_ask, episodes_of, folder_trials
 from kit.tasks.files import episode_line, none_usable, usable, write_lines
@@ -33,8 +31,8 @@ def open_classes(config, asker, report):
     """--folder=DIR -> Pairs; for the embedded world None"""
     if not config.folder:
         return None
-    spec = FolderSpec(config.images, config.class_depth, held_groups=config.held_groups)
-    return open_folder(config.folder, spec, asker.model.config.n_frame, split=config.split or None, report=report)
+    return asker.pairs(config.folder, report, config.split, images=config.images,
+                       class_depth=config.class_depth, held_groups=config.held_groups)
 
 
 def naming_episodes(config, ways, shots, pairs):

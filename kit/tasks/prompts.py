@@ -14,9 +14,10 @@ from kit.files import BadInput
 from kit.sources.decode import read_frames
 
 
-def file_media(path, n_frame=8):
-    """A picture, animation or folder of frames on disk, or in a shard (decode.Inside), as Media."""
-    return Media(os.path.abspath(str(path)), partial(read_frames, path, n_frame))
+def file_media(path, n_frame=8, fps=1.0):
+    """A picture, animation or folder of frames on disk, or in a shard (decode.Inside), as Media: of a clip up
+    to n_frame frames, of an animation fps a second."""
+    return Media(os.path.abspath(str(path)), partial(read_frames, path, n_frame, fps=fps))
 
 
 def parse_prompt(text, where='prompt', media=file_media):

@@ -3,6 +3,8 @@
 A row is {"task", "ways", "shots", "control", "metric", "value", "low", "high", "n"}; low and high bound the
 95 % interval, n counts the episodes.
 """
+import sys
+
 import numpy as np
 
 from kit.files import BadInput, BadItem
@@ -33,6 +35,15 @@ def row_of(metric, task, episodes, answers, ways=None, shots=None, control=None,
     """The row of a metric. label: what the row calls it, where that is not its name."""
     value, bounds = value_of(metric, episodes, answers)
     return row(task, value, len(episodes), ways, shots, control, label or metric, bounds)
+
+
+def warn_few(metric, episodes):
+    """A line where VQA accuracy cannot reach 100 %: it counts an answer as right that three other people
+    gave."""
+    few = sum(len(e.people) < 4 for e in episodes) if metric == 'vqa_accuracy' else 0
+    if few:
+        print(f'warning: {few} of {len(episodes)} questions have fewer than four human answers: VQA accuracy '
+              'leaves one out and wants three that agree, so it cannot reach 100 %', file=sys.stderr)
 
 
 def check_lengths(asker, episodes, task, shots, ways=None):

@@ -12,8 +12,7 @@ import torch
 
 from data import CAPTION_PROMPT, Document, EndOfChunk, Example, Media
 from kit.files import BadInput
-from kit.sources.base import FolderSpec, readable_pairs, Report
-from kit.sources.forms import open_folder
+from kit.sources.base import readable_pairs, Report
 from kit.tasks.encoders import embed_media
 from kit.weights import checkpoint
 
@@ -75,14 +74,14 @@ def with_examples(document, config, asker, contrastive):
     if not (config.prompt or config.prompt_file) or not shown:
         raise BadInput('--rices: give a --prompt with the picture that is asked about')
     report = Report()
-    spec = FolderSpec(config.images)
-    pairs = open_folder(config.rices, spec, asker.model.config.n_frame, split=None, report=report)
+    pairs = asker.pairs(config.rices, report, images=config.images)
     name = hashlib.sha256(os.fsencode(os.path.realpath(config.rices))).hexdigest()[:12]
     cache = os.path.join(config.out_dir, f'rices-{name}.pt')
     items, embeddings = folder_embeddings(pairs, contrastive, asker.features, cache, report)
     pieces = []
     for k in nearest(shown[-1], items, embeddings, contrastive, asker.features, config.shots):
-        pieces += Example(asker.media(items[k].path), CAPTION_PROMPT, items[k].text).pieces()
+        item = items[k]
+        pieces += Example(asker.media(item.path), item.prompt or CAPTION_PROMPT, item.text).pieces()
     if pieces and not isinstance(document.pieces[0], Media):
         pieces.append(EndOfChunk())  # a picture would close the example before it; a text does not
     for line in report.lines():

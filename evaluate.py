@@ -43,69 +43,80 @@ from kit.tasks.results import check_lengths, row_of
 from kit.tasks.tables import control_text, NAMING_SHOTS, SHOTS, tables
 
 
-KEYS = {
-    # the model
-    'out_dir': ('out', 'folder with the flamingo.pt to evaluate; results go there too'),
-    'checkpoint': (CHECKPOINT, 'file in out_dir; finetune.pt after fine-tuning. Without any, assets/nano.pt'),
-    'device': ('auto', 'auto, cpu, cuda, mps'),
-    'n_frame': (0, 'most frames of a clip; 0 for as many as in training (the paper: 8, and 30 when asked)'),
-    'fps': (1.0, 'frames a second of animations (the paper: 1 in training, 3 when asked)'),
-    'batch_size': (16, 'episodes at a time'),
-    'beam_size': (3, 'for generated answers'),
-    'max_new_tokens': (24, 'for generated answers'),
-    'ensemble': (1, 'of choices: mean log-likelihood over this many orders of the examples (the paper: 6)'),
-    # what is asked
-    'seed': (1, 'of the episodes'),
-    'seeds': (3, 'this many seeds, from that one on'),
-    'n': (100, 'episodes of each kind and seed; of a COCO or VQA file all, unless said'),
-    'shots': ('', 'examples, several with commas; empty for 0,4,8,16,32 (naming: 1,2,4,8 of each name)'),
-    'text_examples': (2, "at 0 shots: examples as text alone, the paper's two; 0 for none"),
-    'controls': (False, 'spoil prompts on purpose: blank, swap, rename (of the world, a folder or episodes)'),
-    'predictions': ('', 'where to write the predictions of episodes, COCO or VQA'),
-    # the embedded world
-    'tasks': ('', f'some of {", ".join(TASKS)}; empty for all'),
-    'ways': ('', 'naming, here and of a folder: how many names, several with commas; empty for 2,4'),
-    # episodes in a file
-    'episodes': ('', 'a .jsonl file of your own episodes, one a line'),
-    'metric': ('', f'of episodes: some of {", ".join(METRICS)}; empty for accuracy'),
-    'written': (False, 'of episodes or a folder: have the names written, too, rather than chosen'),
-    # naming with a folder
-    'folder': ('', 'class folders, or a folder with captions: new names for its classes'),
-    'class_depth': (0, 'how many folder names make a class, as in train.py'),
-    'held_groups': ('', "parents of class folders that make its split 'val', as in train.py"),
-    'within_group': (False, 'all classes of an episode lie in one parent folder'),
-    'trials': (False, "Omniglot's published form: one hand's drawings shown, another's asked about"),
-    'write_episodes': ('', 'a .jsonl file to write the episodes to, instead of asking them'),
-    # official files
-    'coco_annotations': ('', "COCO's captions_*.json, or Karpathy's dataset_*.json: its test split, or --split"),
-    'vqa_questions': ('', 'questions of VQAv2, OK-VQA, TextVQA or VizWiz'),
-    'vqa_annotations': ('', 'their answers, where they are in a file of their own'),
-    'images': ('', 'the folder of pictures of a COCO or VQA file, wherever one is given'),
-    'train_captions': ('', 'captions that examples are taken from; without any, only the query is shown'),
-    'train_questions': ('', 'questions that examples are taken from'),
-    'train_annotations': ('', 'their answers; empty for those in the file, or in one beside it'),
-    'train_images': ('', 'the folder of their pictures; empty for --images'),
-    # classes by name
-    'classify': ('', 'a folder of class folders: which of its class names is the answer?'),
-    'per_class': (5, 'how many pictures of each class examples are taken from'),
-    'rices': (True, 'the examples are those that look most like the query; else any'),
-    # the contrastive encoders
-    'zero_shot': ('', 'a folder of class folders: contrastive zero-shot'),
-    'templates': ('{}|a {}|a photo of a {}', 'class names are put into each of these, and the mean is taken'),
-    'probe': ('', 'a folder of class folders: linear probe of the frozen encoder'),
-    'retrieval': ('', 'a folder with captions: which caption belongs to which picture?'),
-    'split': ('', 'the split of a folder to use, wherever one is given; empty for all'),
+GROUPS = {  # of --help: what they are for, and of each key its default and its meaning
+    'the model': {
+        'out_dir': ('out', 'folder with the flamingo.pt to evaluate; results go there too'),
+        'checkpoint': (CHECKPOINT, 'file in out_dir; finetune.pt after fine-tuning. Without, assets/nano.pt'),
+        'device': ('auto', 'auto, cpu, cuda, mps'),
+        'n_frame': (0, 'most frames of a clip; 0 for those of training (the paper: 8, then 30)'),
+        'fps': (1.0, 'frames a second of animations (the paper: 1 in training, then 3)'),
+        'batch_size': (16, 'episodes at a time'),
+        'beam_size': (3, 'for generated answers'),
+        'max_new_tokens': (24, 'for generated answers'),
+        'ensemble': (1, 'of choices: the mean over this many orders of the examples (the paper: 6)'),
+    },
+    'what is asked': {
+        'seed': (1, 'of the episodes'),
+        'seeds': (3, 'this many seeds, from that one on'),
+        'n': (100, 'episodes of each kind and seed; of a COCO or VQA file all, unless said'),
+        'shots': ('', 'examples, several with commas; empty for 0,4,8,16,32 (naming: 1,2,4,8 of each name)'),
+        'text_examples': (2, "at 0 shots: examples as text alone, the paper's two; 0 for none"),
+        'controls': (False, 'spoil prompts on purpose (of the world, a folder or episodes)'),
+        'predictions': ('', 'where to write the predictions of episodes, COCO or VQA'),
+    },
+    'the embedded world': {
+        'tasks': ('', f'some of {", ".join(TASKS)}; empty for all'),
+        'ways': ('', 'naming, here and of a folder: how many names, several with commas; empty for 2,4'),
+    },
+    'episodes in a file': {
+        'episodes': ('', 'a .jsonl file of your own episodes, one a line'),
+        'metric': ('', f'of episodes: some of {", ".join(METRICS)}; empty for accuracy'),
+        'written': (False, 'of episodes or a folder: have the names written, too, rather than chosen'),
+    },
+    'naming with a folder': {
+        'folder': ('', 'class folders, or a folder with captions: new names for its classes'),
+        'class_depth': (0, 'how many folder names make a class, as in train.py'),
+        'held_groups': ('', "parents of class folders that make its split 'val', as in train.py"),
+        'within_group': (False, 'all classes of an episode lie in one parent folder'),
+        'trials': (False, "Omniglot's published form: one hand's drawings shown, another's asked about"),
+        'write_episodes': ('', 'a .jsonl file to write the episodes to, instead of asking them'),
+    },
+    'official files': {
+        'coco_annotations': ('', "COCO's captions_*.json, or Karpathy's dataset_*.json (--split, or test)"),
+        'vqa_questions': ('', 'questions of VQAv2, OK-VQA, TextVQA or VizWiz'),
+        'vqa_annotations': ('', 'their answers, where they are in a file of their own'),
+        'images': ('', 'the folder of pictures of a COCO or VQA file, wherever one is given'),
+        'train_captions': ('', 'captions that examples are taken from; without any, only the query is shown'),
+        'train_questions': ('', 'questions that examples are taken from'),
+        'train_annotations': ('', 'their answers; empty for those in the file, or in one beside it'),
+        'train_images': ('', 'the folder of their pictures; empty for --images'),
+    },
+    'classes by name': {
+        'classify': ('', 'a folder of class folders: which of its class names is the answer?'),
+        'per_class': (5, 'how many pictures of each class examples are taken from'),
+        'rices': (True, 'the examples are those that look most like the query; else any'),
+    },
+    'the contrastive encoders': {
+        'zero_shot': ('', 'a folder of class folders: contrastive zero-shot'),
+        'templates': ('{}|a {}|a photo of a {}', 'class names are put into each, and the mean is taken'),
+        'probe': ('', 'a folder of class folders: linear probe of the frozen encoder'),
+        'retrieval': ('', 'a folder with captions: which caption belongs to which picture?'),
+        'split': ('', 'the split of a folder to use, wherever one is given; empty for all'),
+    },
 }
+KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 # The keys that say what to ask about, and who asks: (config, Asker, Contrastive, Report) -> rows.
 SOURCES = {
     'episodes': run_episodes, 'folder': run_folder,
     'coco_annotations': run_official, 'vqa_questions': run_official, 'classify': run_classes,
     'zero_shot': run_zero_shot, 'probe': run_probe, 'retrieval': run_retrieval,
 }
-BELONGS = {  # keys that say nothing without another
-    'write_episodes': 'folder', 'trials': 'folder', 'within_group': 'folder', 'metric': 'episodes',
-    'vqa_annotations': 'vqa_questions', 'train_questions': 'vqa_questions',
-    'train_annotations': 'train_questions', 'train_captions': 'coco_annotations',
+BELONGS = {  # keys that say nothing without one of these
+    'write_episodes': ('folder',), 'trials': ('folder',), 'within_group': ('folder',),
+    'metric': ('episodes',),
+    'vqa_annotations': ('vqa_questions',), 'train_questions': ('vqa_questions',),
+    'train_annotations': ('train_questions',), 'train_captions': ('coco_annotations',),
+    'train_images': ('train_captions', 'train_questions'),
 }
 PREDICTED = 'episodes', 'coco_annotations', 'vqa_questions'
 SPOILED = 'episodes', 'folder'  # besides the embedded world: by controls
@@ -187,8 +198,8 @@ def check_values(config):
     cells(config), naming_ways(config), templates(config), listed(config, 'metric', METRICS)
     asked = asked_about(config)
     for key, whose in BELONGS.items():
-        if getattr(config, key) and not getattr(config, whose):
-            raise BadInput(f'--{key}={getattr(config, key)}: of --{whose} only')
+        if getattr(config, key) and not any(getattr(config, name) for name in whose):
+            raise BadInput(f'--{key}={getattr(config, key)}: of --{" or --".join(whose)} only')
     if config.predictions and (config.controls or asked not in PREDICTED):
         raise BadInput(f'--predictions={config.predictions}: of --episodes, COCO and VQA only, '
                        'and not of --controls')
@@ -209,7 +220,7 @@ def ask_all(config, asker, contrastive, report):
 
 
 def main():
-    config = configure(KEYS, usage=__doc__)
+    config = configure(KEYS, usage=__doc__, groups=GROUPS)
     check_values(config)
     path, device = find_checkpoint(config.out_dir, config.checkpoint), pick_device(config.device, meta=False)
     asker, contrastive = load(path, device, config.batch_size, config.n_frame, config.fps)

@@ -31,35 +31,40 @@ from kit.tasks.tables import sheet
 from kit.world.draw import HELD_PAIRS
 from kit.world.tasks import naming_episode
 
-KEYS = {
-    # the model
-    'out_dir': ('out', 'folder with the flamingo.pt to prompt'),
-    'checkpoint': (CHECKPOINT, 'file in out_dir; finetune.pt after fine-tuning. Without any, assets/nano.pt'),
-    'device': ('auto', 'auto, cpu, cuda, mps'),
-    'n_frame': (0, 'most frames of a clip; 0 for as many as in training (the paper: 8, and 30 when asked)'),
-    'fps': (1.0, 'frames a second of animations (the paper: 1 in training, 3 when asked)'),
-    # the prompt
-    'prompt': ('', 'texts and <image:PATH>; empty for a prompt of the embedded world'),
-    'prompt_file': ('', 'a file with the prompt'),
-    'ways': (4, 'without a prompt: how many made-up names it shows'),
-    'shots': (1, 'without a prompt: how many examples of each; with rices: how many in all'),
-    'rices': ('', 'a folder: the prompt begins with its pictures most like the last one, the nearest last'),
-    'images': ('', 'the folder of pictures, where rices is a COCO file'),
-    'chat': (False, 'a dialogue; /image PATH shows a picture'),
-    # the answer
-    'choices': ('', 'answers to rank by log-likelihood, separated by |, instead of writing one'),
-    'beam_size': (3, 'beams of the search for the most likely answer; 1 is greedy'),
-    'temperature': (0.0, '0 for the most likely answer, above for sampling'),
-    'top_k': (0, 'with a temperature: sample from this many most likely words; 0 for all'),
-    'num_samples': (1, 'answers to give'),
-    'max_new_tokens': (32, 'longest answer'),
-    'seed': (0, 'of sampling, and of the prompt without one'),
-    # what is shown
-    'json': (False, 'print one JSON object for each answer'),
-    'attention': ('', 'a PNG to write: for each word, where in its picture the model looks'),
-    'explain': (False, 'follow the prompt through the model: its tokens, every tensor, the likeliest words'),
-    'picture': ('', 'a PNG to write of what explain shows'),
+GROUPS = {  # of --help: what they are for, and of each key its default and its meaning
+    'the model': {
+        'out_dir': ('out', 'folder with the flamingo.pt to prompt'),
+        'checkpoint': (CHECKPOINT, 'file in out_dir; finetune.pt after fine-tuning. Without, assets/nano.pt'),
+        'device': ('auto', 'auto, cpu, cuda, mps'),
+        'n_frame': (0, 'most frames of a clip; 0 for those of training (the paper: 8, then 30)'),
+        'fps': (1.0, 'frames a second of animations (the paper: 1 in training, then 3)'),
+    },
+    'the prompt': {
+        'prompt': ('', 'texts and <image:PATH>; empty for a prompt of the embedded world'),
+        'prompt_file': ('', 'a file with the prompt'),
+        'ways': (4, 'without a prompt: how many made-up names it shows'),
+        'shots': (1, 'without a prompt: how many examples of each; with rices: how many in all'),
+        'rices': ('', 'a folder: the prompt begins with its pictures most like the last one'),
+        'images': ('', 'the folder of pictures, where rices is a COCO file'),
+        'chat': (False, 'a dialogue; /image PATH shows a picture'),
+    },
+    'the answer': {
+        'choices': ('', 'answers to rank by log-likelihood, separated by |, instead of writing one'),
+        'beam_size': (3, 'beams of the search for the most likely answer; 1 is greedy'),
+        'temperature': (0.0, '0 for the most likely answer, above for sampling'),
+        'top_k': (0, 'with a temperature: sample from this many most likely words; 0 for all'),
+        'num_samples': (1, 'answers to give'),
+        'max_new_tokens': (32, 'longest answer'),
+        'seed': (0, 'of sampling, and of the prompt without one'),
+    },
+    'what is shown': {
+        'json': (False, 'print one JSON object for each answer'),
+        'attention': ('', 'a PNG to write: for each word, where in its picture the model looks'),
+        'explain': (False, 'follow the prompt through the model: tokens, tensors, likeliest words'),
+        'picture': ('', 'a PNG to write of what explain shows'),
+    },
 }
+KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 MOST_PROMPT = 1 << 20  # bytes of a prompt file
 
 
@@ -113,7 +118,7 @@ def print_answers(document, truth, answers):
 
 
 def main():
-    config = configure(KEYS, usage=__doc__)
+    config = configure(KEYS, usage=__doc__, groups=GROUPS)
     check_range(config, 1, MOST_BEAMS, 'beam_size')
     check_range(config, 1, 10_000, 'num_samples')
     check_range(config, 1, 1 << 40, 'max_new_tokens')

@@ -839,8 +839,9 @@ def official_files(folder):
 def read_official(path):
     report, images = Report(), str(path.parent.parent / 'made')
     for items in (read_captions(str(path), images, report), read_vqa(str(path), str(path), images, report)):
-        for _, query, people, where in items:
-            encode(Episode([query], query, people=people, where=where).document(), TOKENS, n_token=300)
+        for item in items:
+            if item.example:
+                encode(Episode([item.example], item.example, people=item.people).document(), TOKENS, n_token=300)
     if report.total:
         raise BadItem('counted', str(path))
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import CAPTION_PROMPT, Episode, Example, question_prompt
-from kit.files import BadInput, BadItem, whole_file
+from kit.files import BadInput, BadItem, read_json, whole_file
 from kit.sources.annotations import answers_of, read_questions
-from kit.sources.base import check_caption, read_json, split_of, usual_answer
+from kit.sources.base import check_caption, LIMIT_JSON, split_of, usual_answer
 from kit.sources.decode import is_picture
 from kit.sources.finding import Finder, given_path
 from kit.tasks.episodes import zero_shot_prompt
@@ -73,7 +73,7 @@ class Pictures:
 def read_captions(file, images, report, media=file_media):
     """captions_*.json of COCO, or dataset_*.json with Karpathy's splits -> [Asked]. images: the folder of
     pictures; media: path -> Media. What is wrong goes into the report. Raises BadInput."""
-    content = read_json(file)
+    content = read_json(file, LIMIT_JSON)
     entries = content.get('images') if isinstance(content, dict) else None
     said = content.get('annotations', []) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not isinstance(said, list):

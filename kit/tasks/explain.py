@@ -134,7 +134,8 @@ class Watch:
         if code.co_filename not in self.files or code in self.followed or code.co_name.startswith('<'):
             return None
         self.followed.add(code)
-        self.path.append(code.co_qualname)
+        owner = frame.f_locals.get('self')
+        self.path.append(code.co_name if owner is None else f'{type(owner).__name__}.{code.co_name}')
         return Following(self, frame).event
 
 

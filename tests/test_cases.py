@@ -246,6 +246,14 @@ def test_lists_further_down_are_no_class_folders(tmp_path):
         refused(tmp_path / str(n), 'further down', str((tmp_path / str(n) / name).parent))
 
 
+def test_questions_beside_pictures(tmp_path):
+    pictures(tmp_path)
+    for k, colour in enumerate(COLOURS):
+        text(tmp_path / f'{k}.json', {'question': 'Which colour?', 'answers': [colour, colour, 'none']})
+    pairs = check(tmp_path, COLOURS)
+    assert {item.prompt for item in pairs.items} == {'Question: Which colour? Answer:'}
+
+
 def test_what_lies_beside_pictures_may_be_no_caption(tmp_path):
     """Boxes are none: as .txt that is an error, and a .json without a caption belongs to its picture."""
     for name in ('cat', 'dog'):
@@ -355,6 +363,7 @@ def test_splits_of_lists(tmp_path):
         assert (found['val'], found['test']) == ([SAID[2]], [SAID[3]]), folder
         assert len(found['train']) == 2 and SAID[0] in found['train'], folder
     assert open_folder(tmp_path / 'file').report.as_dict() == {'a list of no split beside others': 1}
+    assert open_folder(tmp_path / 'file' / 'test.csv').splits == {'train': 1}  # what is named itself is wanted
     assert len(open_folder(tmp_path / 'column', split='validation')) == 1  # asked for by any of its names
 
 
@@ -558,6 +567,9 @@ def test_splits_of_shards(tmp_path):
             shard(path, [('k.png', encoded(COLOURS[k])), ('k.txt', SAID[k])])
     for folder in ('names', 'folders'):
         assert splits(tmp_path / folder) == {'train': [SAID[0]], 'val': [SAID[1]], 'test': [SAID[2]]}
+    assert len(open_folder(tmp_path / 'names' / 'pairs-val-000.tar')) == 1  # what is named itself is wanted
+    assert len(open_folder(tmp_path / 'names' / 'pairs-Test-{000..000}.tar')) == 1
+    assert splits(tmp_path / 'names' / 'pairs-*.tar') == splits(tmp_path / 'names')
     text(tmp_path / 'names' / 'pairs-train-000_stats.json', '{}')
     text(tmp_path / 'names' / 'pairs-train-000.idx', 'x')
     assert open_folder(tmp_path / 'names').report.as_dict() == {'a .json file': 1}

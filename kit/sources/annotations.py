@@ -10,8 +10,8 @@ TextVQA and VizWiz.
     VizWiz      val.json                  [{"image", "question", "answers": [{"answer"}]}]
     and others  captions.json             [{"image", "caption"}], {"1.jpg": "a dog", "2.jpg": ["cat", "cats"]}
 
-Each is read whole: COCO's training captions, 95 MB on disk, take 0.4 GB for a few seconds. Which form a file has is
-told by its name or its first words.
+Each is read whole: COCO's training captions, 95 MB on disk, take 0.4 GB for a few seconds. Which form a file
+has is told by its name or its first words.
 """
 import os
 import re
@@ -21,6 +21,7 @@ from data import question_prompt
 from kit.files import BadInput, BadItem, open_file, read_json
 from kit.sources.base import (
     check_caption, first_of, Item, LIMIT_JSON, PICTURE_KEYS, TEXT_KEYS, usual_answer)
+from kit.sources.decode import is_picture
 from kit.sources.finding import Finder, split_in
 from kit.sources.lists import rows_to_items
 
@@ -39,13 +40,14 @@ def holds(head, *keys):
 
 
 def json_files(place):
-    """The .json files that a path stands for: itself; or those in the folder, or in its folder
-    `annotations`."""
+    """The .json files that a path stands for: itself; or those in the folder, or in its folder `annotations`,
+    but for those that lie beside a picture of their name."""
     if not place.is_folder:
         return [place.path] if place.path.lower().endswith('.json') and os.path.isfile(place.path) else []
     folders = [place.path, *(place.at(top) for top in place.tops if top.lower() == 'annotations')]
+    beside = {os.path.splitext(name)[0] for name in place.tops if is_picture(name)}
     found = [os.path.join(folder, name) for folder in folders for name in sorted(os.listdir(folder))
-             if name.lower().endswith('.json') and not name.startswith('.')]
+             if name.lower().endswith('.json') and not name.startswith('.') and name[:-5] not in beside]
     return [path for path in found if os.path.isfile(path)]
 
 

@@ -223,8 +223,8 @@ class Pairs:
 
 
 def doubts(said, folders=True):
-    """What makes captions doubtful, a line each. said: [(caption, path of its picture)], as many as are to be judged;
-    folders: whether names of folders are doubtful."""
+    """What makes captions doubtful, a line each. said: [(caption, path of its picture)], as many as are to be
+    judged; folders: whether names of folders are doubtful."""
     def plain(name):
         return re.sub(r'[\W_]+', ' ', name.casefold()).strip()
 

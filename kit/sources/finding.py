@@ -101,12 +101,10 @@ class Finder:
             if '..' in above:
                 raise BadItem('outside the folder', os.path.join(self.roots[0], name))
             for root, (names, _, tops) in zip(self.roots, self.index):
-                fitting = [(shared, path) for folders, path in names.get(last, ())
-                           if (shared := min(len(folders), len(above))) is not None
-                           and folders[len(folders) - shared:] == above[len(above) - shared:]
-                           and not (len(above) > len(folders) and above[0] in tops)]
-                most = max((shared for shared, _ in fitting), default=0)
+                fitting = [(min(len(folders), len(above)), path) for folders, path in names.get(last, ())
+                           if agree(folders, above) and (len(above) <= len(folders) or above[0] not in tops)]
                 if fitting:
+                    most = max(fitting)[0]
                     return self.only(root, [path for shared, path in fitting if shared == most], name)
         raise troubles[0]
 
@@ -157,12 +155,15 @@ class Finder:
                 if is_picture(name):
                     stem = fold(os.path.splitext(name)[0])
                     stems.setdefault(stem, []).append(path)
-                    if (digits := re.search(r'\d{1,18}$', stem)) and digits[0] != stem:
+                    if digits := re.search(r'\d{1,18}$', stem):
                         stems.setdefault(int(digits[0]), []).append(path)
-                    elif digits:
-                        stems.setdefault(int(stem), []).append(path)
             made.append((names, stems, tops))
         return made
+
+
+def agree(one, other):
+    """Whether two lists of folders end alike, as far as the shorter one goes."""
+    return all(a == b for a, b in zip(reversed(one), reversed(other)))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,5 +1,4 @@
-"""All forms of data that can be opened, as a table, and the sources that training reads. The one file here
-that others open.
+"""All forms of data that can be opened, as a table, and the sources that training reads.
 
     open_source('m3w', 'pages:3,pairs:1')  ──►  Source.document(i), .text(i)
     open_folder(path)                      ──►  Pairs of one split
@@ -195,14 +194,15 @@ def open_folder(path, spec=FolderSpec(), n_frame=8, seed=0, split='train', repor
 
 def read_pairs(places, split, n_variant):
     """[(Place, Form, what was found there)], which share their reports -> Pairs of one split."""
-    first, parts = places[0][0], []
-    for form in dict.fromkeys(form for _, form, _ in places):  # together: a class may lie in several places
-        mine = [(place, found) for place, other, found in places if other is form]
-        together = [entry for _, found in mine for entry in found]
-        parts.append(form.read(together, first))
-        for place, found in mine:
-            if place.is_folder:
-                count_unread(place, form, found, parts[-1])
+    first, parts, together = places[0][0], [], {}
+    for place, form, found in places:
+        if form.whole:  # all places together: the same class may lie in several
+            together.setdefault(form, []).extend(found)
+        else:
+            parts.append(form.read(found, place))
+        if place.is_folder:
+            count_unread(place, form, found, [] if form.whole else parts[-1])
+    parts += [form.read(found, first) for form, found in together.items()]
     items = parts[0] if len(parts) == 1 else [item for part in parts for item in part]
     name, bad, report = ' + '.join(place.path for place, _, _ in places), first.report.total, first.report
     if bad > len(items):  # one damaged file is bad luck; most of them are a mistake that training would hide
@@ -247,7 +247,7 @@ class Source:
         *Why not drawn by weight:* a sampled part would show some items twice and others not at all. Dealt out
         evenly, as a line is drawn in pixels, the first i numbers hold i times the share of a part, rounded,
         and that needs no counting. The numbers of a block change places, or a mix of 1:1 would deal all even
-        numbers to the same part, and rows of texts (kit/run.py) begin with even numbers only.
+        numbers to the same part, and rows of texts (kit/run/batches.py) begin with even numbers only.
         """
         if len(self.parts) == 1:
             return 0, i

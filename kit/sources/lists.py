@@ -59,7 +59,7 @@ def find_lists(place):
         if not os.path.isfile(place.path) or not place.path.lower().endswith(ENDINGS):
             return []
         check_list(place.path)
-        return [(place.path, split_in(os.path.basename(place.path)))]
+        return [(place.path, None)]  # whoever names one file means all of it
     found = [(place.at(name), split_in(name)) for name in place.tops if is_list(place.at(name))]
     found = found or [(place.at(split, name), split_of(split)) for split in place.tops if split_of(split)
                       for name in listed(place.at(split)) if is_list(place.at(split, name))]
@@ -111,7 +111,7 @@ def first_line(file):
         content = f.read(1 << 16)
     if content.startswith((b'\xff\xfe', b'\xfe\xff')):
         raise BadInput(f'{file}: UTF-16; save it as UTF-8')
-    lines = content.decode('utf-8-sig', 'replace').splitlines()
+    lines = re.split(r'\r\n|\r|\n', content.decode('utf-8-sig', 'replace'))
     return next((line for line in lines if line.strip()), '')
 
 

@@ -48,7 +48,8 @@ def find_tars(place):
         found += [(path, split_in(os.path.basename(path))) for path in here]
     if not found:
         raise BadInput(f'{root}: no such file')
-    return found
+    several = len({split for _, split in found}) > 1  # whoever names shards of one split means all of them
+    return [(path, split if several else None) for path, split in found]
 
 
 def is_tar(path):

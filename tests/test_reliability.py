@@ -30,7 +30,7 @@ import train
 from data import Document, encode, Episode
 from kit import bpe
 from kit.cli import command, configure, flat, spell
-from kit.files import BadInput, BadItem, only_run, whole_file
+from kit.files import BadInput, BadItem, one_line, only_run, whole_file
 from kit.run import driver
 from kit.sources.base import Report
 from kit.sources.decode import LIMIT_FRAMES, read_frames
@@ -687,6 +687,60 @@ def read_json_line(path):
         raise BadItem('counted', str(path))
 
 
+def tables(folder):
+    """Lists with and without a header, and a text beside its picture."""
+    return [b'file_name,text,split\na.png,"a red fox, or ""two""",train\na.png,another,val\n',
+            b'image_name| comment_number| comment\na.png| 0| a red fox\na.png| 1| another\n',
+            'a.png#0\ta räd fox\na.png#1\tanother\n'.encode(), b'a red fox\n\nanother\n']
+
+
+def read_table(path):
+    """As each of them, down to the items: nothing but what was said of the picture, or an error of one line."""
+    root, wounded = path.parent / 'list', path.read_bytes()
+    root.mkdir(exist_ok=True)
+    Image.new('RGB', (4, 4)).save(root / 'a.png')
+    report = Report()
+    for name in ('metadata.csv', 'captions.tsv', 'captions.txt', 'a.txt'):
+        (root / name).write_bytes(wounded)
+        try:
+            for item in open_folder(root, split=None, report=report).items:
+                assert item.path == os.path.realpath(root / 'a.png') and item.text.strip() and item.split
+        except BadInput as e:
+            report.add(BadItem(one_line(e), name))
+        (root / name).unlink()
+    if report.total:
+        raise BadItem('counted', str(path))
+
+
+def data_sets(folder):
+    """COCO, Karpathy, rows, names with captions, VQA, VizWiz."""
+    return [json.dumps(content).encode() for content in (
+        {'images': [{'id': 1, 'file_name': 'a.png'}], 'annotations': [{'id': 2, 'image_id': 1, 'caption': 'a fox'}]},
+        {'images': [{'filename': 'a.png', 'split': 'train', 'sentences': [{'raw': 'a fox'}, {'raw': 'red'}]}]},
+        [{'image': 'a.png', 'caption': 'a fox'}, {'image': 'val/a.png', 'caption': ['a fox', 'red']}],
+        {'a.png': 'a fox', 'b.png': ['gone']},
+        {'questions': [{'question_id': 1, 'image_id': 'a', 'question': 'What?', 'answers': [{'answer': 'fox'}]}]},
+        [{'image': 'a.png', 'question': 'What?', 'answers': [{'answer': 'fox'}]}])]
+
+
+def read_data_set(path):
+    """As captions and as questions, down to the items."""
+    root, report = path.parent / 'sets', Report()
+    root.mkdir(exist_ok=True)
+    Image.new('RGB', (4, 4)).save(root / 'a.png')
+    for name in ('captions_x.json', 'x_questions.json'):
+        (root / name).write_bytes(path.read_bytes())
+        for place in (root, root / name):
+            try:
+                for item in open_folder(place, split=None, report=report).items:
+                    assert item.path == os.path.realpath(root / 'a.png') and item.text.strip() and item.split
+            except BadInput as e:
+                report.add(BadItem(one_line(e), name))
+        (root / name).unlink()
+    if report.total:
+        raise BadItem('counted', str(path))
+
+
 def shards(folder):
     """Two pairs each, in three dialects, with a name too long for its header, a caption as .json, and one that leads out."""
     small = io.BytesIO()
@@ -859,6 +913,8 @@ TOKENS = Tokenizer.load(TOKENIZER)
 READERS = [
     (pictures, read_picture, 900),
     (json_lines, read_json_line, 400),
+    (tables, read_table, 200),
+    (data_sets, read_data_set, 200),
     (shards, read_shard, 400),
     (web_pages, read_web_page, 200),
     (page_lines, read_page_line, 200),

@@ -234,7 +234,8 @@ def main():
         return
     # In the picture one metric a task.
     drawn = [r for r in rows if r['metric'] == TASKS.get(r['task'], ('', (r['metric'],)))[1][0]]
-    picture = charts.shots_chart(drawn or rows, 'Few-shot learning')
+    plain = [name for name, metric in METRICS.items() if not metric.percent]
+    picture = charts.shots_chart(drawn or rows, 'Few-shot learning', plain)
     canvas.save(picture, os.path.join(config.out_dir, 'evaluate.png'))
     with whole_file(os.path.join(config.out_dir, 'evaluate.json'), 'w', encoding='utf-8') as f:
         json.dump(rows, f, indent=1)

@@ -370,8 +370,9 @@ def curves(log_rows):
 # What evaluate.py saves as evaluate.png
 
 
-def shots_chart(rows, title):
-    """Rows of evaluate.json as lines over the number of shots; a chart for each task where one is crowded."""
+def shots_chart(rows, title, plain=()):
+    """Rows of evaluate.json as lines over the number of shots; a chart for each task where one is crowded. plain:
+    metrics that are not shown in percent."""
     rows = [row for row in rows if not row.get('control') and row.get('shots') is not None]
     lines = {}
     for row in rows:
@@ -379,18 +380,18 @@ def shots_chart(rows, title):
     if not lines:
         return note(f'{title}: no results')
     if len(lines) <= 6 and len({metric for _, _, metric in lines}) == 1:
-        return one_shots_chart(lines, title, size=(680, 400))
+        return one_shots_chart(lines, title, (680, 400), plain)
     tasks = dict.fromkeys((task, metric) for task, _, metric in lines)
     if len({metric for _, metric in tasks}) > 4:  # retrieval has six metrics: they share a chart
         tasks = dict.fromkeys((task, None) for task, _ in tasks)
     charts = []
     for task, metric in tasks:
         some = {key: rows for key, rows in lines.items() if key[0] == task and metric in (None, key[2])}
-        charts.append(one_shots_chart(some, str(task).replace('_', ' '), size=(460, 290)))
+        charts.append(one_shots_chart(some, str(task).replace('_', ' '), (460, 290), plain))
     return with_title(grid(charts, 2), title)
 
 
-def one_shots_chart(lines, title, size):
+def one_shots_chart(lines, title, size, plain):
     tasks, metrics = {key[0] for key in lines}, {key[2] for key in lines}
     shots = sorted({row['shots'] for rows in lines.values() for row in rows})
     series, bands = {}, {}
@@ -401,7 +402,7 @@ def one_shots_chart(lines, title, size):
         series[name] = [shots.index(row['shots']) for row in rows], [row['value'] for row in rows]
         bands[name] = [row.get('low') for row in rows], [row.get('high') for row in rows]
     values = floats(row['value'] for rows in lines.values() for row in rows)
-    percent = bool((values[np.isfinite(values)] <= 1).all()) and 'cider' not in str(metrics).lower()
+    percent = bool((values[np.isfinite(values)] <= 1).all()) and not metrics & set(plain)
     ways = {way for _, way, _ in lines if way}
     y_label = ' / '.join(sorted(map(str, metrics))) if len(metrics) < 3 else ''
     chance = [1 / n for n in sorted(ways)] if ways and percent else None

@@ -35,6 +35,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 import train
 from data import collate, Media
+from kit import answers
 from kit.cli import check_range, command, configure
 from kit.device import autocast, check_memory, pick_device, pick_dtype
 from kit.fast import packed
@@ -92,7 +93,7 @@ class Counter(TorchDispatchMode):
         self.flops, self.now, self.peak, self.known = 0, 0, 0, {}
 
     def follow(self, tensor, new):
-        holder = tensor if tensor.layout is torch._mkldnn else tensor.untyped_storage()  # packed weights (kit/packed.py) show no storage
+        holder = tensor if tensor.layout is torch._mkldnn else tensor.untyped_storage()  # packed weights (kit/fast/packed.py) show no storage
         if holder._cdata not in self.known:
             self.known[holder._cdata] = (tensor.numel() * tensor.itemsize if holder is tensor else holder.nbytes()) if new else 0
             self.now += self.known[holder._cdata]
@@ -258,7 +259,7 @@ class SmallModel:
 
     def generate(self):
         self.model.eval()
-        self.model.generate(self.tokens, self.length, self.index, self.n_new, beam_size=1, media=self.media)
+        answers.generate(self.model, self.tokens, self.length, self.index, self.n_new, beam_size=1, media=self.media)
         return self.n_new * len(self.tokens)
 
     @torch.no_grad()
@@ -267,7 +268,7 @@ class SmallModel:
         self.model.eval()
         tokens, index, features = self.tokens, self.index, self.model.see(self.media)
         for _ in range(self.n_new):
-            word = self.model.forbid(self.model(tokens, index, features=features)[0][:, -1]).argmax(-1, keepdim=True)
+            word = answers.forbid(self.model, self.model(tokens, index, features=features)[0][:, -1]).argmax(-1, keepdim=True)
             tokens, index = torch.cat([tokens, word], 1), torch.cat([index, index[:, -1:]], 1)
         return self.n_new * len(self.tokens)
 
@@ -350,17 +351,18 @@ class Whole:
         prompts = self.autocast(asker.prompts)([e.document() for e in episodes[:8]])
         n_image = prompts['frame_mask'].shape[1]
 
-        read, step = self.autocast(self.model.prefill), self.autocast(self.model.step)
+        read = self.autocast(lambda: answers.prefill(self.model, n_new=2, **prompts))
+        step = self.autocast(lambda: self.model.head(answers.read(self.model, cache, word, index)))
 
         def prefill():
-            read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'], prompts['frame_mask'])
+            read()
             return prompts['tokens'].numel()
 
-        cache, logits, index = read(prompts['tokens'], prompts['length'], prompts['image_index'], 2, None, prompts['features'], prompts['frame_mask'])
+        cache, logits, index = read()
         word = logits.argmax(-1, keepdim=True)
 
         def decode():
-            step(cache, word, index)
+            step()
             cache.length = prompts['length']  # the next run writes to the same place
             return len(word)
 

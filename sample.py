@@ -19,6 +19,7 @@ import sys
 import numpy as np
 import torch
 
+from kit.answers import generate, score
 from kit.cli import check_range, command, configure
 from kit.device import pick_device
 from kit.files import BadInput, open_file
@@ -96,11 +97,11 @@ def answers_to(document, config, asker, search):
         if not all(choices):
             raise BadInput('--choices: an answer is empty')
         ids = asker.candidates(choices, prompts['tokens'].shape[1], '--choices')
-        ranked = dict(zip(choices, asker.model.score(candidates=[ids], **prompts)[0]))
+        ranked = dict(zip(choices, score(asker.model, candidates=[ids], **prompts)[0]))
         return [(max(ranked, key=ranked.get), {'choices': ranked})]
     answers = []
     for _ in range(config.num_samples):
-        [(ids, log_p)] = asker.model.generate(max_new_tokens=config.max_new_tokens, **search, **prompts)
+        [(ids, log_p)] = generate(asker.model, max_new_tokens=config.max_new_tokens, **search, **prompts)
         text = asker.tokenizer.decode(ids)
         answers.append((text.strip(), {'prompt': as_text(document), 'completion': text, 'logprob': log_p}))
     return answers

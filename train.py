@@ -22,6 +22,7 @@ import math
 import torch
 
 from kit.cli import command, configure
+from kit.copying import wire_copying
 from kit.device import autocast, frozen_dtype
 from kit.features import FrozenFeatures
 from kit.files import BadInput
@@ -29,9 +30,9 @@ from kit.run import batches, checks, class_words, distributed
 from kit.run.driver import drive
 from kit.run.keys import GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
-from kit.weights import checkpoint
+from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, PRESETS, Flamingo
-from vision import NFNet, adaptive_gradient_clip, new_contrastive
+from vision import adaptive_gradient_clip, contrastive_loss, new_contrastive
 
 GROUPS = {
     'What to train': {
@@ -96,7 +97,7 @@ class VisionStage:
             raise BadInput('the vision stage needs pairs: give align or ltip')
         self.module = new_contrastive(run.size)
         if self.config.nfnet:
-            self.module.vision = NFNet.from_timm(self.config.nfnet, run.size.dim_embed)
+            self.module.vision = nfnet(self.config.nfnet, run.size.dim_embed)
             run.expect_sizes('nfnet', {'vision': self.module.vision.size})
         vision, text = self.module.vision, self.module.text
         blocks = [*vision.blocks, *text.layers]
@@ -110,7 +111,11 @@ class VisionStage:
 
     def losses(self, batch):
         images = self.module.vision.normalise(batch.images)
-        return dict(zip(batch.captions, self.net(images, list(batch.captions.values()))))
+        texts = [(tokens, mask) for tokens, mask, _ in batch.captions.values()]
+        embedded, captions, beta = self.net(images, texts)  # (B,E), of each source (B,E), scalar
+        pairs = [(embedded[shows], l) for (_, _, shows), l in zip(batch.captions.values(), captions)]
+        losses = [contrastive_loss(v, l, beta, *distributed.all_pairs(v, l)) for v, l in pairs]
+        return dict(zip(batch.captions, losses))
 
     def clip(self):
         """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm before"""
@@ -137,9 +142,9 @@ class LanguageStage:
     def __init__(self, run):
         self.run, self.config = run, run.config
         class_words.use(run)
-        self.module = GPT.from_config(run.size)
+        self.module = wire_copying(GPT.from_config(run.size))
         if self.config.gpt2:
-            self.module = GPT.from_gpt2(self.config.gpt2)
+            self.module = gpt2(self.config.gpt2)
             run.expect_sizes('gpt2', self.module.sizes())
         if not self.config.text and self.config.language_iters:
             raise BadInput('the language stage needs text: give text')
@@ -185,8 +190,10 @@ class FlamingoStage:
         # The vision encoder stays whole, as in the paper: each rank asks it when it needs new features. How
         # often the resampler's layers are called depends on the pictures: it is put together at once.
         trained_vision = [] if m.vision in m.frozen else m.vision.blocks
+        methods = [(m, name) for name in ('resample', 'stream', 'head')]
+        methods += [(layer, 'keys_values') for layer in m.gated]
         self.net = run.spread(m, [*m.lm.h, *m.gated, m.resampler], replicated=[m.vision],
-                              methods=[(m, 'generate'), (m, 'score')],
+                              methods=methods,
                               recomputed=[*m.lm.h, *m.gated, *m.resampler.layers, *trained_vision])
         trained = [(name, p) for name, p in m.named_parameters() if p.requires_grad]
         self.optimizer = adamw(trained, self.lr, self.config.weight_decay, self.config.gate_scale)
@@ -248,7 +255,8 @@ STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoSt
 
 def load_frozen(run):
     """-> the trained Contrastive, and a Flamingo around its encoder and the trained GPT. Raises BadInput."""
-    contrastive, lm = new_contrastive(run.size), GPT.from_config(run.size)
+    # Wired as in its own stage, or what is drawn at random after it would be other numbers than ever.
+    contrastive, lm = new_contrastive(run.size), wire_copying(GPT.from_config(run.size))
     encoders, text = run.load_stage('vision', 'contrastive'), run.load_stage('language', 'lm')
     checkpoint.load_into(contrastive, encoders['contrastive'], run.path('vision.pt'))
     checkpoint.load_into(lm, text['lm'], run.path('language.pt'))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import bench
+from kit.answers import generate
 from kit.fast import packed
 from kit.files import BadInput
 from kit.measure import peers
@@ -141,7 +142,7 @@ def test_sizes_that_make_no_sense_are_refused(monkeypatch, tmp_path, argument):
 def test_small_model_writes_all_its_words_and_sees_its_pictures():
     """Otherwise tokens/s would be those of something else."""
     small = bench.SmallModel(16, 'cpu', {})
-    answers = small.model.eval().generate(small.tokens, small.length, small.index, small.n_new, beam_size=1, media=small.media)
+    answers = generate(small.model.eval(), small.tokens, small.length, small.index, small.n_new, beam_size=1, media=small.media)
     assert [len(ids) for ids, _ in answers] == [64] * 8
     assert (small.tokens == small.model.image).sum() == 8 * 5 and small.tokens.shape == (8, 60)
     assert (small.targets != -100).sum() == 8 * 55  # all but the tags

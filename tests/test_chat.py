@@ -10,6 +10,7 @@ from tiny_model import save_tiny
 
 from data import Document, Given
 from kit.files import BadInput, BadItem
+from kit.answers import generate
 from kit.tasks.asker import load
 from kit.tasks.chat import Chat, chat_turn, run_chat
 from kit.tasks.prompts import file_media, parse_prompt
@@ -70,7 +71,8 @@ def test_a_file_that_changed_is_looked_at_anew(chat, tmp_path):
 def test_the_answers_are_those_of_generate(chat):
     chat.image(picture_media('held', 3))
     answer = chat.ask('what color is it?')
-    [(ids, _)] = chat.model.generate(max_new_tokens=4, beam_size=2, **chat.asker.prompts([Document(chat.pieces[:-1], 'prompt')]))
+    [(ids, _)] = generate(chat.model, max_new_tokens=4, beam_size=2,
+                           **chat.asker.prompts([Document(chat.pieces[:-1], 'prompt')]))
     assert answer == chat.tokenizer.decode(ids).strip() and chat.pieces[-1] == chat.tokenizer.decode(ids)
 
 

@@ -184,9 +184,9 @@ def test_an_ensemble_is_the_mean_over_orders(asker):
             assert together[i][c] == near_log_p(np.mean([s[i][c] for s in singles]), n_word=8)
 
 
-def test_batches_that_do_not_fit_are_asked_one_by_one(asker, monkeypatch):
-    """A long prompt beside a long answer, or more choices than memory has room for: the same scores; and a choice that is there
-    twice counts once."""
+def test_batches_that_do_not_fit(asker, monkeypatch):
+    """A long prompt beside a long answer, which together are longer than the context: the scores of each alone. More choices than
+    memory has room for are asked one by one. And a choice that is there twice counts once."""
     [short] = episodes_of('naming', 1, 1, ways=2)
     long = episodes_of('naming', 10, 1, ways=2)[0]
     wordy = Episode(short.support, short.query, [*short.choices, short.choices[0], 'a ' * 140])
@@ -194,11 +194,11 @@ def test_batches_that_do_not_fit_are_asked_one_by_one(asker, monkeypatch):
     assert prompt + answer > 257  # tokens: a context of 256, and one more that is never read
     asker.ensemble = 2
     alone = [asker.choose([e])[0] for e in (long, wordy)]
-    sizes, score = [], asker.model.score
-    monkeypatch.setattr(asker.model, 'score', lambda tokens, **more: sizes.append(len(tokens)) or score(tokens, **more))
+    sizes, score = [], asker_file.score
+    monkeypatch.setattr(asker_file, 'score', lambda model, tokens, **more: sizes.append(len(tokens)) or score(model, tokens, **more))
     for a, b in zip(asker.choose([long, wordy]), alone):
         assert a == near_log_p(b, n_word=144)
-    assert sizes == [1] * 4 and len(alone[1]) == 3
+    assert sizes == [2] * 2 and len(alone[1]) == 3
     asker.ensemble = 1
     assert asker.choose([wordy])[0][short.choices[0]] == near_log_p(asker.choose([short])[0][short.choices[0]], n_word=8)
     sizes.clear()

@@ -8,9 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gates import open_gates
+from kit import answers
+from kit.answers import generate, greedy, score
+from kit.copying import wire_copying
 from model import Flamingo, FlamingoConfig, GPT, PRESETS
 from rounding import EPS, assert_near, near_log_p
 from vision import NFNet
+from xattn import SEES, sees_its_own_only
 
 PIXELS = 32  # the nano encoder makes a 2x2 grid of it
 SMALL = dict(n_vocab=14, bos=12, pad=13, lm_layer=3, lm_dim=16, lm_head=2, n_context=40, xattn_head=2, xattn_head_dim=8, resampler_layer=1,
@@ -31,8 +36,7 @@ def flamingo(seed=0, opened=True, eoc=0.8, **changes):
             p.copy_(torch.randn_like(p) * 0.3 + ('ln_' in name and name.endswith('weight')))
         model.new_rows.copy_(torch.randn(2, 16) * torch.tensor([[0.4], [eoc]]))
         for layer in model.gated if opened else []:
-            layer.alpha_x.copy_(torch.randn(()).sign() * (0.5 + torch.rand(())))
-            layer.alpha_d.copy_(torch.randn(()).sign() * (0.2 + torch.rand(())))
+            open_gates(layer, *(torch.rand(2) * 0.4 + torch.tensor([0.5, 0.3])).tolist())
     return model.eval()
 
 
@@ -118,7 +122,7 @@ def test_a_fresh_language_model_copies():
     """Random tokens that come again and again, in the same order: after the first time two in five are right, where chance is one
     in a thousand."""
     torch.manual_seed(0)
-    lm = GPT(1024, 4, 128, 4, 512)
+    lm = wire_copying(GPT(1024, 4, 128, 4, 512))
     tokens = torch.stack([torch.randperm(1000)[:12].repeat(5) for _ in range(16)])
     right = lm(tokens[:, :-1], start=torch.arange(16) * 12).argmax(-1) == tokens[:, 1:]
     assert right[:, 12:].float().mean() > 0.4
@@ -186,7 +190,7 @@ def test_one_gated_layer_shows_a_picture_to_its_own_text_only():
         changed = media.clone()
         changed[:, k - 1] = pictures(1, 1, seed=2)[:, 0]
         with torch.no_grad():
-            one, two = (model.gated[0](y, None, index, model.visual_keys_values(m)[0]) for m in (media, changed))
+            one, two = (model.gated[0](y, model.resample(m), index) for m in (media, changed))
         assert torch.equal((one != two).any(-1), index == k)
 
 
@@ -197,7 +201,7 @@ def test_tags_without_pictures_see_nothing():
     y = torch.randn(1, 10, 16)
     blind = prompts['image_index'].clamp(max=1) * (prompts['image_index'] == 1)
     with torch.no_grad():
-        kv = model.visual_keys_values(pictures(1, 1))[0]
+        kv = model.visual_keys_values(model.resample(pictures(1, 1)))[0]
         assert torch.equal(model.gated[0](y, None, prompts['image_index'], kv), model.gated[0](y, None, blind, kv))
         nothing = model.gated[0](y, None, prompts['image_index'], None)
         assert torch.equal(model.gated[0](y, None, prompts['image_index'], kv)[:, 4:], nothing[:, 4:])
@@ -240,6 +244,20 @@ def test_documents_that_share_a_row_do_not_see_each_other():
     one = logits_of(model, prompts, media, position=torch.tensor([[*range(9), *range(6)]]), document=torch.tensor([[1] * 9 + [2] * 6]))[0]
     torch.testing.assert_close(one[:9], logits_of(model, read(model, texts[0]), media[:, :2])[0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(one[9:], logits_of(model, read(model, texts[1]), media[:, 2:])[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('attend', [*SEES, 'last_two'])
+def test_rows_are_shared_only_where_nothing_leaks(monkeypatch, attend):
+    """Two documents in one row, their pictures counted on: does another picture in the first change a word of the second?"""
+    monkeypatch.setitem(SEES, 'last_two', lambda image, index: (image == index) | (image == index - 1))
+    model, media = flamingo(attend=attend), pictures(1, 3)
+    prompts = read(model, '^1#23$#45' + '^12#34')
+    prompts['image_index'][:, 9:12] = 0
+    changed = media.clone()
+    changed[:, :2] = pictures(1, 2, seed=2)
+    row = dict(position=torch.tensor([[*range(9), *range(6)]]), document=torch.tensor([[1] * 9 + [2] * 6]))
+    before, after = (logits_of(model, prompts, m, **row)[0, 9:] for m in (media, changed))
+    assert torch.equal(before, after) == sees_its_own_only(attend) == (attend == 'last')
 
 
 def test_a_page_may_stand_anywhere_in_the_context():
@@ -290,7 +308,7 @@ def test_gated_layers_stand_before_every_kth_block():
     def reached(opened):
         with torch.no_grad():
             for i, layer in enumerate(model.gated):
-                layer.alpha_x.fill_(float(i == opened))
+                open_gates(layer, 0.8 * (i == opened), 0.0)
         streams.clear()
         logits_of(model, prompts, pictures(1, 1))
         logits_of(model, prompts, pictures(1, 1, seed=2))
@@ -374,7 +392,7 @@ def test_training_from_shut_gates_learns_to_tell_pictures_apart():
 def test_frozen_parts_stay_in_eval_mode():
     """`model.train()` would otherwise switch dropout and stochastic depth on in what must not change."""
     with torch.device('meta'):
-        model = flamingo(vision='F0').train()
+        model = flamingo(opened=False, vision='F0').train()
     assert not any(m.training for part in (model.lm, model.vision) for m in part.modules())
     assert all(m.training for part in (model.resampler, model.gated) for m in part.modules())
     model.freeze(vision=False)
@@ -468,7 +486,7 @@ def test_greedy_answers_are_those_of_the_plain_forward_pass(attend, xattn_every,
         model = flamingo(seed, attend=attend, xattn_every=xattn_every)
         prompts, seen = read(model, *PROMPTS), dict(media=pictures(4, 3)) if shown else {}
         wanted = [slow_greedy(model, alone(prompts, b), 6, shown_to(b, **seen)) for b in range(4)]
-        assert_answers(model.generate(**prompts, max_new_tokens=6, beam_size=1, **seen), wanted)
+        assert_answers(generate(model, **prompts, max_new_tokens=6, beam_size=1, **seen), wanted)
         stopped |= {len(words) for words, _ in wanted}
     assert len(stopped) > 2  # some stopped by themselves, at different places, beside others that went on
 
@@ -479,16 +497,55 @@ def test_answers_about_clips_of_different_lengths():
         prompts, n_frame = read(model, *PROMPTS), torch.tensor([[1, 3, 2], [3, 0, 0], [2, 0, 0], [0, 0, 0]])
         seen = dict(media=pictures(4, 3, 3), frame_mask=torch.arange(3) < n_frame.unsqueeze(-1))
         wanted = [slow_greedy(model, alone(prompts, b), 5, shown_to(b, **seen)) for b in range(4)]
-        assert_answers(model.generate(**prompts, max_new_tokens=5, beam_size=1, **seen), wanted)
+        assert_answers(generate(model, **prompts, max_new_tokens=5, beam_size=1, **seen), wanted)
 
 
 def test_the_picture_decides_the_answer():
     """Otherwise all of the above could agree on never having looked."""
     model = flamingo(0)
     prompts = read(model, *['^12#34'] * 6)
-    answers = model.generate(**prompts, max_new_tokens=6, beam_size=1, media=pictures(6, 1))
+    answers = generate(model, **prompts, max_new_tokens=6, beam_size=1, media=pictures(6, 1))
     assert len({str(words) for words, _ in answers}) > 1
     assert len({round(p, 4) for _, p in answers}) == 6
+
+
+@pytest.mark.parametrize('attend', [*SEES, 'last_two'])
+def test_the_ten_lines_say_the_same(monkeypatch, attend):
+    """`greedy`, which reads all again for every word, and `generate`, which keeps of the pictures those that the last word sees:
+    whichever those are."""
+    monkeypatch.setitem(SEES, 'last_two', lambda image, index: (image == index) | (image == index - 1))
+    model = flamingo(1, attend=attend)
+    prompts, media = read(model, *PROMPTS, '^#1#2#3'), pictures(5, 3)
+    found = generate(model, **prompts, max_new_tokens=6, beam_size=1, media=media)
+    for b, (words, _) in enumerate(found):
+        one = alone(prompts, b)
+        assert greedy(model, one['tokens'], one['image_index'], model.resample(media[b:b + 1]), 6) == words
+    assert len({str(words) for words, _ in found}) > 1
+
+
+@pytest.mark.parametrize('options', [dict(beam_size=1), dict(beam_size=3), dict(temperature=1.0, top_k=1)])
+def test_near_the_contexts_end_an_answer_is_that_of_its_own_prompt(options):
+    """A prompt with room for two words beside others with room for more: each stops at its own end, and none sooner."""
+    model = lean(flamingo(n_context=10), eoc=-9)
+    prompts = read(model, '^1#2', '^12345678', '^123456789', '^#1234')
+    media = pictures(4, 1)
+    found = generate(model, **prompts, max_new_tokens=5, media=media, **options)
+    assert [len(words) for words, _ in found] == [5, 2, 1, 5]
+    for b in range(4):
+        [(words, log_p)] = generate(model, **alone(prompts, b), max_new_tokens=5, media=media[b:b + 1], **options)
+        assert words == found[b][0] and log_p == pytest.approx(found[b][1], abs=1e-4)
+
+
+def test_near_the_contexts_end_a_score_is_that_of_its_own_prompt():
+    """One's long prompt and another's long answers fit the context each by itself, if not together."""
+    model = flamingo(n_context=10)
+    prompts, media = read(model, '^1#2', '^123456789', '^#12345'), pictures(3, 1)
+    candidates = [[[1, 2, 3, 4, 5, 6], [7]], [[3], [4]], [[1, 2, 3], [5, 6, 7, 8]]]
+    found = score(model, **prompts, candidates=candidates, media=media)
+    for b in range(3):
+        assert score(model, **alone(prompts, b), candidates=[candidates[b]], media=media[b:b + 1])[0] == pytest.approx(found[b], abs=1e-4)
+    with pytest.raises(ValueError, match=r'\b11\b.*\b10\b'):
+        score(model, **prompts, candidates=[[[1]], [[1, 2]], [[1, 2, 3, 4, 5]]], media=media)
 
 
 @pytest.mark.parametrize('shown', [True, False])
@@ -509,7 +566,7 @@ def test_a_wide_beam_finds_the_best_of_all_answers(shown):
                     every.append((list(words), total + (table[words][model.eoc].item() if n < 3 else 0.0)))
             assert len(every) == 40 and sum(math.exp(p) for _, p in every) == near_log_p(1, 3)  # d eᵖ = eᵖ dp
             wanted.append(max(every, key=lambda answer: answer[1]))
-        assert_answers(model.generate(**prompts, max_new_tokens=3, beam_size=13, **seen), wanted)
+        assert_answers(generate(model, **prompts, max_new_tokens=3, beam_size=13, **seen), wanted)
 
 
 @pytest.mark.parametrize('k', [1, 2, 3])
@@ -521,7 +578,7 @@ def test_a_narrow_beam_is_a_beam(k):
         model = flamingo(seed, eoc=0.2)
         prompts, seen = read(model, *PROMPTS), dict(features=model.see(pictures(4, 3)).detach())
         wanted = [slow_beam(model, alone(prompts, b), 6, shown_to(b, **seen), k) for b in range(4)]
-        assert_answers(model.generate(**prompts, max_new_tokens=6, beam_size=k, **seen), wanted)
+        assert_answers(generate(model, **prompts, max_new_tokens=6, beam_size=k, **seen), wanted)
         greedy = [slow_greedy(model, alone(prompts, b), 6, shown_to(b, **seen)) for b in range(4)]
         overtaken += sum(a[0] != b[0] for a, b in zip(greedy, wanted))
         lengths |= {len(words) for words, _ in wanted}
@@ -541,10 +598,11 @@ def test_a_finished_answer_takes_its_end_with_it_when_beams_change_places(monkey
             row[model.eoc if next_word == 'end' else next_word] = p
         return row.log()
 
-    cache = types.SimpleNamespace(n_image=0, select=lambda rows: None)
-    monkeypatch.setattr(model, 'prefill', lambda tokens, *_: (cache, logits(None)[None], torch.zeros(1, 1, dtype=torch.long)))
-    monkeypatch.setattr(model, 'step', lambda cache, tokens, *_: torch.stack([logits(w if w in table else 0) for w in tokens.flatten().tolist()])[:, None])
-    [(words, log_p)] = model.generate(**read(model, '^1'), max_new_tokens=3, beam_size=2)
+    cache = types.SimpleNamespace(repeat=lambda rows: None, reorder=lambda rows: None)
+    monkeypatch.setattr(answers, 'prefill', lambda *_, **__: (cache, logits(None)[None], torch.zeros(1, 1, dtype=torch.long)))
+    monkeypatch.setattr(answers, 'read', lambda model, cache, tokens, index: tokens[:, :, None])
+    monkeypatch.setattr(model, 'head', lambda words: torch.stack([logits(w if w in table else 0) for w in words.flatten().tolist()]))
+    [(words, log_p)] = generate(model, **read(model, '^1'), max_new_tokens=3, beam_size=2)
     assert words == [0, 2, 1] and log_p == pytest.approx(math.log(.68 * .45 * .95), abs=1e-5)
 
 
@@ -568,30 +626,30 @@ def test_answers_end_at_eoc_and_hold_no_tag_no_new_document_and_no_padding(optio
     assert (logits_of(model, prompts, media).argmax(-1) >= 12).all()
     steps = []
     model.lm.h[0].register_forward_hook(lambda *_: steps.append(1))
-    answers = model.generate(**prompts, max_new_tokens=8, media=media, generator=generator, **options)
+    answers = generate(model, **prompts, max_new_tokens=8, media=media, generator=generator, **options)
     assert [words for words, _ in answers] == [[]] * 4
     assert len(steps) <= options.get('beam_size', 1)  # the prompts are read, and nobody goes on once all beams have ended
     model = lean(model, eoc=-9)
-    answers = model.generate(**prompts, max_new_tokens=8, media=media, generator=generator, **options)
+    answers = generate(model, **prompts, max_new_tokens=8, media=media, generator=generator, **options)
     assert all(len(words) == 8 and max(words) < 12 for words, _ in answers)
 
 
 def test_an_answer_ends_where_the_context_ends():
     """A prompt that leaves room for three tokens has an answer of four at most: the last needs not be read again."""
     model = lean(flamingo(n_context=10), eoc=-9)
-    answers = model.generate(**read(model, '^123456'), max_new_tokens=8)
+    answers = generate(model, **read(model, '^123456'), max_new_tokens=8)
     assert len(answers[0][0]) == 4
-    assert len(model.generate(**read(model, '^123456789'), max_new_tokens=8, beam_size=1)[0][0]) == 1
+    assert len(generate(model, **read(model, '^123456789'), max_new_tokens=8, beam_size=1)[0][0]) == 1
 
 
 def test_what_is_longer_than_the_context_is_refused_with_both_numbers():
     model = flamingo(n_context=6)
     prompts = read(model, '^123456789ab')
-    for call in (lambda: model.generate(**prompts), lambda: model(prompts['tokens'], prompts['image_index']), lambda: model.lm(prompts['tokens'])):
+    for call in (lambda: generate(model, **prompts), lambda: model(prompts['tokens'], prompts['image_index']), lambda: model.lm(prompts['tokens'])):
         with pytest.raises(ValueError, match=r'\b12\b.*\b6\b'):
             call()
     with pytest.raises(ValueError, match=r'\b8\b.*\b6\b'):  # the last of five words is never read
-        model.score(**read(model, '^123'), candidates=[[[1, 2, 3, 4, 5]]])
+        score(model, **read(model, '^123'), candidates=[[[1, 2, 3, 4, 5]]])
 
 
 def test_sampling_repeats_with_its_generator_and_varies_without():
@@ -599,12 +657,12 @@ def test_sampling_repeats_with_its_generator_and_varies_without():
     prompts, media = read(model, *PROMPTS), pictures(4, 3)
 
     def drawn(seed):
-        return model.generate(**prompts, max_new_tokens=6, temperature=1.5, media=media, generator=torch.Generator().manual_seed(seed))
+        return generate(model, **prompts, max_new_tokens=6, temperature=1.5, media=media, generator=torch.Generator().manual_seed(seed))
 
     assert drawn(0) == drawn(0)
     assert len({str([words for words, _ in drawn(seed)]) for seed in range(5)}) > 1
-    greedy = model.generate(**prompts, max_new_tokens=6, beam_size=1, media=media)
-    assert_answers(model.generate(**prompts, max_new_tokens=6, temperature=1.5, top_k=1, media=media), greedy)
+    greedy = generate(model, **prompts, max_new_tokens=6, beam_size=1, media=media)
+    assert_answers(generate(model, **prompts, max_new_tokens=6, temperature=1.5, top_k=1, media=media), greedy)
 
 
 def test_a_sampled_answer_comes_with_the_models_own_log_probability():
@@ -613,7 +671,7 @@ def test_a_sampled_answer_comes_with_the_models_own_log_probability():
     for seed in range(4):
         model = flamingo(seed)
         prompts, seen = read(model, *PROMPTS), dict(features=model.see(pictures(4, 3)).detach())
-        answers = model.generate(**prompts, max_new_tokens=6, temperature=1.5, generator=torch.Generator().manual_seed(seed), **seen)
+        answers = generate(model, **prompts, max_new_tokens=6, temperature=1.5, generator=torch.Generator().manual_seed(seed), **seen)
         for b, (words, total) in enumerate(answers):
             ended = words + [model.eoc] * (len(words) < 6)
             own = [next_log_p(model, alone(prompts, b), ended[:i], shown_to(b, **seen))[w].item() for i, w in enumerate(ended)]
@@ -635,7 +693,7 @@ def test_samples_come_as_often_as_the_model_says(temperature, top_k):
     p /= p.sum()
     many = {name: value.expand(4000, *value.shape[1:]) for name, value in prompt.items()}
     features = model.see(media).detach().expand(4000, -1, -1, -1, -1)
-    answers = model.generate(**many, max_new_tokens=1, temperature=temperature, top_k=top_k, features=features, generator=torch.Generator().manual_seed(0))
+    answers = generate(model, **many, max_new_tokens=1, temperature=temperature, top_k=top_k, features=features, generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(torch.tensor([words[0] if words else model.eoc for words, _ in answers]), minlength=16) / 4000
     assert (counts[p == 0] == 0).all()
     assert (counts - p).abs().max() < 0.04  # five standard deviations
@@ -652,7 +710,7 @@ def test_score_is_the_sum_of_log_probabilities(attend, shown):
     model = flamingo(attend=attend)
     prompts, seen = read(model, *PROMPTS), dict(media=pictures(4, 3)) if shown else {}
     candidates = [[[1, 2, model.eoc], [3], [4, 5, 6, 7, model.eoc]], [[1, 2, model.eoc]], [[8, 9], [8, 9, model.eoc]], [[11, 0, 11, 0], [5]]]
-    found = model.score(**prompts, candidates=candidates, **seen)
+    found = score(model, **prompts, candidates=candidates, **seen)
     for b, answers in enumerate(candidates):
         assert len(found[b]) == len(answers)
         for words, total in zip(answers, found[b]):
@@ -663,14 +721,14 @@ def test_score_is_the_sum_of_log_probabilities(attend, shown):
 def test_scores_of_all_answers_of_one_length_add_up_to_one():
     model = flamingo()
     prompts, every = read(model, '^#12', '^1234#'), [list(words) for words in itertools.product(range(16), repeat=2)]
-    for row in model.score(**prompts, candidates=[every, every], media=pictures(2, 1)):
+    for row in score(model, **prompts, candidates=[every, every], media=pictures(2, 1)):
         assert sum(math.exp(p) for p in row) == near_log_p(1, 2)  # d eᵖ = eᵖ dp
 
 
 def test_an_empty_candidate_is_refused():
     model = flamingo()
     with pytest.raises(ValueError, match='empty'):
-        model.score(**read(model, '^1', '^2'), candidates=[[[1], []], [[2]]])
+        score(model, **read(model, '^1', '^2'), candidates=[[[1], []], [[2]]])
 
 
 def test_scores_and_answers_survive_half_precision():
@@ -678,10 +736,10 @@ def test_scores_and_answers_survive_half_precision():
     model = flamingo(2)
     prompts, seen = read(model, *PROMPTS), dict(media=pictures(4, 3))
     candidates = [[[1, 2, model.eoc], [3]]] * 4
-    exact = torch.tensor(model.score(**prompts, candidates=candidates, **seen))
+    exact = torch.tensor(score(model, **prompts, candidates=candidates, **seen))
     with torch.autocast('cpu', torch.bfloat16):
-        rough = torch.tensor(model.score(**prompts, candidates=candidates, **seen))
-        answers = model.generate(**prompts, max_new_tokens=4, beam_size=1, **seen)
+        rough = torch.tensor(score(model, **prompts, candidates=candidates, **seen))
+        answers = generate(model, **prompts, max_new_tokens=4, beam_size=1, **seen)
     # bfloat16, ε = 2⁻⁷: some ten roundings of logits of about 8 are 0.3 (they add up like a random walk).
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.3)
     for b, (words, total) in enumerate(answers):
@@ -721,7 +779,7 @@ def test_padded_pictures_are_not_resampled():
     mask = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)[:, :, None]
     features = torch.randn(3, 3, 1, 4, model.vision.dim)
     seen = []
-    model.resampler.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[1][0])))
+    model.resampler.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[1])))
     with torch.no_grad():
         visual = model.resample(features=features, frame_mask=mask)
         for b, n in itertools.product(range(3), range(3)):

@@ -3,7 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from resampler import attention, PerceiverResampler
+from kit.fast.attention import attention
+from kit.fast.normed import normed_linear
+from kit.fast.ragged import by_length
+from resampler import PerceiverResampler
 
 JUNK = 1e4  # what padding holds in these tests: nothing may depend on it
 
@@ -240,3 +243,42 @@ def test_padded_images_have_no_influence_on_others(n_frame):
     assert out.isfinite().all()
     torch.testing.assert_close(out[:1], alone[0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(out[1:, :1], alone[1], rtol=1e-9, atol=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------
+# The same, faster
+
+
+@pytest.mark.parametrize('n_frame', [1, 3])
+def test_a_linear_layer_after_a_norm_is_what_it_says(n_frame):
+    """kit.fast.normed against W · LN(x + t), forward and the gradients of all that is trained, float64."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, n_frame, 5, 6, dtype=torch.float64), torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    t = torch.randn(n_frame, 1, 6, dtype=torch.float64, requires_grad=True)
+    norm = torch.nn.LayerNorm(6).double()
+    with torch.no_grad():
+        norm.weight.normal_(), norm.bias.normal_()
+    fast, plain = normed_linear(x, t, norm, weight), norm(x + t) @ weight.T
+    assert type(fast.grad_fn).__name__ == 'NormedLinearBackward'
+    torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
+    toward, leaves = torch.randn_like(plain), [t, norm.weight, norm.bias, weight]
+    torch.testing.assert_close(*(torch.autograd.grad((y * toward).sum(), leaves) for y in (fast, plain)), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize('lengths', [[2, 2, 2], [1, 3, 0, 1, 2], [0, 0], [5]])
+def test_clips_by_length_are_the_same_clips_one_by_one(lengths):
+    """kit.fast.ragged, forward and gradients: a function that is not the same for all, of frames in their order."""
+    torch.manual_seed(0)
+    frames = torch.randn(sum(lengths), 4, 6, dtype=torch.float64, requires_grad=True)
+    empty = torch.full((2, 6), 7.0, dtype=torch.float64)
+
+    def function(clips):  # (m,F,S,D) -> (m,2,D)
+        moment = torch.arange(1.0, 1 + clips.shape[1], dtype=torch.float64)
+        return torch.einsum('mfsd,f->md', clips, moment).unsqueeze(1).expand(-1, 2, -1).sin()
+
+    fast = by_length(function, frames, torch.tensor(lengths), empty)
+    plain = torch.stack([function(clip.unsqueeze(0))[0] if len(clip) else empty for clip in frames.split(lengths)])
+    torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
+    if sum(lengths):
+        toward = torch.randn_like(plain)
+        torch.testing.assert_close(*(torch.autograd.grad((y * toward).sum(), frames)[0] for y in (fast, plain)), rtol=1e-12, atol=1e-12)

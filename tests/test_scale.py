@@ -20,6 +20,8 @@ sys.path.insert(0, ROOT)  # torchrun starts this file as a script
 
 import train
 import vision
+from gates import open_gates
+from kit import answers
 from kit.cli import configure
 from kit.device import frozen_dtype
 from kit.files import BadInput
@@ -28,11 +30,10 @@ from kit.run import distributed
 from kit.run.keys import check_values
 from kit.run.run import Run
 from kit.tasks.results import measure
-from kit.weights import checkpoint
-from model import Block, Cache, Flamingo, FlamingoConfig, GPT, PRESETS
+from kit.weights import checkpoint, gpt2, nfnet
+from model import Block, Flamingo, FlamingoConfig, PRESETS
 from rounding import EPS, LOG_P, assert_near
 from test_vocabulary import write_vocabulary
-from vision import NFNet
 
 # ---------------------------------------------------------------------------------------------
 # GPT-2
@@ -83,7 +84,7 @@ def slow_gpt2(state, tokens):
 def test_gpt2_logits_are_those_of_a_slow_reference(tmp_path, prefix):
     state = gpt2_state(prefix=prefix)
     torch.save(state, tmp_path / 'pytorch_model.bin')
-    lm = GPT.from_gpt2(str(tmp_path))
+    lm = gpt2(str(tmp_path))
     assert lm.sizes() == {'n_vocab': 300, 'lm_layer': 2, 'lm_dim': 128, 'lm_head': 2, 'n_context': 40}
     tokens = torch.randint(0, 300, (40,), generator=torch.Generator().manual_seed(1))
     expected = slow_gpt2(state, tokens.numpy())
@@ -94,7 +95,7 @@ def test_gpt2_logits_are_those_of_a_slow_reference(tmp_path, prefix):
 
 def test_gpt2_half_precision_becomes_float32(tmp_path):
     torch.save({k: v.half() for k, v in gpt2_state().items()}, tmp_path / 'w.bin')
-    assert {p.dtype for p in GPT.from_gpt2(tmp_path / 'w.bin').parameters()} == {torch.float32}
+    assert {p.dtype for p in gpt2(tmp_path / 'w.bin').parameters()} == {torch.float32}
 
 
 def change(state, key, value):
@@ -112,7 +113,7 @@ def change(state, key, value):
 def test_gpt2_names_the_first_offending_key(tmp_path, key, value, message):
     torch.save(change(gpt2_state(), key, value), tmp_path / 'w.bin')
     with pytest.raises(BadInput, match=message) as e:
-        GPT.from_gpt2(str(tmp_path / 'w.bin'))
+        gpt2(str(tmp_path / 'w.bin'))
     assert '\n' not in str(e.value) and 'w.bin' in str(e.value)
 
 
@@ -122,7 +123,7 @@ def test_files_that_are_no_weights(tmp_path):
     torch.save({'a': Evil()}, tmp_path / 'evil.bin')
     for name, message in (('none.bin', 'no such file'), ('bad.bin', 'damaged'), ('list.bin', 'not a dict'), ('evil.bin', 'refused'), ('.', 'holds neither')):
         with pytest.raises(BadInput, match=message):
-            GPT.from_gpt2(str(tmp_path / name))
+            gpt2(str(tmp_path / name))
 
 
 class Evil:
@@ -135,13 +136,13 @@ def test_safetensors_without_the_package_is_one_clear_line(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, 'safetensors', None)
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
     with pytest.raises(BadInput, match='pip install safetensors'):
-        GPT.from_gpt2(str(tmp_path))
+        gpt2(str(tmp_path))
 
 
 # ---------------------------------------------------------------------------------------------
 # timm's NFNet
 
-TINY = dict(stem=(4, 4, 8, 8), widths=(16, 32, 32, 48), depths=(1, 1, 2, 1), group=8, alpha=0.2, train=64, test=64, dropout=0.0, drop_path=0.25)
+TINY = dict(stem=(4, 4, 8, 8), widths=(16, 32, 32, 48), depths=(1, 1, 2, 1), group=8, alpha=0.2, drop_path=0.25)
 
 
 def timm_state():
@@ -218,26 +219,26 @@ def tiny_nfnet(monkeypatch):
 def test_nfnet_features_are_timms(tmp_path, tiny_nfnet, height, width):
     state = timm_state()
     torch.save(state, tmp_path / 'dm_nfnet.pth')
-    net = NFNet.from_timm(str(tmp_path / 'dm_nfnet.pth'), head=True).eval().double()
+    classifier = nfnet(str(tmp_path / 'dm_nfnet.pth'), head=True).eval().double()
     x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
     expected = slow_timm(state, x)
     logits = expected.mean((2, 3)) @ state['head.fc.weight'].double().T + state['head.fc.bias']
     roundings = 60 * EPS / torch.finfo(torch.float64).eps  # from_timm rounds the gains of some 30 convolutions to float32
     with torch.no_grad():
-        assert_near(net.grid(x.double()), expected, roundings)
-        assert_near(net.classify(x.double()), logits, roundings)
+        assert_near(classifier.net.grid(x.double()), expected, roundings)
+        assert_near(classifier(x.double()), logits, roundings)
     assert expected.std() > 0.2
 
 
 def test_nfnet_with_and_without_its_head(tmp_path, tiny_nfnet):
     state = timm_state()
     torch.save(state, tmp_path / 'pytorch_model.bin')
-    net = NFNet.from_timm(tmp_path, dim_embed=16)
-    assert net.head is None and net.projection.weight.shape == (16, 96) and net.size == 'tiny'
+    net = nfnet(tmp_path, dim_embed=16)
+    assert net.projection.weight.shape == (16, 96) and net.size == 'tiny'
     torch.save({k: v for k, v in state.items() if not k.startswith('head')}, tmp_path / 'pytorch_model.bin')
-    assert NFNet.from_timm(tmp_path).dim == 96
+    assert nfnet(tmp_path).dim == 96
     with pytest.raises(BadInput, match='lacks head.fc.weight'):
-        NFNet.from_timm(tmp_path, head=True)
+        nfnet(tmp_path, head=True)
 
 
 @pytest.mark.parametrize('key, value, message', [
@@ -250,7 +251,7 @@ def test_nfnet_with_and_without_its_head(tmp_path, tiny_nfnet):
 def test_nfnet_names_the_first_offending_key(tmp_path, tiny_nfnet, key, value, message):
     torch.save(change(timm_state(), key, value), tmp_path / 'w.pth')
     with pytest.raises(BadInput, match=message):
-        NFNet.from_timm(str(tmp_path / 'w.pth'))
+        nfnet(str(tmp_path / 'w.pth'))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -293,11 +294,11 @@ def test_token_flops_are_what_torch_counts():
     model = Flamingo(c).eval()
     tokens, features = torch.zeros(1, 12, dtype=torch.long), torch.randn(1, 1, 1, 9, model.vision.dim)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        visual = model.visual_keys_values(features=features)
-    cache = Cache(c, 1, 12, 'cpu', torch.float32, visual)
+        visual = model.visual_keys_values(model.resample(features=features))
+    cache = answers.Cache(c, 1, 12, 'cpu', torch.float32, visual)
     once = counter.get_total_flops()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.head(model.stream(tokens, torch.ones_like(tokens), cache=cache))
+        model.head(answers.read(model, cache, tokens, torch.ones_like(tokens)))
     lm, gated = accounting.token_flops(c)
     assert counter.get_total_flops() == 12 * (lm + gated + 3 * 4 * 32 * 12 / 2)
     _, resampler, keys = accounting.image_flops(c, accounting.meta_flamingo(c))
@@ -326,8 +327,8 @@ def test_activations_are_what_autograd_keeps():
 def test_caches_are_those_of_generation():
     c = small_config()
     model = Flamingo(c)
-    visual = model.visual_keys_values(features=torch.randn(1, 2, 1, 9, model.vision.dim))
-    cache = Cache(c, 1, c.n_context, 'cpu', torch.float32, visual)
+    visual = model.visual_keys_values(model.resample(features=torch.randn(1, 2, 1, 9, model.vision.dim)))
+    cache = answers.Cache(c, 1, c.n_context, 'cpu', torch.float32, visual)
     assert accounting.caches(c, torch.float32) == (sum(x.nbytes for x in cache.text), sum(x.nbytes for kv in visual for x in kv))
 
 
@@ -388,8 +389,7 @@ def flamingo_gradient(folder, *arguments, exact=False):
     torch.manual_seed(0)
     stage = train.FlamingoStage(run)
     for layer in stage.module.gated:  # open the gates, or most gradients are zero
-        torch.nn.init.constant_(layer.alpha_x, 0.5)
-        torch.nn.init.constant_(layer.alpha_d, 0.5)
+        open_gates(layer, 0.46, 0.46)
     if exact:
         see = stage.see
         stage.module.double()

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from kit.weights.published import Classifier
 from rounding import assert_near
 from vision import (
-    adaptive_gradient_clip, Contrastive, contrastive_loss, GAMMA, NFBlock, NFNet, SIZES, SqueezeExcite,
+    adaptive_gradient_clip, BagOfWords, Contrastive, contrastive_loss, GAMMA, NFBlock, NFNet, SIZES, SqueezeExcite,
     TextTower, WSConv2d)
 
 
@@ -82,7 +83,7 @@ def randomise(module, std=0.6):
 def test_published_parameter_counts(size, millions):
     """With the 1000-way head; and the 435 M that the paper gives its F6 is the network without that head."""
     with torch.device('meta'):
-        model = NFNet(size, n_class=1000)
+        model = Classifier(NFNet(size))
     n = sum(p.numel() for p in model.parameters())
     assert round(n / 1e6, 1) == millions
     if size == 'F6':
@@ -138,6 +139,17 @@ def test_convolution_equals_the_slow_loop(kernel, stride, groups, height, width)
     x = torch.randn(2, 4, height, width, dtype=torch.float64)
     expected = np.stack([slow_conv(picture, conv, kernel, stride, groups) for picture in x.numpy()])
     np.testing.assert_allclose(conv(x).detach(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_a_scaled_input_is_a_scaled_weight(stride):
+    """forward(x, s) is the convolution of s · x, bias aside: values and all gradients, float64."""
+    conv = randomise(WSConv2d(4, 6, 3, stride, groups=2))
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    fast, plain = conv(x, 1.7), conv(1.7 * x)
+    torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
+    toward, leaves = torch.randn_like(plain), [x, *conv.parameters()]
+    torch.testing.assert_close(*(torch.autograd.grad((y * toward).sum(), leaves) for y in (fast, plain)), rtol=1e-11, atol=1e-11)
 
 
 def test_same_padding_by_hand():
@@ -203,7 +215,7 @@ def test_variance_follows_the_prediction(monkeypatch, alpha):
     resemble theirs): here it takes every second pixel instead.
     """
     monkeypatch.setitem(SIZES, 'test', dict(stem=(8, 8, 8, 48), widths=(64, 128, 128), depths=(3, 2, 1), group=16, alpha=alpha,
-                                            train=0, test=0, dropout=0.0, drop_path=0.0))
+                                            drop_path=0.0))
     x = torch.randn(2, 48, 96, 96)
     with torch.no_grad():
         for block, variance in zip(NFNet('test').blocks, [1 + i * alpha ** 2 for i in (1, 2, 3, 1, 2, 1)]):
@@ -287,6 +299,12 @@ def test_normalise_known_values():
 # Contrastive training
 
 
+def losses(pair, images, texts):
+    """What the vision stage makes of a Contrastive. texts: (tokens, mask, which picture each describes)"""
+    v, captions, beta = pair(images, [text[:2] for text in texts])
+    return [contrastive_loss(v[shows], l, beta) for l, (_, _, shows) in zip(captions, texts)]
+
+
 def text_tower():
     return TextTower(n_vocab=20, dim=16, n_layer=2, n_head=2, n_context=12, dim_embed=6)
 
@@ -346,7 +364,7 @@ def test_without_layers_it_is_a_bag_of_words():
 
 def test_plain_words_have_no_order_and_a_weight_of_their_own():
     """The same words in another order are the same text; a word whose vector is short hardly changes what the others say."""
-    tower = TextTower(12, 8, 0, 2, 6, 5, plain_words=True)
+    tower = BagOfWords(12, 8, 6, 5)
     nn.init.normal_(tower.token.weight)
     embed = lambda *tokens: tower.embed(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool))[0]
     with torch.no_grad():
@@ -372,8 +390,8 @@ def test_contrastive_loss_equals_the_slow_loop(n, smoothing):
             for j in range(n):
                 target = smoothing / n + (1 - smoothing) * (i == j)
                 expected -= target * math.log(math.exp(beta * rows[i] @ columns[j]) / total) / n
-    assert contrastive_loss(v, l, beta, smoothing).item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
-    torch.testing.assert_close(contrastive_loss(l, v, beta, smoothing), contrastive_loss(v, l, beta, smoothing))
+    assert contrastive_loss(v, l, beta, label_smoothing=smoothing).item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
+    torch.testing.assert_close(contrastive_loss(l, v, beta, label_smoothing=smoothing), contrastive_loss(v, l, beta, label_smoothing=smoothing))
 
 
 def test_contrastive_loss_by_hand():
@@ -400,7 +418,7 @@ def test_beta_starts_at_clips_and_stops_at_100(log_beta, beta):
     pair = Contrastive(Fixed(v), Fixed(l))
     if log_beta is not None:
         nn.init.constant_(pair.log_beta, log_beta)
-    [loss] = pair(None, [(None, None, torch.arange(4))])
+    [loss] = losses(pair, None, [(None, None, torch.arange(4))])
     torch.testing.assert_close(loss, contrastive_loss(v, l, beta))
 
 
@@ -412,9 +430,9 @@ def test_a_picture_with_several_captions_is_encoded_once_and_counts_for_each():
     pair.vision.stem[0].register_forward_hook(lambda module, args, out: encoded.append(len(out)))
     mask = torch.ones(3, 5, dtype=torch.bool)
     texts = [(torch.randint(20, (3, 5)), mask, torch.tensor(shows)) for shows in ([0, 1, 2], [2, 3, 2])]
-    together = pair(images, texts)
+    together = losses(pair, images, texts)
     assert encoded == [4]
-    apart = [pair(images[shows], [(tokens, mask, torch.arange(3))])[0] for tokens, mask, shows in texts]
+    apart = [losses(pair, images[shows], [(tokens, mask, torch.arange(3))])[0] for tokens, mask, shows in texts]
     torch.testing.assert_close(together, apart)
     parameters = list(pair.parameters())
     for a, b in zip(torch.autograd.grad(sum(together), parameters, allow_unused=True), torch.autograd.grad(sum(apart), parameters, allow_unused=True)):

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from xattn import GatedCrossAttention, route_tokens
+from gates import open_gates
+from kit.fast.routing import route_tokens, routed_attention
+from xattn import find_route, gate, GatedCrossAttention, masked_attention, SEES, sees, sees_its_own_only
 
-MODES = ['last', 'all_previous']
+MODES = list(SEES)
 D, D_V, R = 8, 6, 2  # widths of text and visual tokens, visual tokens per image
 
 
@@ -20,14 +22,18 @@ def gated_layer(attend='last', dtype=torch.float64, head_dim=3):
     with torch.no_grad():
         for p in layer.parameters():
             p.normal_(std=0.6)
-        layer.alpha_x.fill_(0.7)
-        layer.alpha_d.fill_(-0.4)
+    open_gates(layer, 0.6, 0.4)
     return layer
 
 
 def inputs(b, t, n, seed=1, dtype=torch.float64, r=R):
     torch.manual_seed(seed)
     return torch.randn(b, t, D, dtype=dtype), torch.randn(b, n, r, D_V, dtype=dtype)
+
+
+def grown(out, toward, leaves):
+    """-> the gradients of (out · toward) by the leaves, zeros where there are none"""
+    return torch.autograd.grad((out * toward).sum(), leaves, allow_unused=True, materialize_grads=True)
 
 
 def slow_layer(layer, y, visual, image_index):
@@ -38,6 +44,7 @@ def slow_layer(layer, y, visual, image_index):
     n_head, d = layer.n_head, layer.head_dim
     w_k, w_v = layer.to_kv.weight.split(n_head * d)
     n_image = 0 if visual is None else visual.shape[1]
+    gate_x, gate_d = layer.gates()
     out = []
     for b, t in itertools.product(*map(range, image_index.shape)):
         x, phi = y[b, t], int(image_index[b, t])
@@ -50,9 +57,9 @@ def slow_layer(layer, y, visual, image_index):
                 q = layer.to_q.weight[rows] @ norm(x, layer.norm)
                 weight = [torch.exp(q @ (w_k[rows] @ key) / math.sqrt(d)) for key in keys]
                 heads.append(sum(p / sum(weight) * (w_v[rows] @ key) for p, key in zip(weight, keys)))
-            x = x + torch.tanh(layer.alpha_x) * (layer.to_out.weight @ torch.cat(heads))
+            x = x + gate_x * (layer.to_out.weight @ torch.cat(heads))
         hidden = torch.relu(layer.feed_forward.up.weight @ norm(x, layer.feed_forward.norm)) ** 2
-        out.append(x + torch.tanh(layer.alpha_d) * (layer.feed_forward.down.weight @ hidden))
+        out.append(x + gate_d * (layer.feed_forward.down.weight @ hidden))
     return torch.stack(out).view_as(y)
 
 
@@ -82,33 +89,39 @@ def test_equals_the_slow_loop(page, attend):
     """Values, and the gradients of both inputs and of every parameter."""
     n_image, index = PAGES[page]
     index = torch.tensor(index)
-    if attend == 'all_previous' and page == 'nobody sees anything':
-        index = torch.zeros_like(index)  # there an index past the last image sees them all
     layer = gated_layer(attend)
     y, visual = inputs(*index.shape, n_image)
     leaves = [y.requires_grad_(), visual.requires_grad_(), *layer.parameters()]
     toward = torch.randn(y.shape, dtype=y.dtype)
     fast, slow = layer(y, visual, index), slow_layer(layer, y, visual, index)
     torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
-    gradients = [torch.autograd.grad((out * toward).sum(), leaves, allow_unused=True, materialize_grads=True) for out in (fast, slow)]
-    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*(grown(out, toward, leaves) for out in (fast, slow)), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize('index', [[[1, 1, 2, 3, 3]], [[0, 1, 2, 2, 4], [1, 1, 3, 0, 3]], [[3, 0, 0, 1, 0]]])
-def test_few_tokens_an_image_take_the_cheaper_way_to_the_same(index):
-    """With 40 visual tokens an image and at most two of text, no keys and values are made of visual tokens (they alone
-    would be 2·40·D_v·H·d multiplications an image), yet values and gradients are those of the loop."""
-    layer, index = gated_layer(head_dim=12), torch.tensor(index)
-    y, visual = inputs(*index.shape, 3, r=40)
-    leaves = [y.requires_grad_(), visual.requires_grad_(), *layer.parameters()]
-    with FlopCounterMode(display=False) as counter:
-        fast = layer.cross_attention(y, visual, index)
-    assert counter.get_total_flops() < 2 * len(index) * 3 * 2 * 40 * D_V * 24
-    fast, slow, toward = layer(y, visual, index), slow_layer(layer, y, visual, index), torch.randn(y.shape, dtype=y.dtype)
-    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
-    gradients = [torch.autograd.grad((out * toward).sum(), leaves) for out in (fast, slow)]
-    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(layer(y, None, index, kv=layer.keys_values(visual)), slow, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize('page', PAGES)
+def test_routed_attention_is_masked_attention(page):
+    """kit.fast.routing against the definition: values, and gradients of queries, keys and values."""
+    n_image, index = PAGES[page]
+    index = torch.tensor(index)
+    b, t = index.shape
+    torch.manual_seed(0)
+    leaves = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in [(b, t, 2, 3)] + 2 * [(b, n_image, 2, R, 3)]]
+    toward = torch.randn(b, t, 2, 3, dtype=torch.float64)
+    plain = masked_attention(*leaves, sees(index, n_image, 'last'))
+    gradients = grown(plain, toward, leaves)
+    for route in (None, route_tokens(index, n_image)):
+        fast = routed_attention(*leaves, index, route)
+        torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(grown(fast, toward, leaves), gradients, rtol=1e-11, atol=1e-11)
+
+
+def test_what_a_token_sees_by_hand():
+    """Before the first image nothing; of index 2 the second, or the first two; of a tag that came without its picture
+    nothing, or all there are."""
+    index = torch.tensor([[0, 2, 4]])
+    assert sees(index, 3, 'last').tolist() == [[[False] * 3, [False, True, False], [False] * 3]]
+    assert sees(index, 3, 'all_previous').tolist() == [[[False] * 3, [True, True, False], [True] * 3]]
+    assert sees_its_own_only('last') and not sees_its_own_only('all_previous')
 
 
 @pytest.mark.parametrize('attend', MODES)
@@ -190,6 +203,14 @@ def test_gates_start_shut_and_can_open(attend):
     assert moved == {'alpha_x', 'alpha_d'}
 
 
+def test_a_gate_is_the_papers_tanh():
+    layer = GatedCrossAttention(D)
+    with torch.no_grad():
+        layer.alpha_x.fill_(0.5), layer.alpha_d.fill_(-2.0)
+    assert [g.item() for g in layer.gates()] == pytest.approx([math.tanh(0.5), math.tanh(-2.0)])
+    assert gate(torch.zeros(())) == 0
+
+
 @pytest.mark.parametrize('attend', MODES)
 @pytest.mark.parametrize('n_image', [0, 3])
 def test_gates_keep_a_bf16_stream_bf16(attend, n_image):
@@ -213,28 +234,12 @@ def test_kept_keys_and_route_give_the_same(attend):
     index = torch.tensor([[0, 1, 1, 3, 3, 2, 4], [1, 0, 2, 2, 2, 2, 3]])
     y, visual = inputs(2, 7, 3)
     out = layer(y, visual, index)
-    kv, route = layer.keys_values(visual), route_tokens(index, 3)
+    kv, route = layer.keys_values(visual), find_route(index, visual, None, attend)
     for options in (dict(kv=kv), dict(kv=kv, route=route)):
         assert torch.equal(layer(y, None, index, **options), out)
     assert torch.equal(layer(y, visual, index, route=route), out)
     steps = [layer(y[:, t:t + 1], None, index[:, t:t + 1], kv=kv) for t in range(7)]
     torch.testing.assert_close(torch.cat(steps, 1), out, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize('attend', MODES)
-@pytest.mark.parametrize('row', [[0, 0, 0, 1, 1], [1, 0, 1, 1, 0], [1, 1, 1, 1, 1]])
-def test_rows_that_share_images_equal_copies_of_them(attend, row):
-    """Beams and candidate answers look at their prompt's images; a row's index is its own."""
-    layer = gated_layer(attend)
-    torch.manual_seed(3)
-    y, _ = inputs(5, 6, 1)
-    _, visual = inputs(2, 1, 3)
-    index, row = torch.randint(0, 5, (5, 6)), torch.tensor(row)
-    copied = layer(y, visual[row], index)
-    torch.testing.assert_close(copied, slow_layer(layer, y, visual[row], index), rtol=1e-10, atol=1e-10)
-    kv, route = layer.keys_values(visual), route_tokens(index, 3, row)
-    for options in (dict(visual=visual), dict(visual=None, kv=kv), dict(visual=None, kv=kv, route=route)):
-        torch.testing.assert_close(layer(y, image_index=index, row=row, **options), copied, rtol=1e-10, atol=1e-10)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -259,7 +264,7 @@ def test_route_reaches_every_seeing_token_and_wastes_little(seed):
     index = random_page(g, b, t, n)
     route = route_tokens(index, n)
     seen = (index >= 1) & (index <= n)
-    assert torch.equal(route.seen.squeeze(-1), seen)
+    assert torch.equal(route.seen, seen)
 
     places = []
     for i, (row, position) in enumerate(itertools.product(range(b), range(t))):
@@ -273,17 +278,16 @@ def test_route_reaches_every_seeing_token_and_wastes_little(seed):
     assert len(route.token) == len(route.image) * route.chunk
     for row in range(b):
         chunks = int((route.image // n == row).sum())
-        assert chunks <= 2 * n and chunks * route.chunk <= 2 * t
+        assert chunks <= 2 * n and chunks * route.chunk <= 2 * t or not seen.any()
 
 
 def test_work_does_not_grow_with_the_number_of_images():
     """The product of queries and keys, counted where it is computed: 32 images cost at most twice what one does."""
-    layer, scores = gated_layer(), {}
+    scores = {}
     for n in (1, 32):
-        y, visual = inputs(1, 64, n)
-        q, kv = torch.randn(1, 64, 2, 3, dtype=y.dtype), layer.keys_values(visual)
+        q, kv = torch.randn(1, 64, 2, 3), torch.randn(2, 1, n, 2, R, 3)
         index = torch.arange(64)[None] * n // 64 + 1
         with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            layer.attend_last(q, kv, route_tokens(index, n))
+            routed_attention(q, *kv, index)
         scores[n] = counter.get_total_flops()
     assert 0 < scores[32] <= 2 * scores[1]

@@ -3,6 +3,8 @@ from dataclasses import asdict
 
 import torch
 
+from gates import open_gates
+from kit.copying import wire_copying
 from kit.tokenizer import Tokenizer
 from kit.weights import checkpoint
 from model import Flamingo, FlamingoConfig, GPT
@@ -17,11 +19,9 @@ def save_tiny(path, seed=0, **changes):
                  resampler_head_dim=16, n_latent=4, dim_embed=32, text_dim=32, text_head=2, n_context=256)
     config = FlamingoConfig(n_vocab=tokenizer.n_vocab, bos=tokenizer.bos, pad=tokenizer.pad, **sizes | changes)
     contrastive = new_contrastive(config)
-    model = Flamingo(config, contrastive.vision, GPT.from_config(config))
-    with torch.no_grad():
-        for layer in model.gated:
-            layer.alpha_x.fill_(1.0)
-            layer.alpha_d.fill_(0.5)
+    model = Flamingo(config, contrastive.vision, wire_copying(GPT.from_config(config)))
+    for layer in model.gated:
+        open_gates(layer, 0.76, 0.46)
     text = {k: v for k, v in contrastive.state_dict().items() if not k.startswith('vision.')}
     checkpoint.save(str(path), 'flamingo', config=asdict(config), tokenizer=tokenizer.state(), keys={'seed': seed, 'n_latent': 4}, given=['n_latent'],
                     flamingo=model.state_dict(), contrastive=text)

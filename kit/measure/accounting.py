@@ -15,10 +15,11 @@ from torch.nn.attention import sdpa_kernel, SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 from kit.device import frozen_dtype
+from kit.fast.routing import Route
 from kit.show.lettering import text_table
 from model import Block, Flamingo, FlamingoConfig, PRESETS
-from resampler import ResamplerLayer, taken_apart
-from xattn import GatedCrossAttention, Route
+from resampler import ResamplerLayer
+from xattn import GatedCrossAttention
 
 
 # Table 5 and appendix of the paper, as printed there.
@@ -130,7 +131,7 @@ def kept(make, call, dtype, frozen=None):
 
     alive = []
     # As on a GPU, whose attention needs no float32 in between.
-    with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16), mock.patch('resampler.SLOW_IN_BFLOAT16', ()):
+    with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16), mock.patch('kit.fast.attention.SLOW_IN_BFLOAT16', ()):
         torch.set_default_dtype(frozen or torch.float32)
         try:
             block = make().requires_grad_(frozen is None)
@@ -156,7 +157,7 @@ def activations(c, model, dtype):
     def gate(layer):
         chunk = -(-t // n)  # text is spread evenly over the images
         token, image, place = (torch.zeros(size, dtype=torch.long) for size in (n * chunk, n, t))
-        route = Route(token, image, True, place, torch.ones(1, t, 1, dtype=torch.bool), chunk)
+        route = Route(token, image, True, place, torch.ones(1, t, dtype=torch.bool), chunk)
         return layer(stream(1, t, d), stream(1, n, r, dim, dtype=torch.float32), torch.ones(1, t, dtype=torch.long), route=route)
 
     block = kept(lambda: Block(d, c.lm_head), lambda b: b(stream(1, t, d)), dtype, frozen)
@@ -166,8 +167,8 @@ def activations(c, model, dtype):
 
     def resampler(n_layer):
         def read(layers):
-            media = taken_apart(wide(n, 1, s), wide(1))
-            return [layer(wide(n, r), media) for layer in layers]
+            features, time = wide(n, 1, s), wide(1, 1)
+            return [layer(wide(n, r), features, time) for layer in layers]
         return kept(lambda: nn.ModuleList(ResamplerLayer(c.resampler_dim, c.resampler_head, c.resampler_head_dim) for _ in range(n_layer)), read, dtype)
 
     one_layer = resampler(1)

@@ -15,6 +15,7 @@ from kit.run.keys import SOURCES
 from kit.tasks.controls import BLANK
 from kit.tasks.encoders import pad_texts
 from vision import TEXT_CONTEXT
+from xattn import sees_its_own_only
 
 # ---------------------------------------------------------------------------------------------
 # Contrastive stage
@@ -141,7 +142,7 @@ def sequence_batches(run, sources, i, see, merged=False):
         if not any(s.media for s in sequences):
             # A picture that no token looks at: every rank must run the same layers, with pictures or without.
             sequences[0].media.append(BLANK)
-        batch = collate(sequences, run.tokenizer, share=run.size.attend == 'last')
+        batch = collate(sequences, run.tokenizer, share=sees_its_own_only(run.size.attend))
         document = batch.document.to(run.device)
         if len(batch.tokens) == len(sequences):  # one in each row: plain causal attention has faster kernels
             document = None

@@ -15,7 +15,7 @@ import warnings
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import distribute_tensor, DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -163,6 +163,11 @@ def gather_rows(x):
     return x if world() == 1 else GatherRows.apply(x)
 
 
+def all_pairs(v, l):
+    """Pictures v and texts l (N,E) of this rank -> those of all, (W·N,E) each, and where this rank's begin."""
+    return gather_rows(v), gather_rows(l), rank() * len(v)
+
+
 # ---------------------------------------------------------------------------------------------
 # The model over many processes
 
@@ -189,9 +194,26 @@ def spread(module, device, shard, blocks=(), replicated=(), methods=()):
     for unit in (*blocks, module):  # inside out, so that the whole model is never on one device
         fully_shard(unit, mesh=mesh, ignored_params=whole_ones)
     for owner, name in methods:
-        register_fsdp_forward_method(owner, name)
+        put_together_for(owner, name)
     module.to(device)  # what was not sharded
     return module
+
+
+def put_together_for(owner, name):
+    """Before a method of a sharded module its weights are put together, as before its forward. Not where they are
+    together already, as while its forward calls the method: they would be taken apart under its feet."""
+    units = [m for m in owner.modules() if m is not owner and isinstance(m, FSDPModule)]
+    others = {id(p) for unit in units for p in unit.parameters()}
+    own = next(key for key, p in owner.named_parameters() if isinstance(p, DTensor) and id(p) not in others)
+    plain = getattr(owner, name)
+    register_fsdp_forward_method(owner, name)
+    gathering = getattr(owner, name)
+
+    def method(*arguments, **options):
+        apart = isinstance(owner.get_parameter(own), DTensor)
+        return (gathering if apart else plain)(*arguments, **options)
+
+    setattr(owner, name, method)
 
 
 def accumulating(net, more):

@@ -9,6 +9,7 @@ from kit.files import BadInput
 from kit.world.words import SYLLABLES
 from model import PRESETS, FlamingoConfig
 from vision import SIZES as ENCODERS
+from xattn import SEES
 
 SOURCES = ('m3w', 'align', 'ltip', 'vtp')
 SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
@@ -55,7 +56,7 @@ OWN_SIZES = {  # sizes with a key of their own
     'lm_dim': 'its width',
     'n_context': 'its longest sequence, tokens',
     'xattn_every': 'a gated layer before every k-th block',
-    'attend': "'last' or 'all_previous' images",
+    'attend': f'the images that a token sees: {", ".join(SEES)}',
     'n_latent': 'R, visual tokens an image',
     'n_frame': 'F, most frames of a clip in training',
     'vision': 'the encoder: nano, F0 ... F6',
@@ -133,7 +134,7 @@ GONE = {
 
 CHOICES = {'stage': ('all', 'vision', 'language', 'flamingo', 'finetune'),
            'init_from': ('auto', 'scratch', 'resume'), 'mixing': ('accumulate', 'round_robin', 'merged'),
-           'preset': PRESETS, 'vision': ENCODERS, 'attend': ('last', 'all_previous'),
+           'preset': PRESETS, 'vision': ENCODERS, 'attend': SEES,
            **dict.fromkeys(SCHEDULE, SCHEDULES)}
 RANGES = {'seed': (0, 2 ** 63 - 1), 'eval_n': (1, 100_000), 'test_n': (1, 100_000), 'ways': (2, 100),
           'page_examples': (3, 100), 'p_next': (0, 1), 'naming': (0, 1), 'within_group': (0, 1),

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import collate, encode, Given
+from kit.answers import generate, score
 from kit.features import FrozenFeatures, Pixels
 from kit.files import BadInput, one_line
 from kit.sources.base import FolderSpec
@@ -147,13 +148,9 @@ class Asker:
         prompts = self.prompts([e.document() for e in episodes])
         ids = [self.candidates(e.choices, n, e.where or 'episode')
                for e, n in zip(episodes, prompts['length'].tolist())]
-        longest = max(len(answer) for answers in ids for answer in answers)
-        # One's long prompt and another's long answer need not fit together, nor all of their choices into
-        # memory.
-        too_long = prompts['tokens'].shape[1] + longest > self.model.lm.n_context + 1
-        if len(episodes) > 1 and (too_long or sum(map(len, ids)) > MOST_CHOICES):
+        if len(episodes) > 1 and sum(map(len, ids)) > MOST_CHOICES:  # more than memory may have room for
             return [scores for e in episodes for scores in self.score([e])]
-        return self.model.score(candidates=ids, **prompts)
+        return score(self.model, candidates=ids, **prompts)
 
     def choose(self, episodes):
         """-> for each episode a dict {choice: log-probability}, the mean over `ensemble` orders of its
@@ -168,8 +165,8 @@ class Asker:
 
     def write(self, episodes):
         """-> for each episode a pair (text, log-probability of all that was written)"""
-        answers = self.model.generate(max_new_tokens=self.max_new_tokens, beam_size=self.beam_size,
-                                      **self.prompts([e.document() for e in episodes]))
+        answers = generate(self.model, max_new_tokens=self.max_new_tokens, beam_size=self.beam_size,
+                           **self.prompts([e.document() for e in episodes]))
         return [(trim(self.tokenizer.decode(ids)), log_p) for ids, log_p in answers]
 
     def answer(self, episodes, progress=None):

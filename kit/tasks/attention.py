@@ -10,24 +10,24 @@ import math
 import torch
 from PIL import Image
 
+from xattn import sees
+
 
 def text_to_visual(layer, y, image_index, kv):
     """The weights of one gated layer (xattn.GatedCrossAttention), mean over heads: y (1,T,D), image_index
     (1,T), kv its keys and values, (1,N,H,R,d) each -> (T,N,R), which sum to 1, or to 0 where a token sees no
     picture."""
-    q = layer.to_q(layer.norm(y)).unflatten(-1, (layer.n_head, layer.head_dim))[0]        # (T,H,d)
-    score = torch.einsum('thd,nhrd->thnr', q, kv[0][0]) / math.sqrt(layer.head_dim)
-    image = torch.arange(1, score.shape[2] + 1, device=y.device)
-    sees = image == image_index[0, :, None] if layer.attend == 'last' else image <= image_index[0, :, None]  # (T,N)
-    score = score.masked_fill(~sees[:, None, :, None], -torch.inf)
-    return score.flatten(2).softmax(-1).nan_to_num(0.0).view_as(score).mean(1)            # a row that sees nothing is NaN
+    score = torch.einsum('thd,nhrd->thnr', layer.queries(y)[0], kv[0][0]) / math.sqrt(layer.head_dim)
+    seen = sees(image_index[0], score.shape[2], layer.attend)                         # (T,N)
+    score = score.masked_fill(~seen[:, None, :, None], -torch.inf)
+    return score.flatten(2).softmax(-1).nan_to_num(0.0).view_as(score).mean(1)        # NaN where nothing is seen
 
 
-def visual_to_places(layer, latents, media):
-    """The weights of one resampler layer on the media, mean over heads: latents (M,R,D), media as
-    resampler.taken_apart gives them -> (M,R,F*S), which sum to less than 1: latents look at each other,
-    too."""
-    q, k, _ = layer.queries_keys_values(latents, media)                                   # (M,H,R,d), (M,H,F*S+R,d)
+def visual_to_places(layer, latents, features, time):
+    """The weights of one resampler layer on the places, mean over heads, for what the layer is given:
+    latents (B,R,D), features (B,F,S,D), time (F,1,D) -> (B,R,F*S), which sum to less than 1: latents look at
+    each other, too."""
+    q, k, _ = layer.queries_keys_values(latents, features, time)                      # (B,H,R,d), (B,H,F*S+R,d)
     score = q @ k.transpose(2, 3) / math.sqrt(layer.head_dim)
     return score.softmax(-1).mean(1)[..., :-latents.shape[1]]
 
@@ -45,10 +45,11 @@ def watching(layers, hook):
 
 @torch.no_grad()
 def look(model, tokens, image_index, features, frame_mask):
-    """tokens, image_index (1,T), features (M,S,D_v) of all frames, frame_mask (1,N,F) -> (T,N,F,S): how much
-    each token, while the next one is predicted, looks at each place of each picture; sums to 1 over all of
-    them, or to 0 where it sees none."""
-    from_text, kept = [], iter(model.visual_keys_values(features=features, frame_mask=frame_mask))
+    """tokens, image_index (1,T), features (frames,S,D) of all frames, frame_mask (1,N,F) -> (T,N,F,S): how
+    much each token, while the next one is predicted, looks at each place of each picture; sums to 1 over all
+    of them, or to 0 where it sees none."""
+    visual = model.resample(features=features, frame_mask=frame_mask)
+    from_text, kept = [], iter(model.visual_keys_values(visual))
     with watching(model.gated, lambda layer, args: from_text.append(text_to_visual(layer, args[0], args[2], next(kept)))):
         model(tokens, image_index, features=features, frame_mask=frame_mask)
     from_text = sum(from_text) / len(from_text)                                           # (T,N,R)
@@ -57,7 +58,7 @@ def look(model, tokens, image_index, features, frame_mask):
     for n, clip in enumerate(features.split(frame_mask[0].sum(-1).tolist())):             # one by one: clips differ in length
         maps, real = [], len(clip)
         with watching(model.resampler.layers, lambda layer, args: maps.append(visual_to_places(layer, *args))):
-            model.visual_keys_values(features=clip[None, None])
+            model.resample(features=clip[None, None])
         to_places = sum(maps)[0]
         to_places = to_places / to_places.sum(-1, keepdim=True)                           # (R,F*S)
         out[:, n, :real] = (from_text[:, n] @ to_places).unflatten(-1, (real, n_place))
@@ -101,4 +102,4 @@ def words(asker, document, answer, most=48):
         steps.append({'word': f'{"answer" if part[0][0] >= n_prompt else "prompt"}, picture {image + 1}: {word}', 'picture': picture,
                       'weights': seen[image, frame].view(side, -1).numpy()})
     gates = '  '.join(f'{x:.2f} {d:.2f}' for x, d in asker.model.gates())
-    return steps, f'Where it looks. Gates tanh(a_x), tanh(a_d) by depth: {gates}'
+    return steps, f'Where it looks. How far the gates are open, by depth: {gates}'

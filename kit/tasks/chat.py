@@ -13,11 +13,11 @@ import sys
 import torch
 
 from data import Document, Given, Media, question_prompt
+from kit import answers
 from kit.files import BadInput, BadItem, one_line, whole_file
 from kit.show import canvas
 from kit.tasks.prompts import as_text
 from kit.tasks.tables import sheet
-from model import Cache
 
 
 HELP = ('/image PATH shows a picture, /undo takes the last step back, /reset starts over, '
@@ -28,7 +28,7 @@ class Chat:
     """pieces: everything so far, as a Document would hold it. Raises BadInput where something does not fit
     the context, and BadItem where a picture cannot be read; either leaves the chat as it was.
 
-    generate: options of `Flamingo.decode` (beam_size, temperature, top_k, generator).
+    generate: options of `answers.search` (beam_size, temperature, top_k, generator).
     """
 
     def __init__(self, asker, max_new_tokens=32, **generate):
@@ -38,8 +38,7 @@ class Chat:
 
     def reset(self):
         lm, device = self.model.lm, self.asker.features.device
-        no_picture = [None] * len(self.model.gated)
-        self.cache = Cache(self.model.config, 1, lm.n_context, device, lm.wte.weight.dtype, no_picture)
+        self.cache = answers.Cache(self.model.config, 1, lm.n_context, device, lm.wte.weight.dtype)
         self.pieces = []
         self.before = []  # for each step that can be undone, (pieces, tokens (1,), pictures) until then
         self.read([self.tokenizer.bos], 0)
@@ -57,7 +56,8 @@ class Chat:
         """Tokens that follow, which look at picture number `image`, into the cache -> logits after the last
         of them (1,V+2)"""
         tokens = torch.tensor([ids], device=self.cache.length.device)
-        return self.model.step(self.cache, tokens, torch.full_like(tokens, image))[:, -1]
+        y = answers.read(self.model, self.cache, tokens, torch.full_like(tokens, image))
+        return self.model.head(y[:, -1])
 
     def check_room(self, n, what):
         held = int(self.cache.length)
@@ -72,7 +72,8 @@ class Chat:
         for kept in (self.asker.features.kept, self.asker.features.pixels.kept):
             kept.drop(media.key)  # a file of the same name may be another picture by now
         features, frame_mask = self.asker.features([[media]])
-        new = self.model.visual_keys_values(features=features, frame_mask=frame_mask)  # of this picture alone
+        visual = self.model.resample(features=features, frame_mask=frame_mask)
+        new = self.model.visual_keys_values(visual)  # of this picture alone
         self.before.append((list(self.pieces), self.cache.length, self.n_image))
         if self.pieces:
             self.read([self.tokenizer.eoc], self.n_image)  # <EOC> before each image but the first
@@ -90,11 +91,12 @@ class Chat:
         state = (list(self.pieces), self.cache.length, self.n_image)
         logits = self.read(ids, self.n_image)
         room = self.model.lm.n_context - int(self.cache.length)
-        index = torch.full((1, 1), self.n_image, device=logits.device)
+        cache, n_new = self.cache.copy(), min(self.max_new_tokens, room)
+        index = cache.keep_seen(torch.full((1, 1), self.n_image, device=logits.device))
         # The search for an answer may leave beams of any kind behind: it works on a copy. Then the answer is
         # read, once, as words and not as the ids found: the history is what a reader would see.
-        n_new = min(self.max_new_tokens, room)
-        [(answer, _)] = self.model.decode(self.cache.copy(), logits, index, n_new, **self.generate)
+        n_new = torch.full((1,), n_new, device=logits.device)
+        [(answer, _)] = answers.search(self.model, cache, logits, index, n_new, **self.generate)
         text = self.tokenizer.decode(answer)
         said = self.tokenizer.encode(text)[:room]
         if said:

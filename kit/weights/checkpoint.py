@@ -168,41 +168,6 @@ def load_into(module, state, path, what='', place=None):
     module.load_state_dict(state)
 
 
-def read_published(path):
-    """Weights as others publish them -> (state dict, path of the file). Raises BadInput.
-
-    path: a file of torch.save (.bin, .pth, .pt) or a .safetensors (the optional package of that name reads it), or a
-    folder that holds pytorch_model.bin or model.safetensors. Nothing in a file is executed.
-    """
-    if os.path.isdir(path):
-        names = [n for n in ('pytorch_model.bin', 'model.safetensors') if os.path.exists(os.path.join(path, n))]
-        if not names:
-            raise BadInput(f'{path}: holds neither pytorch_model.bin nor model.safetensors')
-        path = os.path.join(path, names[0])
-    if not os.path.exists(path):
-        raise BadInput(f'{path}: no such file')
-    if not os.path.isfile(path):
-        raise BadInput(f'{path}: not a file; published weights were expected')
-    try:
-        if str(path).endswith('.safetensors'):
-            try:
-                from safetensors.torch import load_file
-            except ImportError as e:
-                raise BadInput(f'{path}: pip install safetensors to read it, or give pytorch_model.bin') from e
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location='cpu', weights_only=True)
-    except BadInput:
-        raise
-    except OSError as e:
-        raise BadInput(f'{path}: {e.strerror or e}') from e
-    except Exception as e:  # a damaged file can fail anywhere in there
-        raise BadInput(f'{path}: damaged, refused, or no file of weights at all ({type(e).__name__})') from e
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise BadInput(f'{path}: not a dict of tensors')
-    return state, path
-
-
 def load_optimizer(optimizer, state, path, place=None):
     """Put back the moments of an optimizer for the same parameters; learning rates and the like stay as they are. Raises BadInput.
 

@@ -11,7 +11,7 @@ from PIL import Image
 from kit.files import BadInput, BadItem
 from kit.sources.base import FolderSpec, Pairs
 from kit.sources.forms import open_folder, open_path, open_source
-from kit.sources.pages import decode_html, PageReader
+from kit.sources.html import decode_html, PageReader
 
 PIXELS = np.random.default_rng(0)
 

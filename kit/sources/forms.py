@@ -19,9 +19,9 @@ from kit.sources.decode import FFMPEG, is_picture, is_video
 from kit.sources.fewshot import Pages, PageSpec
 from kit.sources.finding import given_path, kind_of_file, Place
 from kit.sources.folders import find_classes, read_classes
+from kit.sources.html import find_html, PARTS_OF_PAGES, read_html
 from kit.sources.lists import ENDINGS, find_lists, find_metadata, read_lists
-from kit.sources.pages import (
-    find_html, find_line_pages, find_tar_pages, PARTS_OF_PAGES, read_html, read_line_pages, read_tar_pages)
+from kit.sources.pages import find_line_pages, find_tar_pages, read_line_pages, read_tar_pages
 from kit.sources.shards import find_tars, read_tars
 from kit.sources.sidecars import find_sidecars, read_sidecars
 from kit.world.pages import Shapes

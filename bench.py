@@ -1,46 +1,39 @@
 """How fast is it, what memory does it take, and how far is that from what the machine can do?
 
-    python bench.py                                        # every row, nano sizes
-    python bench.py --what=xattn,generate --peers=True     # rows by the beginning of their names, beside other implementations
-    python bench.py config/gpt2.py --what=step_flamingo    # the keys of train.py hold here too: sizes, sources, device, dtype
-    python bench.py --preset=flamingo-3b --device=meta     # nothing is computed: parameter counts, memory, FLOPs
+    python bench.py                                      # every row, nano sizes
+    python bench.py --what=xattn,generate --peers=True   # rows by how their names begin, beside other code
+    python bench.py config/gpt2.py --what=step_flamingo  # the keys of train.py hold here, too
+    python bench.py --preset=flamingo-3b --device=meta   # nothing runs: parameter counts, memory, FLOPs
 
-    xattn_forward, xattn_train   one gated layer: width 512, 8 heads, 64 visual tokens an image, 256 tokens, 2 sequences
+    xattn_forward, xattn_train   a gated layer: width 512, 8 heads, 64 visual tokens, 2 times 256 tokens
     resampler_train              6 layers, 64 latents, 256 inputs, width 512, 10 pictures
-    generate_cached, _uncached   4-shot prompts of 5 pictures and 60 tokens, 8 at a time, 64 new tokens; 6 layers of width 256
-    step_train                   a training step of that model on those 8 sequences, encoder and language model frozen
-    vision, block                the encoder and one block of the language model, forward, sizes of the preset
-    step_vision, _language, _flamingo   a whole training step of each stage as train.py does it, data and all sources
-    prefill, decode, episode     few-shot prompts: read 8 of them, one word more for each, answer 16 episodes
-    data, data_vision, data_language    the batches of one step alone, and how much faster they come than the model uses them up
+    generate_cached, _uncached   8 prompts of 5 pictures and 60 tokens, 64 new tokens; 6 layers, width 256
+    step_train                   a training step of that model on those 8, encoder and language model frozen
+    vision, block                the encoder and a block of the language model, forward, sizes of the preset
+    step_vision, _language, _flamingo   a training step of each stage as train.py does it, data and all
+    prefill, decode, episode     few-shot prompts: read 8 of them, one more word for each, answer 16 episodes
+    data, data_vision, data_language    the batches of a step alone, and how much faster they come than go
 
-Times are medians over runs after a warm-up; `±` is half the distance between their quartiles. Implementations that are
-compared take turns, run by run, so that what else the machine does meets all of them; ratios are medians over the turns.
-Memory is what a call holds at its peak beyond what was there before it. The machine's limit is the rate of its best
-large matrix product, measured first; what is compared with others computes in float32, the rest as --dtype says. A row's
-FLOPs are those of its matrix products, convolutions and attention.
+Times are medians over runs after a warm-up; `±` is half the distance between their quartiles. Implementations
+that are compared take turns, run by run, so that what else the machine does meets all of them; ratios are
+medians over the turns. Memory is what a call holds at its peak beyond what was there before it. The machine's
+limit is the rate of its best large matrix product, measured first. What is compared with others computes in
+float32, the rest as --dtype says. A row's FLOPs are those of its matrix products, convolutions and attention.
 """
 import itertools
 import json
-import statistics
 import tempfile
-import time
-import weakref
-from dataclasses import dataclass
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 import train
 from data import collate, Media
 from kit import answers
 from kit.cli import check_range, command, configure
 from kit.device import autocast, check_memory, pick_device, pick_dtype
-from kit.fast import packed
 from kit.files import BadInput, whole_file
 from kit.measure import accounting, peers
+from kit.measure.clock import matmul_rate, measure, Work
 from kit.run.keys import check_values
 from kit.run.run import Run, SIZE_FIELDS
 from kit.show import lettering
@@ -54,134 +47,11 @@ KEYS = {
     'peers': (False, f'measure beside whichever of {", ".join(peers.NAMES)} can be imported'),
     'out': ('', 'a .json file for the rows'),
     'runs': (20, 'timed calls of each'),
-    'seconds': (20.0, 'stop a row after so long, if it has been called three times'),
+    'seconds': (20.0, 'stop a row after this long, if it has been called three times'),
     'width': (512, 'of the single layers; whole models that are compared have half of it'),
 } | train.KEYS
 
 N_SEQUENCE, N_TOKEN, N_LATENT, N_HEAD = 2, 256, 64, 8  # of the single layers
-
-
-# ---------------------------------------------------------------------------------------------
-# Measuring
-
-
-@dataclass
-class Work:
-    """One row, or one for each implementation. calls: {who: function}, each returning how many `unit`s it went through."""
-    what: str
-    calls: dict
-    images: int | None = None
-    unit: str = 'tokens'
-
-
-# PyTorch counts the kernels of GPUs, but not these of CPUs: {operator: (FLOPs from shapes, how many of its arguments have them)}
-CPU_ONLY = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: (sdpa_flop_count, 3),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default: (sdpa_backward_flop_count, 4),
-}
-if packed.OPERATOR is not None:
-    CPU_ONLY[packed.OPERATOR.default] = (lambda x, w: 2 * x.numel() * w[0], 2)
-
-
-class Counter(TorchDispatchMode):
-    """Watches every operation inside. `flops`: of matrix products, convolutions and attention, where a multiplication and
-    an addition are two, and attention with a mask counts in full. `peak`: the most bytes that tensors made inside held at
-    one time; what was there before costs nothing."""
-
-    def __init__(self):
-        super().__init__()
-        self.flops, self.now, self.peak, self.known = 0, 0, 0, {}
-
-    def follow(self, tensor, new):
-        holder = tensor if tensor.layout is torch._mkldnn else tensor.untyped_storage()  # packed weights (kit/fast/packed.py) show no storage
-        if holder._cdata not in self.known:
-            self.known[holder._cdata] = (tensor.numel() * tensor.itemsize if holder is tensor else holder.nbytes()) if new else 0
-            self.now += self.known[holder._cdata]
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(holder, self.forget, holder._cdata)
-
-    def forget(self, holder):
-        self.now -= self.known.pop(holder, 0)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = function(*args, **kwargs)
-        if function in CPU_ONLY:
-            count, n = CPU_ONLY[function]
-            self.flops += count(*(x.shape for x in args[:n]))
-        elif function.overloadpacket in flop_registry:
-            self.flops += flop_registry[function.overloadpacket](*args, **kwargs, out_val=out)
-        for new, values in ((False, (args, kwargs)), (True, out)):
-            for x in tree_leaves(values):
-                if isinstance(x, torch.Tensor):
-                    self.follow(x, new)
-        return out
-
-
-def cost(call, device):
-    """-> (FLOPs of a call, bytes it holds at its peak beyond what was there before)"""
-    cuda = torch.device(device).type == 'cuda'
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    with Counter() as counter:
-        call()
-    return counter.flops, torch.cuda.max_memory_allocated(device) - before if cuda else counter.peak
-
-
-def wait(device):
-    """Until the device has done what it was told: only then is the time measured the time it took."""
-    kind = torch.device(device).type
-    if kind in ('cuda', 'mps'):
-        getattr(torch, kind).synchronize()
-
-
-def seconds(call, device):
-    """-> (seconds of one call, what it returned)"""
-    wait(device)
-    start = time.perf_counter()
-    count = call()
-    wait(device)
-    return time.perf_counter() - start, count
-
-
-def take_turns(calls, device, runs, limit):
-    """-> {who: [(seconds, count) of each run]}, the implementations in alternation, run by run."""
-    for _ in range(2):
-        for call in calls.values():
-            call()
-    times, start = {who: [] for who in calls}, time.perf_counter()
-    for run in range(runs):
-        if run >= 3 and time.perf_counter() - start > limit:
-            break
-        for who, call in calls.items():
-            times[who].append(seconds(call, device))
-    return times
-
-
-def matmul_rate(device, dtype, n=2048):
-    """FLOP/s of the machine's best n × n × n matrix product: the limit that everything is held against."""
-    n = n if torch.device(device).type == 'cpu' else 4 * n
-    a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
-    return 2 * n ** 3 / min(seconds(lambda: a @ b, device)[0] for _ in range(10))
-
-
-def measure(work, rate, device, runs, limit):
-    """-> (rows, lines for the table, {peer: median over the turns of its time over ours})"""
-    times = take_turns(work.calls, device, runs, limit)
-    rows, lines = [], []
-    for who, call in work.calls.items():
-        spent = [t for t, _ in times[who]]
-        ms, per_s = 1e3 * statistics.median(spent), sum(n for _, n in times[who]) / sum(spent)
-        low, _, high = statistics.quantiles(spent, n=4) if len(spent) > 1 else spent * 3
-        flops, held = cost(call, device)
-        mib, share = held / 2 ** 20, flops / (ms / 1e3) / rate
-        rows.append({'what': work.what, 'who': who, 'images': work.images, 'ms': ms, 'tokens_per_s': per_s if work.unit == 'tokens' else None,
-                     'peak_mib': mib, 'of_peak_flops': share})
-        lines.append([work.what, who, '' if work.images is None else work.images, f'{ms:.1f}', f'±{500 * (high - low):.1f}',
-                      f'{per_s:,.0f}', work.unit + '/s', f'{mib:.1f}', f'{share:.0%}'])
-    slower = {who: statistics.median(t / o for (t, _), (o, _) in zip(times[who], times['ours'])) for who in times if who != 'ours'}
-    return rows, lines, slower
 
 
 # ---------------------------------------------------------------------------------------------
@@ -219,21 +89,25 @@ def xattn(n_image, width, device, beside, training):
     visual = torch.randn(N_SEQUENCE, n_image, N_LATENT, width, device=device, requires_grad=training)
     index = image_tags(N_TOKEN, n_image).cumsum(0).expand(N_SEQUENCE, -1).to(device)
     ours = GatedCrossAttention(width, n_head=N_HEAD)
-    layers = {'ours': (ours, lambda y, visual: ours(y, visual, index))} | peers.gated_layers(beside, width, N_HEAD, index)
-    calls = {}
+    layers = {'ours': (ours, lambda y, visual: ours(y, visual, index))}
+    layers |= peers.gated_layers(beside, width, N_HEAD, index)
+    calls, n_token = {}, N_SEQUENCE * N_TOKEN
     for who, (layer, run) in layers.items():
-        for name, p in layer.to(device).named_parameters():
+        for p in layer.to(device).parameters():
             if p.numel() == 1:
                 torch.nn.init.constant_(p, 0.5)  # the gates
-        calls[who] = train_call(layer, run, (y, visual), y.shape[0] * y.shape[1]) if training else forward_call(run, (y, visual), y.shape[0] * y.shape[1])
+        both_ways = train_call(layer, run, (y, visual), n_token)
+        calls[who] = both_ways if training else forward_call(run, (y, visual), n_token)
     return Work('xattn_train' if training else 'xattn_forward', calls, n_image)
 
 
 def resampler(width, device, beside, n_image=5, n_layer=6, n_input=256):
-    media = torch.randn(N_SEQUENCE, n_image, n_input, width, device=device)  # of a frozen encoder: no gradient wanted
+    media = torch.randn(N_SEQUENCE, n_image, n_input, width, device=device)  # wants no gradient
     ours = PerceiverResampler(width, n_latent=N_LATENT, n_layer=n_layer, n_head=N_HEAD)
-    modules = {'ours': (ours, lambda media: ours(media.unsqueeze(2)))} | peers.resamplers(beside, width, n_layer, N_HEAD, N_LATENT, n_image)
-    calls = {who: train_call(module.to(device), run, (media,), N_SEQUENCE * n_image) for who, (module, run) in modules.items()}
+    modules = {'ours': (ours, lambda media: ours(media.unsqueeze(2)))}
+    modules |= peers.resamplers(beside, width, n_layer, N_HEAD, N_LATENT, n_image)
+    calls = {who: train_call(module.to(device), run, (media,), N_SEQUENCE * n_image)
+             for who, (module, run) in modules.items()}
     return Work('resampler_train', calls, n_image, 'images')
 
 
@@ -242,24 +116,27 @@ class SmallModel:
 
     def __init__(self, width, device, beside, n_image=5, words=11, batch=8, n_new=64):
         torch.manual_seed(0)
-        head = dict(lm_head=4, xattn_head=4, xattn_head_dim=width // 4, resampler_head=4, resampler_head_dim=width // 4)
-        self.config = FlamingoConfig(n_vocab=1024, lm_layer=6, lm_dim=width, n_context=128, resampler_layer=2, resampler_dim=width, n_latent=16,
-                                     vision='nano', image_size=48, **head)
+        self.config = FlamingoConfig(
+            n_vocab=1024, n_context=128, lm_layer=6, lm_dim=width, lm_head=4,
+            xattn_head=4, xattn_head_dim=width // 4, n_latent=16,
+            resampler_layer=2, resampler_dim=width, resampler_head=4, resampler_head_dim=width // 4)
         self.model = Flamingo(self.config).to(device)
         with torch.no_grad():
-            self.model.new_rows.zero_()  # <EOC> is then never the likeliest word: every answer has all of its 64
+            self.model.new_rows.zero_()  # <EOC> is then never the likeliest word: every answer has all its 64
         self.n_new, self.n_image, t = n_new, n_image, n_image * (1 + words)
         tags = image_tags(t, n_image).expand(batch, -1)
         self.tokens = torch.randint(0, 1022, (batch, t)).masked_fill(tags, self.model.image).to(device)
         self.index = tags.cumsum(1).to(device)
         self.targets = self.tokens.roll(-1, 1).masked_fill(tags.roll(-1, 1).to(device), -100)
-        self.media = torch.randn(batch, n_image, 1, 3, self.config.image_size, self.config.image_size, device=device)
+        side = self.config.image_size
+        self.media = torch.randn(batch, n_image, 1, 3, side, side, device=device)
         self.length = torch.full((batch,), t, device=device)
         self.others = peers.models(beside, self, device)
 
     def generate(self):
         self.model.eval()
-        answers.generate(self.model, self.tokens, self.length, self.index, self.n_new, beam_size=1, media=self.media)
+        answers.generate(self.model, self.tokens, self.length, self.index, self.n_new, beam_size=1,
+                         media=self.media)
         return self.n_new * len(self.tokens)
 
     @torch.no_grad()
@@ -268,7 +145,8 @@ class SmallModel:
         self.model.eval()
         tokens, index, features = self.tokens, self.index, self.model.see(self.media)
         for _ in range(self.n_new):
-            word = answers.forbid(self.model, self.model(tokens, index, features=features)[0][:, -1]).argmax(-1, keepdim=True)
+            logits = self.model(tokens, index, features=features)[0][:, -1]
+            word = answers.forbid(self.model, logits).argmax(-1, keepdim=True)
             tokens, index = torch.cat([tokens, word], 1), torch.cat([index, index[:, -1:]], 1)
         return self.n_new * len(self.tokens)
 
@@ -280,7 +158,8 @@ class SmallModel:
     def training(self):
         """Forward, backward and optimizer, everything but encoder and language model being trained."""
         def step(loss, module):
-            optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4, fused=True)
+            trained = [p for p in module.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
             def call():
                 module.train()
@@ -290,13 +169,15 @@ class SmallModel:
                 return self.tokens.numel()
             return call
 
-        calls = {'ours': step(lambda: self.model(self.tokens, self.index, self.media, self.targets)[1], self.model)}
+        loss = lambda: self.model(self.tokens, self.index, self.media, self.targets)[1]
+        calls = {'ours': step(loss, self.model)}
         calls |= {who: step(peer.loss, peer.model) for who, peer in self.others.items()}
         return Work('step_train', calls, self.n_image)
 
     def __str__(self):
-        count = lambda model: f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters'
-        return 'generate_* and step_train: ' + ', '.join([f'ours {count(self.model)}'] + [f'{who} {count(peer.model)}' for who, peer in self.others.items()])
+        models = {'ours': self.model} | {who: peer.model for who, peer in self.others.items()}
+        sizes = [f'{who} {accounting.count(model) / 1e6:.2f} M parameters' for who, model in models.items()]
+        return 'generate_* and step_train: ' + ', '.join(sizes)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -333,10 +214,13 @@ class Whole:
             yield Work('step_' + stage.name, {'ours': stage_step(self.run, stage, self.numbers)})
 
     def parts(self, batch=32):
+        vision, block = self.model.vision, self.model.lm.h[0]
         images = torch.randn(batch, 3, self.size.image_size, self.size.image_size, device=self.run.device)
-        yield Work('vision', {'ours': forward_call(self.autocast(self.model.vision), (images,), batch)}, batch, 'images')
-        x = torch.randn(8, self.size.n_token, self.size.lm_dim, device=self.run.device, dtype=self.model.lm.wte.weight.dtype)
-        yield Work('block', {'ours': forward_call(self.autocast(self.model.lm.h[0]), (x,), x.shape[0] * x.shape[1])})
+        forward = forward_call(self.autocast(vision), (images,), batch)
+        yield Work('vision', {'ours': forward}, batch, 'images')
+        dtype, n_token = self.model.lm.wte.weight.dtype, self.size.n_token
+        x = torch.randn(8, n_token, self.size.lm_dim, device=self.run.device, dtype=dtype)
+        yield Work('block', {'ours': forward_call(self.autocast(block), (x,), 8 * n_token)})
 
     def autocast(self, module):
         def run(*inputs):
@@ -366,10 +250,13 @@ class Whole:
             cache.length = prompts['length']  # the next run writes to the same place
             return len(word)
 
+        def answer():
+            return len(self.autocast(asker.answer)(episodes))
+
         self.model.eval()
-        yield Work('prefill', {'ours': no_grad(prefill)}, n_image)
-        yield Work('decode', {'ours': no_grad(decode)}, n_image)
-        yield Work('episode', {'ours': lambda: len(self.autocast(asker.answer)(episodes))}, n_image, 'episodes')
+        yield Work('prefill', {'ours': torch.no_grad()(prefill)}, n_image)
+        yield Work('decode', {'ours': torch.no_grad()(decode)}, n_image)
+        yield Work('episode', {'ours': answer}, n_image, 'episodes')
 
     def data(self):
         def flamingo():
@@ -386,22 +273,25 @@ class Whole:
             pairs = [d for name in self.vision.weights for d in self.run.reader.pairs(name, i)]
             return sum(isinstance(p, Media) for d in pairs for p in d.pieces)
 
+        def language():
+            return self.run.reader.texts('text', next(self.numbers))[0].size
+
         yield Work('data', {'ours': flamingo})
         yield Work('data_vision', {'ours': vision}, unit='images')
-        yield Work('data_language', {'ours': lambda: self.run.reader.texts('text', next(self.numbers))[0].size})
-
-
-def no_grad(call):
-    return torch.no_grad()(call)
+        yield Work('data_language', {'ours': language})
 
 
 # ---------------------------------------------------------------------------------------------
 # The script
 
 
-OF_RUN = ('vision', 'block', 'step_vision', 'step_language', 'step_flamingo', 'prefill', 'decode', 'episode', 'data', 'data_vision', 'data_language')
-STEP_OF = {'data': 'step_flamingo', 'data_vision': 'step_vision', 'data_language': 'step_language'}  # what uses up these batches
-NAMES = ('xattn_forward', 'xattn_train', 'resampler_train', 'generate_cached', 'generate_uncached', 'step_train', *OF_RUN)
+COMPARED = ('xattn_forward', 'xattn_train', 'resampler_train', 'generate_cached', 'generate_uncached',
+            'step_train')
+OF_RUN = ('vision', 'block', 'step_vision', 'step_language', 'step_flamingo', 'prefill', 'decode', 'episode',
+          'data', 'data_vision', 'data_language')
+NAMES = COMPARED + OF_RUN
+# What uses up these batches.
+STEP_OF = {'data': 'step_flamingo', 'data_vision': 'step_vision', 'data_language': 'step_language'}
 
 
 def works(config, device, wanted):
@@ -426,43 +316,65 @@ def works(config, device, wanted):
                 yield work
 
 
-def main():
-    config = configure(KEYS, usage=__doc__)
-    check_values(config, train.KEYS)
-    if config.device == 'meta':
-        try:
-            return print(accounting.report(config.preset, {f.name: getattr(config, f.name) for f in SIZE_FIELDS if f.name in config.given}))
-        except ValueError as e:
-            raise BadInput(f'--{e}') from e
+def wanted_rows(config):
+    """-> function(names…): is a row of one of these names wanted? Raises BadInput."""
     beginnings = tuple(part.strip() for part in config.what.split(',') if part.strip()) or ('',)
     for part in beginnings:
         if not any(name.startswith(part) for name in NAMES):
             raise BadInput(f'--what={config.what}: no row begins with {part!r}; there are {", ".join(NAMES)}')
+    beginnings += tuple(step for data, step in STEP_OF.items() if data.startswith(beginnings))
+    return lambda *names: any(name.startswith(beginnings) for name in names)
+
+
+def against_peers(work, slower):
+    """{peer: its time over ours} -> a line"""
+    fastest = min(slower, key=slower.get)
+    each = ', '.join(f'{who} {1 / ratio:.2f}' for who, ratio in slower.items())
+    return f'{work}: {1 / slower[fastest]:.2f} × the time of {fastest}, the fastest peer ({each})'
+
+
+def against_model(rows):
+    """Rows -> a line for each that reads batches: how much faster is that than the step that uses them up?"""
+    ms = {row['what']: row['ms'] for row in rows if row['who'] == 'ours'}
+    return [f'{data}: read {ms[step] / ms[data] - 1:.1f} × as fast as the model uses it up '
+            f'({step}, which reads it too)' for data, step in STEP_OF.items() if data in ms]
+
+
+def without_running(config):
+    """The tables of --device=meta. Raises BadInput."""
+    changes = {f.name: getattr(config, f.name) for f in SIZE_FIELDS if f.name in config.given}
+    try:
+        return accounting.report(config.preset, changes)
+    except ValueError as e:
+        raise BadInput(f'--{e}') from e
+
+
+def main():
+    config = configure(KEYS, usage=__doc__)
+    check_values(config, train.KEYS)
+    if config.device == 'meta':
+        return print(without_running(config))
+    wanted = wanted_rows(config)
     check_range(config, 1, float('inf'), 'runs')
     check_range(config, 0, float('inf'), 'seconds')
     if config.width < 16 or config.width % 16:
-        raise BadInput(f'--width={config.width}: must be a multiple of 16, for its 8 heads and the 4 of half the width')
-    beginnings += tuple(step for data, step in STEP_OF.items() if data.startswith(beginnings))
-    wanted = lambda *names: any(name.startswith(beginnings) for name in names)
+        raise BadInput(f'--width={config.width}: must be a multiple of 16, for 8 heads and 4 of half of it')
     device = config.device = pick_device(config.device)
     check_memory(4 * 12 * config.width ** 2, device, f'a gated layer of width {config.width:,}')
     dtype = pick_dtype(config.dtype, device)
     rates = {d: matmul_rate(device, d) for d in dict.fromkeys([torch.float32, dtype])}
-    print(f'{device}, {torch.get_num_threads()} threads: matrix products at '
-          + ', '.join(f'{rate / 1e9:,.0f} GFLOP/s in {str(d).removeprefix("torch.")}' for d, rate in rates.items()))
+    fast = [f'{rate / 1e9:,.0f} GFLOP/s in {str(d).removeprefix("torch.")}' for d, rate in rates.items()]
+    print(f'{device}, {torch.get_num_threads()} threads: matrix products at {", ".join(fast)}')
     rows, lines, ratios = [], [], []
     for work in works(config, device, wanted):
-        some, more, slower = measure(work, rates[dtype if work.what in OF_RUN else torch.float32], device, config.runs, config.seconds)
+        rate = rates[dtype if work.what in OF_RUN else torch.float32]
+        some, more, slower = measure(work, rate, device, config.runs, config.seconds)
         rows, lines = rows + some, lines + more
-        if slower:
-            fastest = min(slower, key=slower.get)
-            name = work.what + (f', {work.images} image{"s" if work.images != 1 else ""}' if work.images else '')
-            ratios.append(f'{name}: {1 / slower[fastest]:.2f} × the time of {fastest}, the fastest peer ({", ".join(f"{who} {1 / r:.2f}" for who, r in slower.items())})')
+        ratios += [against_peers(work, slower)] if slower else []
         print('.', end='', flush=True)  # one for each piece of work done
-    print('\n' + lettering.text_table(lines, ['what', 'who', 'images', 'ms', '', 'rate', '', 'peak MiB', 'of limit']))
-    ms = {row['what']: row['ms'] for row in rows if row['who'] == 'ours'}
-    ratios += [f'{data}: read {ms[step] / ms[data] - 1:.1f} × as fast as the model uses it up ({step}, which reads it too)' for data, step in STEP_OF.items() if data in ms]
-    print(*ratios, sep='\n')
+    header = ['what', 'who', 'images', 'ms', '', 'rate', '', 'peak MiB', 'of limit']
+    print('\n' + lettering.text_table(lines, header))
+    print(*ratios, *against_model(rows), sep='\n')
     if config.out:
         with whole_file(config.out, 'w', encoding='utf-8') as f:
             json.dump(rows, f, indent=1)

@@ -2,8 +2,9 @@
 
     python bench.py --preset=flamingo-3b --device=meta
 
-Parameters are counted on the real modules, made on torch's `meta` device (shapes without memory); so are the FLOPs of a
-picture and the activations kept for the backward pass of each kind of block. The rest is arithmetic, written out below.
+Parameters are counted on the real modules, made on torch's `meta` device (shapes without memory); so are the
+FLOPs of a picture and the activations that each kind of block keeps for the backward pass. The rest is
+arithmetic, written out below.
 """
 from dataclasses import dataclass
 from unittest import mock
@@ -23,17 +24,22 @@ from xattn import GatedCrossAttention
 
 
 # Table 5 and appendix of the paper, as printed there.
+PARTS = ('language model', 'vision encoder', 'gated layers', 'resampler', 'total')
 PAPER = {
-    'flamingo-3b': {'language model': 1.4e9, 'vision encoder': 435e6, 'gated layers': 1.2e9, 'resampler': 194e6, 'total': 3.2e9},
-    'flamingo-9b': {'language model': 7.1e9, 'vision encoder': 435e6, 'gated layers': 1.6e9, 'resampler': 194e6, 'total': 9.3e9},
-    'flamingo-80b': {'language model': 70e9, 'vision encoder': 435e6, 'gated layers': 10e9, 'resampler': 194e6, 'total': 80e9},
+    'flamingo-3b': dict(zip(PARTS, (1.4e9, 435e6, 1.2e9, 194e6, 3.2e9))),
+    'flamingo-9b': dict(zip(PARTS, (7.1e9, 435e6, 1.6e9, 194e6, 9.3e9))),
+    'flamingo-80b': dict(zip(PARTS, (70e9, 435e6, 10e9, 194e6, 80e9))),
 }
-# Where a count is more than 3 % from the paper's. (Its 1.4 B, 7.1 B and 70 B are 13 D² a layer + 32,000 D to within 2 %.)
-RELATIVE = "the paper's is 13 D² a layer: one more D x D matrix, as relative positions need; ours has GPT-2's 12 D² and learned positions"
+# Where a count is more than 3 % from the paper's. (Its 1.4 B, 7.1 B and 70 B are 13 D² a layer + 32,000 D to
+# within 2 %.)
+RELATIVE = ("the paper's is 13 D² a layer: one more D x D matrix, as relative positions need; ours has "
+            "GPT-2's 12 D² and learned positions")
 WHY = {
     ('flamingo-3b', 'language model'): RELATIVE,
-    ('flamingo-9b', 'language model'): "the paper's 7.1 B are 32 layers (of 13 D²), not the 40 of its own Table 4",
-    ('flamingo-9b', 'gated layers'): "the paper's 1.6 B are 8 layers (of 12 D²): one before every 4th of 32, not of the 40 of its Table 4",
+    ('flamingo-9b', 'language model'):
+        "the paper's 7.1 B are 32 layers (of 13 D²), not the 40 of its own Table 4",
+    ('flamingo-9b', 'gated layers'):
+        "the paper's 1.6 B are 8 layers (of 12 D²): one before every 4th of 32, not of the 40 of its Table 4",
     ('flamingo-9b', 'total'): 'the 40 layers of Table 4; see the two rows above',
     ('flamingo-80b', 'language model'): RELATIVE,
     ('flamingo-80b', 'gated layers'): 'printed as 10 B; 12 layers of 12 D² are 9.7 B',
@@ -41,7 +47,7 @@ WHY = {
 }
 GPUS = (1, 8, 64, 1024)
 GIB = 1 << 30
-CARD = 80  # GB of memory that a large GPU of 2022–2024 has (A100, H100); "fits" is measured against nine tenths of it
+CARD = 80  # GB of memory of a large GPU of 2022–2024 (A100, H100); "fits" means: into nine tenths of it
 
 
 @dataclass
@@ -71,9 +77,11 @@ def meta_flamingo(config):
 
 
 def sizes(model):
-    """Flamingo -> Sizes. The projection into the contrastive space is no part of it; <image> and <EOC> go with the gated layers."""
+    """Flamingo -> Sizes. The projection into the contrastive space is left out; <image> and <EOC> count as
+    gated layers."""
     vision = count(model.vision) - count(model.vision.projection)
-    return Sizes(count(model.lm), vision, count(model.gated) + count(model.widen) + model.new_rows.numel(), count(model.resampler))
+    gated = count(model.gated) + count(model.widen) + model.new_rows.numel()
+    return Sizes(count(model.lm), vision, gated, count(model.resampler))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -83,7 +91,8 @@ def sizes(model):
 def token_flops(c):
     """Forward FLOPs of one text token -> (language model, gated layers); a matrix of n weights costs 2 n.
 
-    Attention scores and sums cost 4 D a key and layer; with a causal mask a token of a sequence of L has L/2 keys in the mean.
+    Attention scores and sums cost 4 D a key and layer; with a causal mask, a token of a sequence of L has L/2
+    keys on average.
     """
     lm = c.lm_layer * (2 * 12 * c.lm_dim ** 2 + 4 * c.lm_dim * c.n_token / 2) + 2 * c.lm_dim * (c.n_vocab + 2)
     inner, n_gated = c.xattn_head * c.xattn_head_dim, len(range(0, c.lm_layer, c.xattn_every))
@@ -92,7 +101,8 @@ def token_flops(c):
 
 
 def image_flops(c, model):
-    """Forward FLOPs of one picture -> (vision encoder, resampler, its keys and values in all gated layers), counted by torch."""
+    """Forward FLOPs of one picture -> (vision encoder, resampler, keys and values in all gated layers). Torch
+    counts them."""
     counts = []
     features = torch.empty(1, 1, 1, n_position(c, model), model.vision.dim, device='meta')
     visual = torch.empty(1, 1, c.n_latent, c.resampler_dim, device='meta')
@@ -100,7 +110,8 @@ def image_flops(c, model):
     for call in (lambda: model.vision(torch.empty(1, 3, c.image_size, c.image_size, device='meta')),
                  lambda: model.resampler(features),
                  lambda: keys_values(model.widen(visual))):
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # of the fused kernels, the counter knows some only
+        # The plain kernel: of the fused ones, the counter knows only some.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             call()
         counts.append(counter.get_total_flops())
     return counts
@@ -117,8 +128,10 @@ def n_position(c, model):
 
 
 def kept(make, call, dtype, frozen=None):
-    """Bytes that autograd keeps of one block's forward, parameters not counted. make() -> block, call(block) runs it; frozen: what its
-    weights are held in where they are not trained."""
+    """Bytes that autograd keeps of one block's forward, parameters not counted.
+
+    make() -> block, call(block) runs it; frozen: what its weights are held in where they are not trained.
+    """
     total, seen = 0, set()
 
     def pack(x):
@@ -130,8 +143,9 @@ def kept(make, call, dtype, frozen=None):
         return x
 
     alive = []
+    half = torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16)
     # As on a GPU, whose attention needs no float32 in between.
-    with FakeTensorMode(), torch.autocast('cpu', torch.bfloat16, enabled=dtype == torch.bfloat16), mock.patch('kit.fast.attention.SLOW_IN_BFLOAT16', ()):
+    with FakeTensorMode(), half, mock.patch('kit.fast.attention.SLOW_IN_BFLOAT16', ()):
         torch.set_default_dtype(frozen or torch.float32)
         try:
             block = make().requires_grad_(frozen is None)
@@ -144,7 +158,7 @@ def kept(make, call, dtype, frozen=None):
 
 
 def activations(c, model, dtype):
-    """Bytes kept for the backward pass of one sequence of L tokens and N pictures -> (all, with activation checkpointing).
+    """Bytes kept for the backward pass of a sequence of L tokens and N pictures -> (all, with checkpointing).
 
     Checkpointing keeps what goes into each block and, while one is computed again, all of that one.
     """
@@ -158,7 +172,8 @@ def activations(c, model, dtype):
         chunk = -(-t // n)  # text is spread evenly over the images
         token, image, place = (torch.zeros(size, dtype=torch.long) for size in (n * chunk, n, t))
         route = Route(token, image, True, place, torch.ones(1, t, dtype=torch.bool), chunk)
-        return layer(stream(1, t, d), stream(1, n, r, dim, dtype=torch.float32), torch.ones(1, t, dtype=torch.long), route=route)
+        visual, index = stream(1, n, r, dim, dtype=torch.float32), torch.ones(1, t, dtype=torch.long)
+        return layer(stream(1, t, d), visual, index, route=route)
 
     block = kept(lambda: Block(d, c.lm_head), lambda b: b(stream(1, t, d)), dtype, frozen)
     gated = kept(lambda: GatedCrossAttention(d, dim, c.xattn_head, c.xattn_head_dim), gate, dtype)
@@ -169,14 +184,17 @@ def activations(c, model, dtype):
         def read(layers):
             features, time = wide(n, 1, s), wide(1, 1)
             return [layer(wide(n, r), features, time) for layer in layers]
-        return kept(lambda: nn.ModuleList(ResamplerLayer(c.resampler_dim, c.resampler_head, c.resampler_head_dim) for _ in range(n_layer)), read, dtype)
+
+        size = c.resampler_dim, c.resampler_head, c.resampler_head_dim
+        return kept(lambda: nn.ModuleList(ResamplerLayer(*size) for _ in range(n_layer)), read, dtype)
 
     one_layer = resampler(1)
     layer = resampler(2) - one_layer  # what all layers read is kept once for all
     features = 4 * n * s * (model.vision.dim + c.resampler_dim) + one_layer - layer
     head = t * (c.n_vocab + 2) * (width + 4 + 4)  # logits, in float32, and their softmax
     everything = c.lm_layer * block + n_gated * gated + c.resampler_layer * layer + features + head
-    inputs = (c.lm_layer + n_gated) * t * d * width + c.resampler_layer * 4 * n * r * c.resampler_dim + 4 * n * r * dim  # visual tokens: once for all
+    inputs = (c.lm_layer + n_gated) * t * d * width + c.resampler_layer * 4 * n * r * c.resampler_dim
+    inputs += 4 * n * r * dim  # visual tokens: once for all gated layers
     return everything, inputs + max(block, gated, layer) + features + head
 
 
@@ -184,17 +202,19 @@ def caches(c, dtype):
     """Bytes of the key/value caches of generation, a sequence: (text at the full context, N pictures)."""
     width = torch.finfo(dtype).bits // 8
     n_gated = len(range(0, c.lm_layer, c.xattn_every))
-    return 2 * c.lm_layer * c.n_context * c.lm_dim * width, 2 * n_gated * c.n_image * c.n_latent * c.xattn_head * c.xattn_head_dim * width
+    text = 2 * c.lm_layer * c.n_context * c.lm_dim * width
+    return text, 2 * n_gated * c.n_image * c.n_latent * c.xattn_head * c.xattn_head_dim * width
 
 
 def memory(c, model, dtype, n_gpu, activation_bytes):
     """Bytes on each GPU in training, one sequence at a time with activation checkpointing -> {what: bytes}.
 
-    Trained weights, their gradients and AdamW's two moments are float32; what is frozen is as `frozen_dtype` says. Sharded, everything
-    is divided by the number of GPUs but the vision encoder, and a block and the next, or the resampler, are put together at a time.
+    Trained weights, their gradients and AdamW's two moments are float32; what is frozen is as `frozen_dtype`
+    says. Sharded, all but the vision encoder is divided by the number of GPUs; a block and the next, or the
+    resampler, are put together at a time.
     """
     size, width = sizes(model), torch.finfo(frozen_dtype(dtype, 'cuda', c.lm_dim)).bits // 8
-    one_block = count(model.lm.h[0]) * width + count(model.gated[0]) * (4 + 4)  # with the gradient of the latter
+    one_block = count(model.lm.h[0]) * width + count(model.gated[0]) * (4 + 4)  # the latter with its gradient
     root = (model.lm.wte.weight.numel() + model.lm.wpe.weight.numel()) * width
     return {
         'frozen LM': size.frozen_lm * width / n_gpu,
@@ -222,7 +242,7 @@ def big(x):
 def parameter_rows(preset, model):
     """-> [(component, our number, the paper's or None, why they differ by more than 3 %)]"""
     size = sizes(model)
-    ours = {'language model': size.frozen_lm, 'vision encoder': size.vision, 'gated layers': size.gated, 'resampler': size.resampler, 'total': size.total}
+    ours = dict(zip(PARTS, (size.frozen_lm, size.vision, size.gated, size.resampler, size.total)))
     rows = []
     for name, n in ours.items():
         paper = PAPER.get(preset, {}).get(name)
@@ -232,35 +252,46 @@ def parameter_rows(preset, model):
 
 
 def report(preset, changes={}):
-    """All tables of a preset, as text. changes: sizes that differ from it; what is then counted is no longer the paper's model.
-    Raises ValueError where they make no model."""
+    """All tables of a preset, as text. changes: sizes that differ from it; then there is nothing of the paper
+    beside them. Raises ValueError where they make no model."""
     c = FlamingoConfig(**PRESETS[preset] | changes)
     model = meta_flamingo(c)
     out = [', '.join([preset, *(f'{k}={v}' for k, v in changes.items())]) + ': parameters']
     rows = [[name, big(n), big(p) if p else '', f'{n / p - 1:+.1%}' if p else '', why]
             for name, n, p, why in parameter_rows('' if changes else preset, model)]
     out.append(text_table(rows, ['', 'ours', 'paper', 'difference', 'why, where more than 3 %']))
+    out += flops_report(c, model)
+    for dtype in (torch.float32, torch.bfloat16):
+        out += memory_report(c, model, dtype)
+    return '\n'.join(out)
 
+
+def flops_report(c, model):
     lm, gated = token_flops(c)
     vision, resampler, keys = image_flops(c, model)
-    out.append(f'\nFLOPs, forward; and in training, where the backward pass costs twice the forward, half of that in frozen layers, '
-               f'nothing in the encoder\n(a text token in a sequence of {c.n_token}; a picture of {c.image_size} x {c.image_size})')
-    work = [('token: language model', lm, 2), ('token: gated layers', gated, 3), ('picture: vision encoder', vision, 1),
-            ('picture: resampler', resampler, 3), ('picture: keys and values', keys, 3)]
-    out.append(text_table([[name, big(x), big(x * times)] for name, x, times in work], ['', 'forward', 'training']))
+    work = [('token: language model', lm, 2), ('token: gated layers', gated, 3),
+            ('picture: vision encoder', vision, 1), ('picture: resampler', resampler, 3),
+            ('picture: keys and values', keys, 3)]
+    rows = [[name, big(x), big(x * times)] for name, x, times in work]
+    return ['\nFLOPs, forward; and in training, where the backward pass costs twice the forward, half of '
+            'that in frozen layers, nothing in the encoder\n'
+            f'(a text token in a sequence of {c.n_token}; a picture of {c.image_size} x {c.image_size})',
+            text_table(rows, ['', 'forward', 'training'])]
 
-    for dtype in (torch.float32, torch.bfloat16):
-        everything, checkpointed = activations(c, model, dtype)
-        tables = [memory(c, model, dtype, n, checkpointed) for n in GPUS]
-        rows = [[what, *[f'{table[what] / GIB:.2f}' for table in tables]] for what in tables[0]]
-        total = [sum(table.values()) for table in tables]
-        rows.append(['total', *[f'{x / GIB:.2f}' for x in total]])
-        rows.append([f'fits {CARD} GB', *['yes' if x < 0.9 * CARD * 1e9 else 'no' for x in total]])
-        name, frozen = (str(d).removeprefix('torch.') for d in (dtype, frozen_dtype(dtype, 'cuda', c.lm_dim)))
-        out.append(f'\nmemory in GiB on each GPU, computed: matrix products in {name}, frozen weights in {frozen}, the trained part in float32;'
-                   f'\none sequence of {c.n_token} tokens and {c.n_image} pictures, activation checkpointing, sharded over')
-        out.append(text_table(rows, ['', *[f'{n:,} GPU{"s" if n > 1 else ""}' for n in GPUS]]))
-        text, pictures = caches(c, dtype)
-        out.append(f'without activation checkpointing {everything / GIB:.2f} GiB of activations; caches of generation, a sequence of {c.n_context} '
-                   f'tokens: {text / GIB:.2f} GiB of text, {pictures / GIB:.2f} GiB of {c.n_image} pictures')
-    return '\n'.join(out)
+
+def memory_report(c, model, dtype):
+    everything, checkpointed = activations(c, model, dtype)
+    tables = [memory(c, model, dtype, n, checkpointed) for n in GPUS]
+    rows = [[what, *[f'{table[what] / GIB:.2f}' for table in tables]] for what in tables[0]]
+    total = [sum(table.values()) for table in tables]
+    rows.append(['total', *[f'{x / GIB:.2f}' for x in total]])
+    rows.append([f'fits {CARD} GB', *['yes' if x < 0.9 * CARD * 1e9 else 'no' for x in total]])
+    name, frozen = (str(d).removeprefix('torch.') for d in (dtype, frozen_dtype(dtype, 'cuda', c.lm_dim)))
+    text, pictures = caches(c, dtype)
+    return [f'\nmemory in GiB on each GPU, computed: matrix products in {name}, frozen weights in {frozen}, '
+            f'the trained part in float32;\none sequence of {c.n_token} tokens and {c.n_image} pictures, '
+            'activation checkpointing, sharded over',
+            text_table(rows, ['', *[f'{n:,} GPU{"s" if n > 1 else ""}' for n in GPUS]]),
+            f'without activation checkpointing {everything / GIB:.2f} GiB of activations; caches of '
+            f'generation, a sequence of {c.n_context} tokens: {text / GIB:.2f} GiB of text, '
+            f'{pictures / GIB:.2f} GiB of {c.n_image} pictures']

@@ -1,7 +1,8 @@
-"""Other implementations of Flamingo's parts, for bench.py to measure beside ours. Nothing here is needed for anything else.
+"""Other implementations of Flamingo's parts, for bench.py to measure beside ours.
 
-Whichever of NAMES can be imported is used. open_flamingo's layers stand in a file of their own, which is loaded alone:
-the package around it needs torchvision and open_clip. Sizes are chosen so that each has as many weights as ours.
+Whichever of NAMES can be imported is used. open_flamingo's layers stand in a file of their own, which is
+loaded alone: the package around it needs torchvision and open_clip. Sizes are chosen so that each has as many
+weights as ours.
 """
 import importlib
 import importlib.util
@@ -14,13 +15,17 @@ NAMES = ('flamingo-pytorch', 'open_flamingo', 'idefics')
 
 def importable():
     """-> {name: module}"""
-    found = {}
-    for name, load in zip(NAMES, (lambda: importlib.import_module('flamingo_pytorch'), open_flamingo_layers, idefics)):
+    found, loaders = {}, (flamingo_pytorch, open_flamingo_layers, idefics)
+    for name, load in zip(NAMES, loaders):
         try:
             found[name] = load()
         except ImportError:
             pass
     return found
+
+
+def flamingo_pytorch():
+    return importlib.import_module('flamingo_pytorch')
 
 
 def open_flamingo_layers():
@@ -40,11 +45,13 @@ def idefics():
 
 
 def idefics_config(dim, n_head, **more):
-    """Idefics has a gated MLP of three matrices: 8/3 · D wide inside, it has as many weights as one of two that is 4 · D wide."""
+    """Idefics has a gated MLP of three matrices: 8/3 · D wide inside, it has as many weights as one of two,
+    4 · D wide."""
     from transformers import IdeficsConfig
-    vision = dict(embed_dim=dim, image_size=48, patch_size=16, num_hidden_layers=1, num_attention_heads=n_head, intermediate_size=2 * dim)
-    return IdeficsConfig(hidden_size=dim, num_attention_heads=n_head, intermediate_size=8 * dim // 3, alpha_initializer='ones', vision_config=vision,
-                         attn_implementation='sdpa', **more)
+    vision = dict(embed_dim=dim, image_size=48, patch_size=16, num_hidden_layers=1,
+                  num_attention_heads=n_head, intermediate_size=2 * dim)
+    return IdeficsConfig(hidden_size=dim, num_attention_heads=n_head, intermediate_size=8 * dim // 3,
+                         alpha_initializer='ones', vision_config=vision, attn_implementation='sdpa', **more)
 
 
 def last_image(image_index, n_image):
@@ -53,23 +60,26 @@ def last_image(image_index, n_image):
 
 
 def gated_layers(found, dim, n_head, image_index):
-    """-> {name: (layer, run(y (B,T,D), visual (B,N,R,D)) -> (B,T,D))}; image_index (B,T) says which image each token sees"""
+    """-> {name: (layer, run(y (B,T,D), visual (B,N,R,D)) -> (B,T,D))}. image_index (B,T): which image each
+    token sees"""
     tags = image_index.diff(dim=1, prepend=torch.zeros_like(image_index[:, :1])) > 0
-    layers = {}
+    layers, size = {}, dict(dim=dim, dim_head=dim // n_head, heads=n_head)
     if 'flamingo-pytorch' in found:
-        one = found['flamingo-pytorch'].GatedCrossAttentionBlock(dim=dim, dim_head=dim // n_head, heads=n_head)
+        one = found['flamingo-pytorch'].GatedCrossAttentionBlock(**size)
         layers['flamingo-pytorch'] = one, lambda y, visual: one(y, visual, media_locations=tags)
     if 'open_flamingo' in found:
-        two = found['open_flamingo'].GatedCrossAttentionBlock(dim=dim, dim_visual=dim, dim_head=dim // n_head, heads=n_head)
+        two = found['open_flamingo'].GatedCrossAttentionBlock(dim_visual=dim, **size)
         layers['open_flamingo'] = two, lambda y, visual: two(y, visual, media_locations=tags)
     if 'idefics' in found:
         three = found['idefics'].IdeficsGatedCrossAttentionLayer(idefics_config(dim, n_head), layer_idx=0)
 
         def run(y, visual):
-            see = last_image(image_index, visual.shape[1]).repeat_interleave(visual.shape[2], dim=2)[:, None]  # (B,1,T,N*R)
+            n_image, n_latent = visual.shape[1:3]
+            see = last_image(image_index, n_image).repeat_interleave(n_latent, dim=2)[:, None]  # (B,1,T,N*R)
             mask = torch.where(see.bool(), 0.0, torch.finfo(y.dtype).min)
             gate = (mask == 0.0).any(-1).to(y.dtype).squeeze(1)
-            return three(y, image_hidden_states=visual.flatten(1, 2), image_attention_mask=mask, cross_attention_gate=gate)
+            return three(y, image_hidden_states=visual.flatten(1, 2), image_attention_mask=mask,
+                         cross_attention_gate=gate)
         layers['idefics'] = three, run
     return layers
 
@@ -85,7 +95,8 @@ def resamplers(found, dim, n_layer, n_head, n_latent, n_image):
         two = found['open_flamingo'].PerceiverResampler(**size)
         modules['open_flamingo'] = two, lambda media: two(media.unsqueeze(2))
     if 'idefics' in found:
-        three = found['idefics'].IdeficsPerceiverResampler(idefics_config(dim, n_head), dim, n_layer, n_head, dim // n_head, n_latent)
+        sizes = dim, n_layer, n_head, dim // n_head, n_latent
+        three = found['idefics'].IdeficsPerceiverResampler(idefics_config(dim, n_head), *sizes)
         modules['idefics'] = three, lambda media: three(media.flatten(0, 1))
     return modules
 
@@ -95,13 +106,17 @@ class Idefics:
 
     def __init__(self, module, small, device):
         c = small.config
-        perceiver = dict(use_resampler=True, resampler_n_latents=c.n_latent, resampler_depth=c.resampler_layer, resampler_n_heads=c.resampler_head,
-                         resampler_head_dim=c.resampler_head_dim)
-        config = idefics_config(c.lm_dim, c.lm_head, num_hidden_layers=c.lm_layer, vocab_size=c.n_vocab + 2, max_position_embeddings=c.n_context,
-                                use_resampler=True, perceiver_config=perceiver, tie_word_embeddings=True, freeze_lm_head=True, eos_token_id=None)
+        perceiver = dict(
+            use_resampler=True, resampler_n_latents=c.n_latent, resampler_depth=c.resampler_layer,
+            resampler_n_heads=c.resampler_head, resampler_head_dim=c.resampler_head_dim)
+        config = idefics_config(
+            c.lm_dim, c.lm_head, num_hidden_layers=c.lm_layer, vocab_size=c.n_vocab + 2,
+            max_position_embeddings=c.n_context, use_resampler=True, perceiver_config=perceiver,
+            tie_word_embeddings=True, freeze_lm_head=True, eos_token_id=None)
         self.model, self.n_new = module.IdeficsForVisionText2Text(config).to(device), small.n_new
-        self.inputs = dict(input_ids=small.tokens, attention_mask=torch.ones_like(small.tokens), pixel_values=small.media[:, :, 0],
-                           image_attention_mask=last_image(small.index, small.n_image))
+        self.inputs = dict(
+            input_ids=small.tokens, attention_mask=torch.ones_like(small.tokens),
+            pixel_values=small.media[:, :, 0], image_attention_mask=last_image(small.index, small.n_image))
         self.labels = small.tokens.masked_fill(small.tokens == small.model.image, -100)
 
     def loss(self):
@@ -110,7 +125,8 @@ class Idefics:
     def generate_call(self, cached):
         def call():
             self.model.eval()
-            out = self.model.generate(**self.inputs, max_new_tokens=self.n_new, do_sample=False, use_cache=cached)
+            out = self.model.generate(**self.inputs, max_new_tokens=self.n_new, do_sample=False,
+                                      use_cache=cached)
             return out.numel() - self.inputs['input_ids'].numel()
         return call
 

@@ -371,8 +371,10 @@ def curves(log_rows):
 
 
 def shots_chart(rows, title, plain=()):
-    """Rows of evaluate.json as lines over the number of shots; a chart for each task where one is crowded. plain:
-    metrics that are not shown in percent."""
+    """Rows of evaluate.json as lines over the number of shots; a chart for each task where one is crowded.
+
+    plain: the metrics that are not shown in percent.
+    """
     rows = [row for row in rows if not row.get('control') and row.get('shots') is not None]
     lines = {}
     for row in rows:

@@ -491,11 +491,11 @@ def test_sharding_without_torchrun_is_one_clear_line(tmp_path):
 def test_batches_that_cannot_be_dealt_out(monkeypatch):
     for name, value in (('TORCHELASTIC_RUN_ID', 'x'), ('WORLD_SIZE', '4'), ('RANK', '1')):
         monkeypatch.setenv(name, value)
-    assert distributed.rows(8, 'batch_m3w') == range(2, 4)
+    assert distributed.rows(8, 'batch=m3w') == range(2, 4)
     with pytest.raises(BadInput, match='--batch=m3w=6 cannot be divided by 4 processes'):
-        distributed.rows(6, 'batch_m3w')
+        distributed.rows(6, 'batch=m3w')
     with pytest.raises(BadInput, match='4 processes times 4 micro-batches'):
-        distributed.rows(8, 'batch_m3w', 4)
+        distributed.rows(8, 'batch=m3w', 4)
 
 
 def torchrun(*arguments, n=2):

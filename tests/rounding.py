@@ -1,14 +1,16 @@
 """Tolerances that follow from the dtype and the size of what is compared.
 
-Another processor, or another number of threads, adds up the same numbers in another order. Each addition rounds
-by at most half of ε = 2⁻²³ (float32) or 2⁻⁵² (float64) of its result. So an element is not off by a share of
-itself, for it may be what two large numbers nearly cancelled to: it is off by a share of the tensor it is in.
+Another processor, or another number of threads, adds up the same numbers in another order. Each addition
+rounds by at most half of ε = 2⁻²³ (float32) or 2⁻⁵² (float64) of its result. So an element is not off by a
+share of itself, for it may be what two large numbers nearly cancelled to: it is off by a share of the
+tensor it is in.
 """
 import pytest
 import torch
 
 EPS = 2 ** -23  # of float32
-LOG_P = 100 * 8 * EPS  # 1e-4: a word's log p comes from logits of about 8, each after about a hundred roundings
+# 1e-4: a word's log p comes from logits of about 8, each after about a hundred roundings
+LOG_P = 100 * 8 * EPS
 
 
 def assert_near(found, expected, roundings):

@@ -23,7 +23,8 @@ def load_error(path, kind='flamingo'):
 
 
 def python(script, *arguments, **options):
-    return subprocess.Popen([sys.executable, '-c', script, *map(str, arguments)], stdout=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen([sys.executable, '-c', script, *map(str, arguments)], stdout=subprocess.PIPE,
+                            text=True, **options)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -141,11 +142,14 @@ def test_what_is_saved_comes_back(tmp_path):
     optimizer = torch.optim.AdamW(linear.parameters())
     linear(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    content = {'config': {'lr': 1e-3, 'name': 'é', 'none': None, 'betas': (0.9, 0.95)}, 'optimizer': optimizer.state_dict()}
+    content = {'config': {'lr': 1e-3, 'name': 'é', 'none': None, 'betas': (0.9, 0.95)},
+               'optimizer': optimizer.state_dict()}
     checkpoint.save(tmp_path / 'a.pt', 'flamingo', model=linear.state_dict(), **content)
     loaded = checkpoint.load(tmp_path / 'a.pt', 'flamingo')
-    assert loaded['format'] == checkpoint.FORMAT and loaded['kind'] == 'flamingo' and loaded['config'] == content['config']
-    assert torch.equal(loaded['optimizer']['state'][0]['exp_avg'], optimizer.state_dict()['state'][0]['exp_avg'])
+    assert loaded['format'] == checkpoint.FORMAT and loaded['kind'] == 'flamingo'
+    assert loaded['config'] == content['config']
+    assert torch.equal(loaded['optimizer']['state'][0]['exp_avg'],
+                       optimizer.state_dict()['state'][0]['exp_avg'])
     other = torch.nn.Linear(2, 2)
     checkpoint.load_into(other, loaded['model'], 'a.pt')
     assert torch.equal(other.weight, linear.weight) and torch.equal(other.bias, linear.bias)
@@ -207,7 +211,8 @@ def test_not_a_checkpoint_of_this_kind(tmp_path):
     assert 'not a file' in load_error(os.devnull)
     os.mkfifo(tmp_path / 'pipe')
     assert 'not a file' in load_error(tmp_path / 'pipe')  # instead of waiting for ever
-    for content in [torch.zeros(3), {'model': torch.zeros(3)}, {'format': '1', 'kind': 'flamingo'}, {'format': 1}]:
+    for content in [torch.zeros(3), {'model': torch.zeros(3)}, {'format': '1', 'kind': 'flamingo'},
+                    {'format': 1}]:
         torch.save(content, path)
         assert 'not a checkpoint of nanoFlamingo' in load_error(path)
     torch.save({'format': checkpoint.FORMAT + 1, 'kind': 'flamingo'}, path)
@@ -228,15 +233,18 @@ def test_load_into_names_the_first_difference():
 
     linear, weight, bias = torch.nn.Linear(2, 3), torch.ones(3, 2), torch.ones(3)
     assert error({'weight': weight}) == 'a.pt: vision lacks bias'
-    assert error({'weight': weight, 'bias': bias, 'extra': bias}) == 'a.pt: vision has extra, which the model lacks'
-    assert error({'weight': weight.T, 'bias': bias}) == 'a.pt: vision has weight of shape (2, 3), expected (3, 2)'
+    assert error({'weight': weight, 'bias': bias,
+                  'extra': bias}) == 'a.pt: vision has extra, which the model lacks'
+    assert error({'weight': weight.T,
+                  'bias': bias}) == 'a.pt: vision has weight of shape (2, 3), expected (3, 2)'
     assert error({'weight': weight, 'bias': 3.0}) == 'a.pt: vision has bias, which is no tensor'
     assert error(None) == 'a.pt: vision is not a dict of tensors'
 
 
 def test_random_state_resumes_every_generator(tmp_path):
     def draw():
-        return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(2).tolist()
+        return (random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(),
+                torch.rand(2).tolist())
 
     random.gauss(0, 1)  # both generators keep half of a pair of gaussians: part of the state
     np.random.randn()

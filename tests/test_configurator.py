@@ -42,7 +42,8 @@ def test_defaults_and_what_was_given():
 
 
 @pytest.mark.parametrize('argument, value', [
-    ('--dropout=0', 0.0), ('--dropout=1e-3', 1e-3), ('--iters=1_000', 1000), ('--iters=1e3', 1000), ('--iters=-1', -1),
+    ('--dropout=0', 0.0), ('--dropout=1e-3', 1e-3), ('--iters=1_000', 1000), ('--iters=1e3', 1000),
+    ('--iters=-1', -1),
     ('--compile=True', True), ('--compile=1', True), ('--compile=false', False), ('--compile=0', False),
     ('--out_dir=', ''), ('--out_dir=a=b=c', 'a=b=c'), ('--out_dir="q"', '"q"'), ('--out_dir=1e3', '1e3'),
 ])
@@ -53,7 +54,8 @@ def test_values(argument, value):
 
 
 @pytest.mark.parametrize('argument', [
-    '--iters=1.5', '--iters=ten', '--iters=', '--iters=True', '--iters=1e400', '--dropout=nan', '--dropout=inf',
+    '--iters=1.5', '--iters=ten', '--iters=', '--iters=True', '--iters=1e400', '--dropout=nan',
+    '--dropout=inf',
     '--dropout=-inf', '--dropout=1e999', '--dropout=True', '--compile=yes', '--compile=2', '--compile=',
 ])
 def test_wrong_type_names_the_argument(argument):
@@ -102,7 +104,8 @@ def test_debug_is_understood_everywhere_and_is_no_part_of_the_configuration():
 
 
 def test_config_file_of_literals(tmp_path):
-    path = config_file(tmp_path, '"""A tiny run."""\n# why\niters = 1_000  # short\ndropout = 0\nout_dir = "a" "b"\ncompile = True\n')
+    path = config_file(tmp_path, '"""A tiny run."""\n# why\niters = 1_000  # short\ndropout = 0\n'
+                                 'out_dir = "a" "b"\ncompile = True\n')
     config = configure(KEYS, [path])
     assert (config.iters, config.dropout, config.out_dir, config.compile) == (1000, 0.0, 'ab', True)
     assert type(config.dropout) is float
@@ -110,15 +113,19 @@ def test_config_file_of_literals(tmp_path):
 
 def test_config_file_is_not_executed(tmp_path):
     trap = tmp_path / 'trap'
-    for line in [f'iters = open({str(trap)!r}, "w")', f'open({str(trap)!r}, "w")', f'iters: int = len(open({str(trap)!r}, "w").name)']:
+    for line in [f'iters = open({str(trap)!r}, "w")', f'open({str(trap)!r}, "w")',
+                 f'iters: int = len(open({str(trap)!r}, "w").name)']:
         assert 'mine.py:2:' in error(config_file(tmp_path, f'dropout = 0.2\n{line}\n'))
     assert not trap.exists()
 
 
 @pytest.mark.parametrize('line', [
-    'import os', 'iters = 2 * 3', 'iters = dropout', 'a = iters = 3', 'iters += 1', 'iters', '3', 'iters: int = 3',
-    'iters = "3"', 'iters = None', 'iters = [3]', 'iters = 1.5', 'iters = True', 'out_dir = 3', 'dropout = 1e999',
-    'dropout = {[]: 1}', 'compile = "True"', 'compile = 2', 'itres = 3', 'given = 3', 'debug = True', 'if True: iters = 3',
+    'import os', 'iters = 2 * 3', 'iters = dropout', 'a = iters = 3', 'iters += 1', 'iters', '3',
+    'iters: int = 3',
+    'iters = "3"', 'iters = None', 'iters = [3]', 'iters = 1.5', 'iters = True', 'out_dir = 3',
+    'dropout = 1e999',
+    'dropout = {[]: 1}', 'compile = "True"', 'compile = 2', 'itres = 3', 'given = 3', 'debug = True',
+    'if True: iters = 3',
     'iters = (', "out_dir = 'x", '\0',
 ])
 def test_bad_line_is_named(tmp_path, line):
@@ -152,8 +159,10 @@ def test_device():
         assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('has, expected', [({'avx512_bf16': True, 'amx_bf16': False}, torch.bfloat16), ({'avx512_bf16': False, 'amx_bf16': True}, torch.bfloat16),
-                                           ({'avx512_bf16': False, 'avx512_f': True}, torch.float32), (None, torch.float32)])
+@pytest.mark.parametrize('has, expected',
+                         [({'avx512_bf16': True, 'amx_bf16': False}, torch.bfloat16),
+                          ({'avx512_bf16': False, 'amx_bf16': True}, torch.bfloat16),
+                          ({'avx512_bf16': False, 'avx512_f': True}, torch.float32), (None, torch.float32)])
 def test_a_processor_computes_in_bfloat16_where_it_has_instructions_for_it(monkeypatch, has, expected):
     if has is None:  # an older torch cannot tell
         monkeypatch.delattr(torch.cpu, 'get_capabilities', raising=False)
@@ -201,7 +210,8 @@ def fail_with(problem):
 @pytest.mark.parametrize('problem, status, stderr', [
     (BadInput('first\nsecond'), 2, 'error: first\\nsecond\n'),
     (BadItem('truncated', 'a.png'), 2, 'error: a.png: truncated\n'),
-    (FileNotFoundError(2, 'No such file or directory', 'a\nb'), 2, 'error: a\\nb: No such file or directory\n'),
+    (FileNotFoundError(2, 'No such file or directory', 'a\nb'), 2,
+     'error: a\\nb: No such file or directory\n'),
     (OSError(28, 'No space left on device'), 2, 'error: No space left on device\n'),
     (KeyboardInterrupt(), 130, ''),
 ])
@@ -234,8 +244,10 @@ command(main)
 
 def test_a_script_from_outside():
     python = [sys.executable, '-c', SCRIPT]
-    mistake = subprocess.Popen([*python, '--linse=3'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    pipe = subprocess.Popen([*python, '--lines=1_000_000'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    mistake = subprocess.Popen([*python, '--linse=3'], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    pipe = subprocess.Popen([*python, '--lines=1_000_000'], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True)
     assert pipe.stdout.readline() == 'line\n'
     pipe.stdout.close()  # as `| head -1` does
     assert pipe.stderr.read() == '' and pipe.wait() == 141

@@ -1,4 +1,5 @@
-"""Documents become tokens as written out by hand here, one token after the other; pixels keep what they show."""
+"""Documents become tokens as written out by hand here, one token after the other; pixels keep what they
+show."""
 import base64
 import json
 import random
@@ -33,7 +34,8 @@ def media(key=''):
 
 
 def written(encoded):
-    """-> three strings: the tokens (^ <BOS>, # <image>, $ <EOC>), the picture each may look at, x where it is learned."""
+    """-> three strings: the tokens (^ <BOS>, # <image>, $ <EOC>), the picture each may look at, x where it
+    is learned."""
     sign = {BYTES.bos: '^', BYTES.image: '#', BYTES.eoc: '$'}
     return (''.join(sign.get(t) or chr(t) for t in encoded.tokens), ''.join(map(str, encoded.image_index)),
             ''.join('x' if learned else '.' for learned in encoded.loss_mask))
@@ -48,8 +50,10 @@ def rng(seed=0):
 
 
 def any_text(r):
-    """Letters, spaces, accents, scripts, emoji with their joiners, control characters: anything that is not half a pair."""
-    ranges = [(32, 127)] * 4 + [(0, 32), (0xa0, 0x250), (0x300, 0x370), (0x4e00, 0x9fff), (0x1f300, 0x1faff), (0x200b, 0x2070), (0xe000, 0x10ffff)]
+    """Letters, spaces, accents, scripts, emoji with their joiners, control characters: anything that is not
+    half a pair."""
+    ranges = [(32, 127)] * 4 + [(0, 32), (0xa0, 0x250), (0x300, 0x370), (0x4e00, 0x9fff), (0x1f300, 0x1faff),
+                                (0x200b, 0x2070), (0xe000, 0x10ffff)]
     return ''.join(chr(r.randrange(*r.choice(ranges))) for _ in range(r.randrange(40)))
 
 
@@ -63,21 +67,24 @@ def test_any_text_comes_back_whole(tokenizer):
 
 
 def test_no_text_can_say_a_special_token():
-    """Not even with a vocabulary that was made of nothing but their names. An ordinary `<image>` in a caption would
-    otherwise shift every picture after it."""
+    """Not even with a vocabulary that was made of nothing but their names. An ordinary `<image>` in a
+    caption would otherwise shift every picture after it."""
     learned = Tokenizer(train_bpe([SPECIAL, *['<image>', '<EOC>', '<BOS>', '<|endoftext|>', '<PAD>']], 400))
     for tokenizer in BYTES, SHIPPED, learned:
         special = {tokenizer.bos, tokenizer.pad, tokenizer.image, tokenizer.eoc}
         for text in (SPECIAL, '<image>', ' <image>', '<EOC>', '<BOS>', '<PAD>', '<|endoftext|>'):
-            assert len(special) == 4 and not special & set(tokenizer.encode(text)) and tokenizer.decode(tokenizer.encode(text)) == text
+            assert len(special) == 4 and not special & set(tokenizer.encode(text))
+            assert tokenizer.decode(tokenizer.encode(text)) == text
         page = encode(Document([SPECIAL, media('1'), ' <image> ', media('2'), SPECIAL]), tokenizer)
-        assert [int((page.tokens == i).sum()) for i in (tokenizer.bos, tokenizer.image, tokenizer.eoc)] == [1, 2, 3]
-        assert page.image_index.max() == 2 and tokenizer.decode(page.tokens.tolist()) == SPECIAL + ' <image> ' + SPECIAL
+        assert [int((page.tokens == i).sum())
+                for i in (tokenizer.bos, tokenizer.image, tokenizer.eoc)] == [1, 2, 3]
+        assert page.image_index.max() == 2
+        assert tokenizer.decode(page.tokens.tolist()) == SPECIAL + ' <image> ' + SPECIAL
 
 
 def test_ids_of_the_language_model_come_before_the_new_ones():
-    """V ids are frozen with the language model; <image> and <EOC> are V and V+1. GPT-2's own <|endoftext|> may be both
-    <BOS> and <PAD>."""
+    """V ids are frozen with the language model; <image> and <EOC> are V and V+1. GPT-2's own <|endoftext|>
+    may be both <BOS> and <PAD>."""
     assert (BYTES.bos, BYTES.pad, BYTES.n_vocab, BYTES.image, BYTES.eoc) == (256, 257, 258, 258, 259)
     lent = Tokenizer(BYTES.ranks, bos=256, pad=256)
     assert (lent.n_vocab, lent.image, lent.eoc) == (257, 257, 258)
@@ -86,9 +93,11 @@ def test_ids_of_the_language_model_come_before_the_new_ones():
 
 
 def test_text_is_split_as_gpt2_splits_it():
-    """Against the pattern that tiktoken publishes for GPT-2, on text full of contractions, numbers and odd spaces."""
+    """Against the pattern that tiktoken publishes for GPT-2, on text full of contractions, numbers and odd
+    spaces."""
     theirs, r = Tokenizer(SHIPPED.ranks, r50k_pat_str), random.Random(1)
-    parts = ["it's", "we'LL", "'re", ' 12', '3a', '\n', '  ', '\t', ' ...', "''", 'é', ' red', '!?', ' _', '\u00a0']
+    parts = ["it's", "we'LL", "'re", ' 12', '3a', '\n', '  ', '\t', ' ...', "''", 'é', ' red', '!?', ' _',
+             '\u00a0']
     for _ in range(300):
         text = ''.join(r.choice(parts) for _ in range(12))
         assert SHIPPED.encode(text) == theirs.encode(text)
@@ -240,7 +249,8 @@ def test_documents_read_as_written_by_hand(name):
 
 
 def test_chance_decides_once_for_a_page_and_once_for_a_caption():
-    """p_next and p_space of one half: both readings come, about equally often, and never mixed within one page."""
+    """p_next and p_space of one half: both readings come, about equally often, and never mixed within one
+    page."""
     page, pair = Document(['a', A, 'b', B, 'c']), Document([A, 'ab'], 'pair')
     above, below = '000111222', '011122222'
     indices = [written(encode(page, BYTES, rng=rng(i)))[1] for i in range(400)]
@@ -262,7 +272,8 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers():
 
 
 def random_page(r):
-    """Pictures and texts in any order. No letter appears twice, so that every token says where it comes from."""
+    """Pictures and texts in any order. No letter appears twice, so that every token says where it comes
+    from."""
     letters = iter(map(chr, range(33, 127)))
     pieces = []
     for _ in range(r.randrange(9)):
@@ -275,9 +286,10 @@ def random_page(r):
 
 
 def test_every_window_is_a_piece_of_its_page_with_nothing_made_up():
-    """Random pages, random limits. The window is a stretch of the whole sequence, at most as long and with at most as
-    many pictures as allowed; its tags and its pictures are the same ones; each token sees what it saw in the whole
-    page, or nothing where that was cut off; and it is learned where it was, but for the very first."""
+    """Random pages, random limits. The window is a stretch of the whole sequence, at most as long and with
+    at most as many pictures as allowed; its tags and its pictures are the same ones; each token sees what
+    it saw in the whole page, or nothing where that was cut off; and it is learned where it was, but for the
+    very first."""
     r, cut, blinded = random.Random(0), 0, 0
     for seed in range(600):
         document, n_token, n_image = random_page(r), r.choice([None, 1, 3, 6, 12]), r.choice([None, 1, 2, 4])
@@ -295,11 +307,13 @@ def test_every_window_is_a_piece_of_its_page_with_nothing_made_up():
 
         kept = {m.key for m in window.media}
         expected = [[(t, saw(whole, at) if saw(whole, at) in kept else None, bool(whole.loss_mask[at]))
-                     for at, t in enumerate(whole.tokens) if start <= at < start + n] for start in range(len(whole.tokens) - n + 1)]
+                     for at, t in enumerate(whole.tokens) if start <= at < start + n]
+                     for start in range(len(whole.tokens) - n + 1)]
         found = [(t, saw(window, at), bool(window.loss_mask[at])) for at, t in enumerate(window.tokens)]
         assert any(found[1:] == stretch[1:] and found[0][:2] == stretch[0][:2] for stretch in expected)
         cut += n < len(whole.tokens)
-        blinded += any(saw(whole, at) not in kept for at in range(len(whole.tokens)) if whole.image_index[at] and whole.tokens[at] in window.tokens)
+        blinded += any(saw(whole, at) not in kept for at in range(len(whole.tokens)) if whole.image_index[at]
+                       and whole.tokens[at] in window.tokens)
     assert cut > 100 and blinded > 50  # the limits did matter
 
 
@@ -326,8 +340,8 @@ def test_an_example_reads_the_same_in_training_and_in_a_prompt():
 
 
 def test_an_episode_is_an_unfinished_page_of_examples():
-    """With pictures; and with text-only examples (the paper's zero-shot prompts), which see nothing, have no tag, and end
-    with their <EOC> all the same."""
+    """With pictures; and with text-only examples (the paper's zero-shot prompts), which see nothing, have
+    no tag, and end with their <EOC> all the same."""
     query, one, two = Example(B, 'Q:', '3'), ('Q:', '1'), ('Q:', '2')
     pages = {('^#Q: 1$#Q:',
               '0111111222',
@@ -341,7 +355,8 @@ def test_an_episode_is_an_unfinished_page_of_examples():
 
 def test_answers_are_compared_as_text_unless_the_episode_says_otherwise():
     episode = Episode([], Example(A, 'Output:', 'A ring.'))
-    assert [episode.is_right(text) for text in (' a ring', 'A RING.\n', 'a rings', 'ring', '')] == [True, True, False, False, False]
+    assert [episode.is_right(text)
+            for text in (' a ring', 'A RING.\n', 'a rings', 'ring', '')] == [True, True, False, False, False]
     lenient = Episode([], Example(A, 'Output:', 'A ring.'), check=lambda text: 'ring' in text)
     assert lenient.is_right('two rings') and not lenient.is_right('a star')
 
@@ -354,19 +369,22 @@ def test_a_batch_is_padded_and_each_token_predicts_the_next():
     bos, pad, image, eoc = BYTES.bos, BYTES.pad, BYTES.image, BYTES.eoc
     assert batch.tokens.tolist() == [[bos, a, b, eoc, image, c, eoc], [bos, image, x, eoc, pad, pad, pad]]
     assert batch.image_index.tolist() == [[0, 0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0, 0]]
-    assert batch.targets.tolist() == [[a, b, eoc, -100, c, eoc, -100], [-100, -100, eoc, -100, -100, -100, -100]]
+    assert batch.targets.tolist() == [[a, b, eoc, -100, c, eoc, -100],
+                                      [-100, -100, eoc, -100, -100, -100, -100]]
     assert batch.length.tolist() == [7, 4] and batch.media == [[A], [B]]
     assert {t.dtype for t in (batch.tokens, batch.image_index, batch.targets)} == {torch.int64}
 
 
 def test_short_sequences_share_a_row():
-    """The longest has a row to itself, the two others fit into one: pictures are counted on, positions begin where each stands, and no
-    sequence predicts the next one's first token."""
-    long, one, two = encode(Document(['abcd', A, 'ef']), BYTES), encode(Document([B, Given('x')], 'examples'), BYTES), encode(Document(['a', A]), BYTES)
+    """The longest has a row to itself, the two others fit into one: pictures are counted on, positions
+    begin where each stands, and no sequence predicts the next one's first token."""
+    documents = Document(['abcd', A, 'ef']), Document([B, Given('x')], 'examples'), Document(['a', A])
+    long, one, two = (encode(document, BYTES) for document in documents)
     one.start = 7
     batch = collate([one, long, two], BYTES, share=True)
     bos, image, eoc, pad = BYTES.bos, BYTES.image, BYTES.eoc, BYTES.pad
-    assert all(a is b for a, b in zip(batch.sequences, (long, two, one), strict=True)) and batch.media == [[A], [A, B]]
+    assert all(a is b for a, b in zip(batch.sequences, (long, two, one), strict=True))
+    assert batch.media == [[A], [A, B]]
     assert batch.tokens[1].tolist() == [bos, ord('a'), eoc, image, eoc, bos, image, ord('x'), eoc, pad]
     assert batch.image_index[1].tolist() == [0, 0, 0, 1, 1, 0, 2, 2, 2, 0]
     assert batch.position[1].tolist() == [0, 1, 2, 3, 4, 7, 8, 9, 10, 0]
@@ -379,7 +397,8 @@ def test_frames_are_stacked_and_the_rest_is_marked_as_padding():
     frames = {'one': torch.tensor([[1.0]]), 'two': torch.tensor([[2.0], [3.0]])}
     stacked, mask = stack_frames([[media('two'), media('one')], [media('one')], []], lambda m: frames[m.key])
     assert stacked.squeeze(-1).tolist() == [[[2, 3], [1, 0]], [[1, 0], [0, 0]], [[0, 0], [0, 0]]]
-    assert mask.tolist() == [[[True, True], [True, False]], [[True, False], [False, False]], [[False, False], [False, False]]]
+    assert mask.tolist() == [[[True, True], [True, False]], [[True, False], [False, False]],
+                             [[False, False], [False, False]]]
     assert stack_frames([[], []], None) == (None, None)
 
 
@@ -388,20 +407,22 @@ def test_frames_are_stacked_and_the_rest_is_marked_as_padding():
 
 
 def test_a_wide_picture_keeps_its_aspect_on_its_own_mean_colour():
-    """4 x 2, half (200, 0, 0) and half (0, 100, 40), in a square of 4: two rows of it, and (100, 50, 20) around them."""
+    """4 x 2, half (200, 0, 0) and half (0, 100, 40), in a square of 4: two rows of it, and (100, 50, 20)
+    around them."""
     left, right, mean = (200, 0, 0), (0, 100, 40), (100, 50, 20)
     wide = Image.new('RGB', (4, 2), left)
     wide.paste(right, (2, 0, 4, 2))
     expected = np.array([[mean] * 4, [left, left, right, right], [left, left, right, right], [mean] * 4])
     assert (to_pixels(wide, 4).transpose(1, 2, 0) == expected).all()
-    assert (to_pixels(wide.transpose(Image.Transpose.TRANSPOSE), 4).transpose(2, 1, 0) == expected).all()  # and a tall one
+    # and a tall one
+    assert (to_pixels(wide.transpose(Image.Transpose.TRANSPOSE), 4).transpose(2, 1, 0) == expected).all()
     line = to_pixels(Image.new('RGB', (1000, 1), left), 48)  # thinner than a pixel: still there
     assert (line.reshape(3, -1).T == left).all()
 
 
 def test_pictures_are_scaled_without_loss_of_sense():
-    """A square of the right size is untouched; a small one grows to fill the square; a fine pattern shrinks to its mean
-    instead of to some of its pixels."""
+    """A square of the right size is untouched; a small one grows to fill the square; a fine pattern shrinks
+    to its mean instead of to some of its pixels."""
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     assert (to_pixels(Image.fromarray(noise), 8) == noise.transpose(2, 0, 1)).all()
     half = np.zeros((2, 2, 3), dtype=np.uint8)
@@ -414,7 +435,8 @@ def test_pictures_are_scaled_without_loss_of_sense():
 
 
 def test_frames_are_spread_evenly_over_a_clip():
-    """Of ten frames four: 0, 3, 6 and 9, the first and the last among them. A short clip keeps all of its own."""
+    """Of ten frames four: 0, 3, 6 and 9, the first and the last among them. A short clip keeps all of its
+    own."""
     def clip(n):
         return Media('clip', lambda: [Image.new('RGB', (4, 4), (i, i, i)) for i in range(n)])
     shown = lambda n, n_frame: load_pixels(clip(n), 4, n_frame)[:, 0, 0, 0].tolist()
@@ -426,11 +448,13 @@ def test_frames_are_spread_evenly_over_a_clip():
 
 
 def noise(n, size=12):
-    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(0))
 
 
 def test_augmentation_is_chance_from_rng_alone():
-    """The same rng, the same pictures (a resumed run must see what the other would have seen); and to each its own."""
+    """The same rng, the same pictures (a resumed run must see what the other would have seen); and to each
+    its own."""
     pixels = noise(1).expand(6, -1, -1, -1)
     once, again, other = (augment(pixels, rng(seed), flip=True) for seed in (0, 0, 1))
     assert torch.equal(once, again) and not torch.equal(once, other)
@@ -447,7 +471,8 @@ def test_flips_mirror_about_half_and_only_when_asked():
     bright_left = torch.zeros(200, 3, 16, 16, dtype=torch.uint8)
     bright_left[..., :8] = 255
     turned = augment(bright_left, rng()).float()
-    assert (turned[..., :8].mean((1, 2, 3)) > turned[..., 8:].mean((1, 2, 3))).all()  # moved and turned, never mirrored
+    # moved and turned, never mirrored
+    assert (turned[..., :8].mean((1, 2, 3)) > turned[..., 8:].mean((1, 2, 3))).all()
 
 
 def test_what_comes_into_view_is_the_nearest_edge():
@@ -468,16 +493,20 @@ def test_without_colour_only_places_change():
 
 
 def test_warping_slants_stretches_and_bends():
-    """A straight line through the middle: moved and turned it stays straight; slanted and stretched, too; bent, it does not."""
+    """A straight line through the middle: moved and turned it stays straight; slanted and stretched, too;
+    bent, it does not."""
     line = torch.zeros(60, 3, 33, 33, dtype=torch.uint8)
     line[..., 16] = 255
     y = torch.arange(33.0)[8:25]
 
-    def off_straight(pixels):  # how far the line's middle, in each row of pixels, is from the best straight line
-        x = (pixels[:, 0].float() * torch.arange(33.0)).sum(-1)[:, 8:25] / pixels[:, 0].float().sum(-1)[:, 8:25]
+    # how far the line's middle, in each row of pixels, is from the best straight line
+    def off_straight(pixels):
+        x = (pixels[:, 0].float()
+             * torch.arange(33.0)).sum(-1)[:, 8:25] / pixels[:, 0].float().sum(-1)[:, 8:25]
         design = torch.stack([y, torch.ones_like(y)], 1)
         return (x - (design @ torch.linalg.lstsq(design, x.T).solution).T).abs().amax(1)
-    turned, warped = (off_straight(augment(line, rng(), 0.5 * (1 - warp), colour=False, warp=warp)) for warp in (0.0, 1.0))
+    turned, warped = (off_straight(augment(line, rng(), 0.5 * (1 - warp), colour=False, warp=warp))
+                      for warp in (0.0, 1.0))
     assert turned.max() < 0.2 and warped.median() > 0.3
     square = torch.zeros(60, 3, 32, 32, dtype=torch.uint8)
     square[..., 8:24, 8:24] = 255
@@ -516,31 +545,39 @@ def folder(tmp_path):
         Image.fromarray(noise).save(tmp_path / f'{name}.jpg')
     (tmp_path / 'd.jpg').write_bytes((tmp_path / 'd.jpg').read_bytes()[:1000])
     entries = [('a', 'a red fox'), ('b', 'a tram'), ('c', 'a ring'), ('d', 'cut short'), ('a', ' ')]
-    (tmp_path / 'metadata.jsonl').write_text(''.join(json.dumps({'file_name': f'{name}.jpg', 'text': text}) + '\n' for name, text in entries))
+    (tmp_path
+     / 'metadata.jsonl').write_text(''.join(json.dumps({'file_name': f'{name}.jpg', 'text': text}) + '\n'
+                                            for name, text in entries))
     return tmp_path
 
 
 def test_looking_at_a_source(folder, look):
     """What is counted, in the file and on screen; and the sheet, a picture of some size."""
     printed = look(folder, f'--out={folder}/out.json', f'--picture={folder}/sheet.png')
-    expected = sum(3 + len(SHIPPED.encode(text)) for text in ('a red fox', 'a tram', 'a ring'))  # <BOS>, <image>, <EOC>
+    # <BOS>, <image>, <EOC>
+    expected = sum(3 + len(SHIPPED.encode(text)) for text in ('a red fox', 'a tram', 'a ring'))
     assert json.loads((folder / 'out.json').read_text()) == {
-        'documents': 3, 'images': 3, 'tokens': expected, 'dropped': {'truncated': 1, 'no text': 1}, 'different_texts': 3,
+        'documents': 3, 'images': 3, 'tokens': expected, 'dropped': {'truncated': 1, 'no text': 1},
+        'different_texts': 3,
         'first_texts': ['a red fox', 'a tram', 'a ring']}
-    assert f'3 documents, 3 images, {expected} tokens' in printed and f'no text: 1 ({folder}/metadata.jsonl:5)' in printed
+    assert f'3 documents, 3 images, {expected} tokens' in printed
+    assert f'no text: 1 ({folder}/metadata.jsonl:5)' in printed
     sheet = np.asarray(Image.open(folder / 'sheet.png').convert('RGB')).astype(int)
     assert sheet.shape[1] > 3 * 128 and (abs(sheet - 255).sum(-1) > 100).mean() > 0.2
 
 
 def test_looking_at_pages(folder, look):
     """Each picture counts; those that a page has lost are named; text is tied to the picture before it."""
-    pages = [{'texts': ['x', None, None, 'y', None], 'images': [None, 'a.jpg', 'https://example.org/b.jpg', None, 'd.jpg']},
-             {'texts': ['only lost ones', None], 'images': [None, 'd.jpg']}, {'texts': [None, 'z'], 'images': ['b.jpg', None]}]
+    pages = [{'texts': ['x', None, None, 'y', None],
+              'images': [None, 'a.jpg', 'https://example.org/b.jpg', None, 'd.jpg']},
+             {'texts': ['only lost ones', None], 'images': [None, 'd.jpg']},
+             {'texts': [None, 'z'], 'images': ['b.jpg', None]}]
     (folder / 'documents.jsonl').write_text(''.join(json.dumps(page) + '\n' for page in pages))
     look(folder / 'documents.jsonl', f'--out={folder}/out.json', '--picture=')
     found = json.loads((folder / 'out.json').read_text())
     assert found['documents'] == 2 and found['images'] == 2
-    assert found['dropped'] == {'truncated': 1, 'remote picture': 1, 'page without pictures': 1}  # the same file cut short, twice
+    # the same file cut short, twice
+    assert found['dropped'] == {'truncated': 1, 'remote picture': 1, 'page without pictures': 1}
 
 
 def test_looking_at_nonsense(folder, look):
@@ -556,5 +593,6 @@ def test_looking_at_nonsense(folder, look):
 def test_the_command_itself(folder):
     """As a script its classes must be the ones that the readers make."""
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, 'look.py', folder, '--picture='], cwd=root, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, 'look.py', folder, '--picture='], cwd=root, capture_output=True,
+                          text=True, timeout=300)
     assert done.returncode == 0 and '3 documents, 3 images' in done.stdout, done.stderr[-2000:]

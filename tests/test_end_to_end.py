@@ -11,13 +11,16 @@ from PIL import Image
 from kit.device import pick_dtype
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TINY = ['--vision_iters=4', '--language_iters=4', '--flamingo_iters=4', '--eval_every=2', '--log_every=1', '--eval_n=2', '--test_n=4', '--vision_batch=8',
-        '--language_batch=2', '--batch=m3w=2', '--batch=align=2', '--batch=ltip=2', '--batch=vtp=2', '--device=cpu']
+TINY = ['--vision_iters=4', '--language_iters=4', '--flamingo_iters=4', '--eval_every=2', '--log_every=1',
+        '--eval_n=2', '--test_n=4', '--vision_batch=8',
+        '--language_batch=2', '--batch=m3w=2', '--batch=align=2', '--batch=ltip=2', '--batch=vtp=2',
+        '--device=cpu']
 
 
 def run(script, *arguments, code=0):
     """Run a script from the repository root; its stdout. The exit status must be as expected."""
-    done = subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {'OMP_NUM_THREADS': '2'})
+    done = subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True,
+                          timeout=300, env=os.environ | {'OMP_NUM_THREADS': '2'})
     assert done.returncode == code, done.stderr[-3000:]
     if code == 2:  # a user's mistake: one clear line, no traceback
         assert done.stderr.strip().splitlines()[-1].startswith('error: ') and 'Traceback' not in done.stderr
@@ -38,19 +41,23 @@ def pictures(tmp_path_factory):
         Image.new('RGB', (40, 30), colour).save(folder / f'{name}.png')
     with open(folder / 'metadata.jsonl', 'w') as f:
         for name, colour in (('a', 'red'), ('b', 'blue')):
-            f.write(json.dumps({'file_name': f'{name}.png', 'text': f'a {colour} thing', 'split': 'val'}) + '\n')
+            f.write(json.dumps({'file_name': f'{name}.png', 'text': f'a {colour} thing', 'split': 'val'})
+                    + '\n')
     return folder
 
 
 def test_training_leaves_everything_it_promises(trained):
     out, printed = trained
-    assert {'vision.pt', 'language.pt', 'flamingo.pt', 'results.json', 'log.csv', 'curves.png', 'samples.png'} <= set(os.listdir(out))
+    assert {'vision.pt', 'language.pt', 'flamingo.pt', 'results.json', 'log.csv', 'curves.png',
+            'samples.png'} <= set(os.listdir(out))
     assert 'training.pt' not in os.listdir(out)
     assert 'naming, 4-way' in printed
     rows = json.load(open(f'{out}/results.json'))
-    assert all(set(r) == {'task', 'ways', 'shots', 'control', 'metric', 'value', 'low', 'high', 'n'} and r['low'] <= r['value'] <= r['high'] for r in rows)
+    assert all(set(r) == {'task', 'ways', 'shots', 'control', 'metric', 'value', 'low', 'high', 'n'}
+               and r['low'] <= r['value'] <= r['high'] for r in rows)
     kinds = {(r['task'], r['ways'], r['shots'], r['control']) for r in rows}
-    assert {('zero_shot', None, None, None), ('naming', 4, 1, None), ('naming', 2, 1, 'blank_support'), ('caption', None, 0, None),
+    assert {('zero_shot', None, None, None), ('naming', 4, 1, None), ('naming', 2, 1, 'blank_support'),
+            ('caption', None, 0, None),
             ('question', None, 8, None), ('clip_caption', None, 0, None)} <= kinds
     log = open(f'{out}/log.csv').read().splitlines()
     assert [line.split(',')[:2] for line in log[1:]].count(['flamingo', '3']) == 1
@@ -59,10 +66,13 @@ def test_training_leaves_everything_it_promises(trained):
 
 
 def test_it_trains_in_the_other_precision_too(tmp_path):
-    """All stages, their evaluations and the table, in that of float32 and bfloat16 which this machine would not choose by itself."""
+    """All stages, their evaluations and the table, in that of float32 and bfloat16 which this machine would
+    not choose by itself."""
     other = 'float32' if pick_dtype('auto', 'cpu') is torch.bfloat16 else 'bfloat16'
     assert 'naming, 4-way' in run('train.py', f'--out_dir={tmp_path}/out', *TINY, f'--dtype={other}')
-    assert {v.dtype for v in torch.load(f'{tmp_path}/out/flamingo.pt', weights_only=True)['flamingo'].values()} == {torch.float32}
+    assert {v.dtype
+            for v in torch.load(f'{tmp_path}/out/flamingo.pt',
+                                weights_only=True)['flamingo'].values()} == {torch.float32}
 
 
 def test_a_finished_run_is_left_alone(trained):
@@ -76,10 +86,13 @@ def test_fine_tuning_goes_on_from_there(trained):
     """It writes finetune.pt beside flamingo.pt, its eyes have changed, and the log keeps what was before."""
     out, _ = trained
     run('train.py', f'--out_dir={out}', *TINY, '--stage=finetune', '--finetune_iters=2')
-    a, b = (torch.load(f'{out}/{name}.pt', weights_only=True)['flamingo'] for name in ('flamingo', 'finetune'))
+    a, b = (torch.load(f'{out}/{name}.pt', weights_only=True)['flamingo']
+            for name in ('flamingo', 'finetune'))
     changed = {key.split('.')[0] for key in a if not torch.equal(a[key], b[key])}
     assert {'vision', 'resampler', 'gated'} <= changed and 'lm' not in changed
-    assert {line.split(',')[0] for line in open(f'{out}/log.csv').read().splitlines()[1:]} == {'vision', 'language', 'flamingo', 'finetune'}
+    assert {line.split(',')[0]
+            for line in open(f'{out}/log.csv').read().splitlines()[1:]} == {'vision', 'language', 'flamingo',
+                                                                            'finetune'}
 
 
 def test_other_keys_are_refused_by_name(trained):
@@ -99,7 +112,8 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(trained, tmp_path):
     for name, key in (('vision', 'contrastive'), ('language', 'lm'), ('flamingo', 'flamingo')):
         a, b = (torch.load(f'{folder}/{name}.pt', weights_only=True)[key] for folder in (out, other))
         assert all(torch.equal(a[k], b[k]) for k in a), name
-    steps = [[line.split(',')[:2] for line in open(f'{folder}/log.csv').read().splitlines() if not line.startswith('finetune')] for folder in (out, other)]
+    steps = [[line.split(',')[:2] for line in open(f'{folder}/log.csv').read().splitlines()
+              if not line.startswith('finetune')] for folder in (out, other)]
     assert steps[0] == steps[1]
 
 
@@ -112,33 +126,42 @@ def test_sample_answers_and_saves_a_picture(trained):
 
 def test_sample_takes_your_own_pictures_and_choices(trained, pictures):
     out, _ = trained
-    prompt = f'<image:{pictures}/a.png>Output: dax<EOC><image:{pictures}/b.png>Output: wug<EOC><image:{pictures}/q.png>Output:'
-    said = json.loads(run('sample.py', f'--out_dir={out}', f'--prompt={prompt}', '--choices=dax|wug', '--json=True'))
+    prompt = (f'<image:{pictures}/a.png>Output: dax<EOC><image:{pictures}/b.png>Output: wug<EOC>'
+              f'<image:{pictures}/q.png>Output:')
+    said = json.loads(run('sample.py', f'--out_dir={out}', f'--prompt={prompt}', '--choices=dax|wug',
+                          '--json=True'))
     assert set(said['choices']) == {'dax', 'wug'} and all(v < 0 for v in said['choices'].values())
-    assert 'nowhere.png' in run('sample.py', f'--out_dir={out}', '--prompt=<image:nowhere.png>Output:', code=2)
+    assert 'nowhere.png' in run('sample.py', f'--out_dir={out}', '--prompt=<image:nowhere.png>Output:',
+                                code=2)
     assert 'context' in run('sample.py', f'--out_dir={out}', '--prompt=' + 'word ' * 2000, code=2)
 
 
 def test_evaluate_takes_your_own_episodes(trained, pictures):
     out, _ = trained
     example = {'image': 'a.png', 'prompt': 'Output:', 'answer': 'dax'}
-    good = {'support': [example, example | {'image': 'b.png', 'answer': 'wug'}], 'query': {'image': 'q.png', 'prompt': 'Output:'}, 'answer': 'dax'}
-    lines = [good | {'choices': ['dax', 'wug']}, good, good | {'query': {'image': 'none.png', 'prompt': 'Output:'}}, good | {'choices': ['wug']}]
+    good = {'support': [example, example | {'image': 'b.png', 'answer': 'wug'}],
+            'query': {'image': 'q.png', 'prompt': 'Output:'}, 'answer': 'dax'}
+    lines = [good | {'choices': ['dax', 'wug']}, good,
+             good | {'query': {'image': 'none.png', 'prompt': 'Output:'}}, good | {'choices': ['wug']}]
     (pictures / 'e.jsonl').write_text('\n'.join([*map(json.dumps, lines), 'no json']))
-    printed = run('evaluate.py', f'--out_dir={out}', f'--episodes={pictures}/e.jsonl', f'--predictions={pictures}/p.jsonl')
+    printed = run('evaluate.py', f'--out_dir={out}', f'--episodes={pictures}/e.jsonl',
+                  f'--predictions={pictures}/p.jsonl')
     answers = [json.loads(line) for line in open(pictures / 'p.jsonl')]
-    assert len(answers) == 5 and answers[0]['prediction'] in ('dax', 'wug') and answers[2]['prediction'] is None
+    assert len(answers) == 5 and answers[0]['prediction'] in ('dax', 'wug')
+    assert answers[2]['prediction'] is None
     assert answers[0]['correct'] == (answers[0]['prediction'] == 'dax')
     assert printed.count('left out') == 3
     asked, nearest = json.load(open(f'{out}/evaluate.json'))
-    assert asked['metric'] == 'accuracy' and nearest['metric'] == 'nearest' and asked['n'] == nearest['n'] == 2
+    assert asked['metric'] == 'accuracy' and nearest['metric'] == 'nearest'
+    assert asked['n'] == nearest['n'] == 2
 
 
 def test_evaluate_retrieves_captions(trained, pictures):
     out, _ = trained
     run('evaluate.py', f'--out_dir={out}', f'--retrieval={pictures}', '--split=val')
     rows = {r['metric']: r['value'] for r in json.load(open(f'{out}/evaluate.json'))}
-    assert rows['i2t_R@5'] == 1.0 and set(rows) == {f'{way}_R@{k}' for way in ('i2t', 't2i') for k in (1, 5, 10)}
+    assert rows['i2t_R@5'] == 1.0
+    assert set(rows) == {f'{way}_R@{k}' for way in ('i2t', 't2i') for k in (1, 5, 10)}
 
 
 @pytest.mark.parametrize('script', ['train.py', 'sample.py', 'evaluate.py'])

@@ -1,4 +1,5 @@
-"""What is kept from the frozen encoder is what it says, is computed once, and does not depend on what it was computed with."""
+"""What is kept from the frozen encoder is what it says, is computed once, and does not depend on what it
+was computed with."""
 import numpy as np
 import pytest
 import torch
@@ -45,7 +46,8 @@ def directly(features, m):
 
 
 def test_features_are_those_of_the_encoder():
-    """Pictures and clips, in rows of different lengths, more frames than one chunk holds; one after the other, without padding."""
+    """Pictures and clips, in rows of different lengths, more frames than one chunk holds; one after the
+    other, without padding."""
     features, _ = frozen()
     rows = [[media(f'{row}-{i}', n_frame, seed=10 * row + i) for i, n_frame in enumerate(sizes)]
             for row, sizes in enumerate([(1, 4, 2), (), (3,), (1,) * 9, (4, 4, 4, 4, 4)])]
@@ -79,7 +81,8 @@ def test_a_picture_is_decoded_and_encoded_once():
 
 
 def test_a_picture_without_a_key_is_not_kept():
-    """Nobody knows whether it will look the same again (an augmented one will not). Two of them are not confused."""
+    """Nobody knows whether it will look the same again (an augmented one will not). Two of them are not
+    confused."""
     features, calls = frozen()
     shown = [media('', seed=1), media('', seed=2)]
     for _ in range(2):
@@ -91,8 +94,8 @@ def test_a_picture_without_a_key_is_not_kept():
 
 
 def test_what_a_picture_is_encoded_with_changes_no_bit_of_it():
-    """A resumed run finds its pictures together with others than the run that was never interrupted, and must go on
-    exactly like it."""
+    """A resumed run finds its pictures together with others than the run that was never interrupted, and
+    must go on exactly like it."""
     pictures = [media(str(i), seed=i) for i in range(40)]
     alone, _ = frozen()[0]([[pictures[7]]])
     together, _ = frozen()[0]([pictures])

@@ -25,8 +25,9 @@ from rounding import EPS, assert_near
 
 
 def small_run(tmp_path, *arguments):
-    config = configure(train.KEYS, [f'--out_dir={tmp_path}', '--device=cpu', '--dtype=float32', '--batch=m3w=2', '--batch=align=2', '--batch=ltip=2',
-                                    '--batch=vtp=2', '--vision_batch=4', '--eval_n=2', *arguments])
+    config = configure(train.KEYS, [
+        f'--out_dir={tmp_path}', '--device=cpu', '--dtype=float32', '--batch=m3w=2 align=2 ltip=2 vtp=2',
+        '--vision_batch=4', '--eval_n=2', *arguments])
     check_values(config, train.KEYS)
     return Run(config, train.KEYS)
 
@@ -48,7 +49,8 @@ def exact_stage(flamingo_stage):
     """The same in float64. Only the losses, from the logits on, are still float32."""
     see = flamingo_stage.see
     flamingo_stage.module.double()
-    flamingo_stage.see = lambda batch: {k: v.double() if v.is_floating_point() else v for k, v in see(batch).items()}
+    flamingo_stage.see = lambda batch: {k: v.double() if v.is_floating_point() else v
+                                        for k, v in see(batch).items()}
     return flamingo_stage
 
 
@@ -70,11 +72,13 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
         sequences, loss = stage.run.reader.rows('sequences', name, 0), 0.0
         for s in sequences:
             batch = collate([s], stage.run.tokenizer)
-            mean = stage.module(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
+            mean = stage.module(batch.tokens, batch.image_index, targets=batch.targets,
+                                position=batch.position,
                                 **stage.see(batch))[1]
             loss = loss + mean * s.n_learned / sum(s.n_learned for s in sequences)
         n_learned = sum(s.n_learned for s in sequences)
-        assert losses[name] == pytest.approx(loss.item(), rel=n_learned * EPS)  # a sum of this many float32 losses
+        # A sum of this many float32 losses.
+        assert losses[name] == pytest.approx(loss.item(), rel=n_learned * EPS)
         (weight * loss).backward()
         n += n_learned
     alone = [p.grad for p in stage.module.parameters() if p.requires_grad]
@@ -87,10 +91,13 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
 
 def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monkeypatch):
     stage, asked = flamingo_stage, []
-    monkeypatch.setattr(train, 'gradients', lambda run, stage, names, i: (asked.append((*names, i)), (dict.fromkeys(names, 0.0), 1))[1])
+    monkeypatch.setattr(train, 'gradients',
+                        lambda run, stage, names, i: (asked.append((*names, i)),
+                                                      (dict.fromkeys(names, 0.0), 1))[1])
     stage.n_iter, stage.clip, stage.evaluate = 7, lambda: torch.tensor(0.0), lambda: {}
-    for mixing, expected in (('round_robin', [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1), ('align', 1), ('ltip', 1)]),
-                             ('accumulate', [('m3w', 'align', 'ltip', 'vtp', i) for i in range(7)])):
+    in_turns = [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1), ('align', 1), ('ltip', 1)]
+    together = [('m3w', 'align', 'ltip', 'vtp', i) for i in range(7)]
+    for mixing, expected in (('round_robin', in_turns), ('accumulate', together)):
         stage.run.config.mixing = mixing
         asked.clear()
         assert train.train_stage(stage.run, stage, ['flamingo']) and asked == expected
@@ -98,10 +105,14 @@ def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monke
 
 def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage, monkeypatch):
     stage, asked = flamingo_stage, []
-    monkeypatch.setattr(train, 'gradients', lambda run, stage, names, i: (asked.append((*names, i)), (dict.fromkeys(names, 0.0), 1))[1])
-    stage.name, stage.n_iter, stage.clip, stage.evaluate = 'finetune', 5, lambda: torch.tensor(0.0), lambda: {}
+    monkeypatch.setattr(train, 'gradients',
+                        lambda run, stage, names, i: (asked.append((*names, i)),
+                                                      (dict.fromkeys(names, 0.0), 1))[1])
+    stage.name, stage.n_iter = 'finetune', 5
+    stage.clip, stage.evaluate = lambda: torch.tensor(0.0), lambda: {}
     stage.run.config.mixing = 'round_robin'
-    assert train.train_stage(stage.run, stage, ['finetune']) and asked == [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1)]
+    assert train.train_stage(stage.run, stage, ['finetune'])
+    assert asked == [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1)]
 
 
 def test_merged_sources_count_as_one(exact_stage):
@@ -117,23 +128,29 @@ def test_merged_sources_count_as_one(exact_stage):
     assert together['merged'] == pytest.approx(expected, rel=n * EPS)  # a sum of this many float32 losses
 
 
-@pytest.mark.parametrize('arguments, sources', [(['--lambda_align=0'], ['m3w', 'ltip', 'vtp']), (['--vtp='], ['m3w', 'align', 'ltip'])])
+@pytest.mark.parametrize('arguments, sources',
+                         [(['--lambda_align=0'], ['m3w', 'ltip', 'vtp']),
+                          (['--vtp='], ['m3w', 'align', 'ltip'])])
 def test_lambda_weighs_the_flamingo_stage_only(tmp_path, arguments, sources):
     """A source of weight zero is not read there; the contrastive stage learns from it as from any other."""
     run = small_run(tmp_path, *arguments)
     run.save_stage(train.VisionStage(run))
     run.save_stage(train.LanguageStage(run))
-    assert train.VisionStage(run).weights == {'align': 1.0, 'ltip': 1.0} and list(train.FlamingoStage(run).weights) == sources
+    assert train.VisionStage(run).weights == {'align': 1.0, 'ltip': 1.0}
+    assert list(train.FlamingoStage(run).weights) == sources
     with pytest.raises(BadInput, match='nothing to learn from'):
-        train.FlamingoStage(small_run(tmp_path, *(f'--lambda_{name}=0' for name in ('m3w', 'align', 'ltip', 'vtp'))))
+        train.FlamingoStage(small_run(tmp_path,
+                                      *(f'--lambda_{name}=0' for name in ('m3w', 'align', 'ltip', 'vtp'))))
 
 
 def test_a_stage_file_serves_other_sizes_than_it_was_built_from(tmp_path):
-    """The encoder and the language model do not know how many latents look through them; fine-tuning may show larger pictures."""
+    """The encoder and the language model do not know how many latents look through them; fine-tuning may
+    show larger pictures."""
     run = small_run(tmp_path)
     for stage in (train.VisionStage, train.LanguageStage, train.FlamingoStage):
         run.save_stage(stage(run))
-    assert train.FlamingoStage(small_run(tmp_path, '--n_latent=16', '--sizes=resampler_layer=1')).module.config.n_latent == 16
+    assert train.FlamingoStage(small_run(tmp_path, '--n_latent=16',
+                                         '--sizes=resampler_layer=1')).module.config.n_latent == 16
     assert train.FinetuneStage(small_run(tmp_path, '--image_size=96')).run.size.image_size == 96
     with pytest.raises(BadInput, match='flamingo.pt was made with .*n_latent=8; now .*n_latent=16'):
         train.FinetuneStage(small_run(tmp_path, '--n_latent=16'))
@@ -142,7 +159,8 @@ def test_a_stage_file_serves_other_sizes_than_it_was_built_from(tmp_path):
 
 
 def test_a_batch_without_any_picture_is_learned_from(flamingo_stage, monkeypatch):
-    """As when windows of long pages were all cut after their picture. Every trained weight has a gradient, if of zero."""
+    """As when windows of long pages were all cut after their picture. Every trained weight has a gradient,
+    if of zero."""
     stage = flamingo_stage
     def page():
         sequence = encode(Document(['A square is red.'], 'page'), stage.run.tokenizer)
@@ -159,7 +177,9 @@ def test_questions_are_asked_without_dropout_or_stochastic_depth(flamingo_stage,
     stage.module.freeze(vision=False)  # as fine-tuning does: its encoder trains
     stage.module.train()
     assert stage.module.vision.training
-    monkeypatch.setattr(checks, 'measure', lambda *a, **k: (modes.append([m.training for m in stage.module.modules()]), [{'value': 1.0}])[1])
+    monkeypatch.setattr(checks, 'measure',
+                        lambda *a, **k: (modes.append([m.training for m in stage.module.modules()]),
+                                         [{'value': 1.0}])[1])
     stage.evaluate()
     assert modes and not any(map(any, modes)) and stage.module.vision.training
 
@@ -186,10 +206,11 @@ def test_gates_learn_faster_and_are_one_group(flamingo_stage):
 
 
 def test_channels_left_out_are_those_of_the_seed(flamingo_stage):
-    """A channel is missing from a picture everywhere or nowhere, others in each picture; the rest makes up for it; evaluation,
-    which does not call `see`, and a share of 0 leave the features alone."""
+    """A channel is missing from a picture everywhere or nowhere, others in each picture; the rest makes up
+    for it; evaluation, which does not call `see`, and a share of 0 leave the features alone."""
     pages = [[clip_media('train', 0), picture_media('train', 1)], [picture_media('train', 1)]]
-    batch = collate([encode(Document(page), flamingo_stage.run.tokenizer) for page in pages], flamingo_stage.run.tokenizer)
+    batch = collate([encode(Document(page), flamingo_stage.run.tokenizer) for page in pages],
+                    flamingo_stage.run.tokenizer)
     for s, seed in zip(batch.sequences, (5, 6)):
         s.seed = seed
     whole, mask = flamingo_stage.features(batch.media)
@@ -198,15 +219,17 @@ def test_channels_left_out_are_those_of_the_seed(flamingo_stage):
     kept = seen != 0
     clip, same, again = kept.split([8, 1, 1])                                      # (F,S,D_v) each
     clip = clip.flatten(0, 1)                                                      # (F*S,D_v)
-    assert torch.equal(clip.any(0), clip.all(0)) and clip[0].float().mean().item() == pytest.approx(0.75, abs=0.08)
+    assert torch.equal(clip.any(0), clip.all(0))
+    assert clip[0].float().mean().item() == pytest.approx(0.75, abs=0.08)
     torch.testing.assert_close(seen[kept], whole[kept] / 0.75)
     assert torch.equal(seen, see(batch)['features'])
-    assert not torch.equal(same, again)                                            # the same picture, another page
+    assert not torch.equal(same, again)                                            # another page
     assert torch.equal(frozen_view(flamingo_stage.features, 0.0)(batch)['features'], whole)
 
 
 @pytest.mark.parametrize('kind, expected', [('constant', [0.5, 1, 1, 1]), ('linear', [0.5, 0.75, 0.5, 0.25]),
-                                            ('cosine', [0.5, 0.853553, 0.5, 0.146447]), ('trapezoid', [0.5, 1, 1, 0.833333])])
+                                            ('cosine', [0.5, 0.853553, 0.5, 0.146447]),
+                                            ('trapezoid', [0.5, 1, 1, 0.833333])])
 def test_schedule(kind, expected):
     """Two steps of warm-up out of four; the first is not zero, or it would be wasted."""
     assert [train.schedule(kind, i, 2, 4) for i in range(4)] == pytest.approx(expected, abs=1e-6)
@@ -220,7 +243,8 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(tmp_path):
 
 
 def documents_of(run, n):
-    return [run.reader.read('align', k, lambda number: run.reader.readable('align', number)) for k in range(n)]
+    return [run.reader.read('align', k, lambda number: run.reader.readable('align', number))
+            for k in range(n)]
 
 
 def test_bad_pictures_are_replaced_and_counted(tmp_path):
@@ -245,7 +269,9 @@ def test_bad_pictures_are_replaced_and_counted(tmp_path):
         documents_of(run, 1)
 
 
-@pytest.mark.parametrize('argument', ['--folders=page_examples=2', '--stage=eyes', '--mixing=stirred', '--vision_iters=0', '--flamingo_lr=-1', '--preset=huge'])
+@pytest.mark.parametrize('argument',
+                         ['--folders=page_examples=2', '--stage=eyes', '--mixing=stirred', '--vision_iters=0',
+                          '--flamingo_lr=-1', '--preset=huge'])
 def test_values_that_make_no_sense(tmp_path, argument):
     with pytest.raises(BadInput, match=argument[2:].rpartition('=')[0].rpartition('=')[2]):
         small_run(tmp_path, argument)
@@ -291,7 +317,8 @@ def test_a_page_goes_on_without_the_picture_that_cannot_be_read(tmp_path):
     one, two = good_media('one'), good_media('two!')
     left_out = page('a', one)
     left_out.dropped = [BadItem('remote picture', 'page.html:3:1')]
-    run.sources['m3w'] = Listed(page('a', bad_media('x'), 'b', one, 'c', bad_media('y'), bad_media('z'), 'd', two), page('a', one, 'bc', two, 'd'),
+    run.sources['m3w'] = Listed(page('a', bad_media('x'), 'b', one, 'c', bad_media('y'), bad_media('z'), 'd',
+                                     two), page('a', one, 'bc', two, 'd'),
                                 page('none', bad_media('v'), 'left'), left_out, page('a', one))
     damaged, whole, replaced, short = (run.reader.sequences('m3w', i)[0] for i in (0, 1, 2, 3))
     assert [m.key for m in damaged.media] == ['one', 'two!'] and damaged.image_index.max() == 2
@@ -309,7 +336,8 @@ def test_only_pictures_in_the_window_are_decoded(tmp_path):
 def test_training_stops_when_most_documents_are_bad(tmp_path):
     """Never fifty in a row, and yet most of them: something is wrong with the whole source."""
     run = small_run(tmp_path, '--vision_batch=4')
-    good, bad = (Document([media, 'text'], 'pair', 'list:1') for media in (good_media('whole'), bad_media('cut')))
+    good, bad = (Document([media, 'text'], 'pair', 'list:1')
+                 for media in (good_media('whole'), bad_media('cut')))
     run.sources['align'] = Listed(good, bad, bad, bad, bad)
     with pytest.raises(BadInput, match=r'align: \d+ of \d+ documents cannot be read: truncated'):
         for i in range(50):
@@ -319,10 +347,13 @@ def test_training_stops_when_most_documents_are_bad(tmp_path):
         run.reader.pairs('ltip', i)
 
 
-@pytest.mark.parametrize('reads, names', [('pairs', ['align', 'ltip']), ('texts', ['text']), ('sequences', ['m3w', 'vtp'])])
+@pytest.mark.parametrize('reads, names',
+                         [('pairs', ['align', 'ltip']), ('texts', ['text']), ('sequences', ['m3w', 'vtp'])])
 def test_workers_prepare_the_same_batches(tmp_path, reads, names):
-    """Of every step, in order, from any step on; and what they could not read is known in the main process."""
-    alone, helped = small_run(tmp_path, '--language_batch=2'), small_run(tmp_path, '--language_batch=2', '--workers=2')
+    """Of every step, in order, from any step on; and what they could not read is known in the main
+    process."""
+    alone = small_run(tmp_path, '--language_batch=2')
+    helped = small_run(tmp_path, '--language_batch=2', '--workers=2')
     for run in (alone, helped):
         bad = Document([bad_media('x'), 'text'], 'pair', 'list:1')
         good = Document([good_media('one'), 'text'], 'pair', 'list:2')
@@ -336,18 +367,24 @@ def test_workers_prepare_the_same_batches(tmp_path, reads, names):
                 if reads == 'texts':
                     assert (one == two).all()
                 elif reads == 'pairs':
-                    assert one.pieces[1:] == two.pieces[1:] and torch.equal(alone.reader.pixels(one.pieces[0]), helped.reader.pixels.kept[two.pieces[0].key])
+                    assert one.pieces[1:] == two.pieces[1:]
+                    assert torch.equal(alone.reader.pixels(one.pieces[0]),
+                                       helped.reader.pixels.kept[two.pieces[0].key])
                 else:
-                    assert (one.tokens == two.tokens).all() and (one.image_index == two.image_index).all() and (one.loss_mask == two.loss_mask).all()
-                    assert all(torch.equal(alone.reader.pixels(a), helped.reader.pixels.kept[b.key]) for a, b in zip(one.media, two.media, strict=True))
+                    assert (one.tokens == two.tokens).all() and (one.image_index == two.image_index).all()
+                    assert (one.loss_mask == two.loss_mask).all()
+                    assert all(torch.equal(alone.reader.pixels(a), helped.reader.pixels.kept[b.key])
+                               for a, b in zip(one.media, two.media, strict=True))
     assert helped.report.as_dict() == alone.report.as_dict() == ({'truncated': 1} if reads == 'pairs' else {})
-    assert helped.reader.left_out == alone.reader.left_out == ({'x': 'truncated'} if reads == 'pairs' else {})  # saved, and known again after resuming
+    # It is saved, and known again after resuming.
+    assert helped.reader.left_out == alone.reader.left_out == ({'x': 'truncated'} if reads == 'pairs' else {})
 
 
 def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
     """To the bit; also one that stops on the way and continues."""
     def train_with(*arguments, progress=None, stop_at=None):
-        run = small_run(tmp_path, '--vision_iters=4', '--vision_batch=4', '--eval_every=2', '--log_every=1', *arguments)
+        run = small_run(tmp_path, '--vision_iters=4', '--vision_batch=4', '--eval_every=2', '--log_every=1',
+                        *arguments)
         torch.manual_seed(0)
         stage = train.VisionStage(run)
         if stop_at:
@@ -357,7 +394,8 @@ def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
         return stage.module.state_dict()
     plain, helped = train_with(), train_with('--workers=2')
     train_with('--workers=2', stop_at=OUT_OF_TIME)  # after two steps, at the evaluation; saved
-    resumed = train_with('--workers=1', progress=train.checkpoint.load(str(tmp_path / 'training.pt'), 'training'))
+    resumed = train_with('--workers=1',
+                         progress=train.checkpoint.load(str(tmp_path / 'training.pt'), 'training'))
     for name, value in plain.items():
         assert torch.equal(value, helped[name]) and torch.equal(value, resumed[name]), name
 
@@ -367,8 +405,10 @@ def test_a_run_can_be_sent_to_a_worker(tmp_path):
     run = small_run(tmp_path)
     sent = pickle.loads(pickle.dumps(Ahead(run.reader, 'sequences', [(2, ['m3w', 'vtp'])])))
     batches, pixels, bad_items = sent[0]
-    assert all((one.tokens == two.tokens).all() for name in ('m3w', 'vtp') for one, two in zip(run.reader.sequences(name, 2), batches['sequences', name, 2], strict=True))
-    assert bad_items == [] and set(pixels) == {m.key for batch in batches.values() for s in batch for m in s.media}
+    assert all((one.tokens == two.tokens).all() for name in ('m3w', 'vtp')
+               for one, two in zip(run.reader.sequences(name, 2), batches['sequences', name, 2], strict=True))
+    assert bad_items == []
+    assert set(pixels) == {m.key for batch in batches.values() for s in batch for m in s.media}
 
 
 def test_a_bad_source_is_known_through_workers(tmp_path):
@@ -379,7 +419,8 @@ def test_a_bad_source_is_known_through_workers(tmp_path):
 
 
 def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path):
-    """The text tower is told of fewer tokens, others each step, the same again for the same step; of each text at least one."""
+    """The text tower is told of fewer tokens, others each step, the same again for the same step; of each
+    text at least one."""
     def step(i, share):
         run = small_run(tmp_path, '--vision_batch=16', f'--augment=word_dropout={share}')
         [batch] = pair_batches(run, ['align'], i)
@@ -389,15 +430,17 @@ def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path):
     assert 0.3 < half.sum() / whole.sum() < 0.75
     n = min(half.shape[1], other.shape[1])
     assert not torch.equal(half[:, :n], other[:, :n])
-    assert most.any(1).all() and (most == whole).all(1).any()  # where nothing would be left of a text, it stays as it is
+    # A text of which nothing would be left stays as it is.
+    assert most.any(1).all() and (most == whole).all(1).any()
 
 
 @pytest.mark.parametrize('arguments', [[], ['--augment=strength=1'], ['--align=shapes:2']])
 def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, arguments):
-    """A picture with a short and a long caption is encoded once a step. Augmented, it is two pictures, and they are read one
-    after the other; so are sources of different specification."""
+    """A picture with a short and a long caption is encoded once a step. Augmented, it is two pictures, and
+    they are read one after the other; so are sources of different specification."""
     run = small_run(tmp_path, '--vision_batch=16', *arguments)
-    n_picture = [(len(batch.images), len(batch.captions)) for batch in pair_batches(run, ['align', 'ltip'], 3)]
+    n_picture = [(len(batch.images), len(batch.captions))
+                 for batch in pair_batches(run, ['align', 'ltip'], 3)]
     short, long = (run.reader.rows('pairs', source, 3) for source in ('align', 'ltip'))
     assert [d.pieces[0].key for d in short] == [d.pieces[0].key for d in long]
     assert sum(len(a.pieces[1]) < len(b.pieces[1]) for a, b in zip(short, long)) > 12
@@ -409,14 +452,17 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, argum
 
 
 def test_a_tokenizer_of_the_sources_knows_their_words_and_no_made_up_names(tmp_path):
-    """Large enough, every word of the captions is one token; a name of the naming pages stays in pieces, like one that is new."""
-    words = ['purple fox', 'golden lantern', 'wooden bridge', 'silver kettle', 'crooked tower', 'striped tent']
+    """Large enough, every word of the captions is one token; a name of the naming pages stays in pieces,
+    like one that is new."""
+    words = ['purple fox', 'golden lantern', 'wooden bridge', 'silver kettle', 'crooked tower',
+             'striped tent']
     lines = []
     for k, text in enumerate(words):
         Image.new('RGB', (16, 16), (40 * k, 10, 200)).save(tmp_path / f'{k}.png')
         lines.append(json.dumps({'file_name': f'{k}.png', 'text': text}))
     (tmp_path / 'metadata.jsonl').write_text('\n'.join(lines))
-    run = small_run(tmp_path / 'out', f'--align={tmp_path}', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--tokenizer=sources:400')
+    run = small_run(tmp_path / 'out', f'--align={tmp_path}', '--m3w=align', '--text=align', '--ltip=',
+                    '--vtp=', '--tokenizer=sources:400')
     assert all(len(run.tokenizer.encode(' ' + word)) == 1 for text in words for word in text.split())
     names = run.sources['m3w'].parts[0].names
     assert all(len(run.tokenizer.encode(' ' + name)) > 1 for name in names)

@@ -294,7 +294,7 @@ def test_full_disk_no_rights_a_second_run_and_signals_cost_nothing(tmp_path):
 def test_a_log_that_is_none_is_one_line(tmp_path):
     run = small_run(tmp_path)
     for text in (b'\xff\xfe', b'a,b\n1,2\n', b'stage,iter\nvision,1,2,3\n',
-                 b'stage\n"' + b'x' * 200_000 + b'"\n'):
+                 b'stage\n"' + b'x' * 2_000_000 + b'"\n'):
         (tmp_path / 'log.csv').write_bytes(text)
         with pytest.raises(BadInput, match='log.csv: not a log'):
             run.read_log()

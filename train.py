@@ -3,10 +3,11 @@
     python train.py                        # all three stages on the embedded world, minutes on a laptop
     python train.py config/gpt2.py         # from GPT-2 and an ImageNet NFNet: see there what to fetch
     python train.py --align=pictures --m3w=align --text=align --ltip= --vtp=       # your own pictures
-    cp out/vision.pt out/language.pt out16 && python train.py --stage=flamingo --n_latent=16 --out_dir=out16
+    mkdir out16; cp out/vision.pt out/language.pt out16
+    python train.py --stage=flamingo --n_latent=16 --out_dir=out16                 # one stage, other sizes
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py               # docs/scaling.md
 
-    vision     NFNet and text tower from random weights: which caption is whose picture's?    (appendix B.1)
+    vision     NFNet and text tower from random weights: which caption goes with which picture? (appendix B.1)
     language   a GPT from random weights, on text alone
     flamingo   both frozen; the resampler and the gated layers between them learn to answer   (§3.2)
     finetune   the same, the vision encoder training too, at a small learning rate            (appendix)
@@ -14,8 +15,9 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-To follow one batch: a source's Document becomes a row in kit/run/reading.py (by data.encode); rows become
-tensors in kit/run/batches.py (by data.collate); a stage's `losses` takes them, `train_stage` makes the step.
+To follow one batch: kit/run/reading.py makes a source's Documents into rows (with data.encode);
+kit/run/batches.py makes rows into tensors (with data.collate); here, a stage's `losses` takes them and
+`train_stage` makes the step.
 """
 import math
 
@@ -27,9 +29,11 @@ from kit.device import autocast, frozen_dtype
 from kit.features import FrozenFeatures
 from kit.files import BadInput
 from kit.run import batches, checks, class_words, distributed
-from kit.run.driver import drive
+from kit.run.driver import finish, sitting, stages_to_train
 from kit.run.keys import GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
+from kit.run.reading import Reader
+from kit.run.spread import spread_flamingo, spread_language, spread_vision
 from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, PRESETS, Flamingo
 from vision import adaptive_gradient_clip, contrastive_loss, new_contrastive
@@ -76,7 +80,7 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 
 # ---------------------------------------------------------------------------------------------
 # The stages: three, and fine-tuning. Each has
-#     name, reads          its name; the kind of rows it reads: 'pairs', 'texts' or 'sequences'
+#     name, reads          its name; the method of Reader that makes its rows
 #     weights, mixes       {source: λ}; whether sources are mixed as --mixing says
 #     module, net          what it trains; the same as training calls it (over many processes)
 #     batches(sources, i)  -> the micro-batches of batch i of these sources
@@ -88,10 +92,10 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 
 class VisionStage:
     """Contrastive pretraining: the pictures of a batch against its captions (§3.1.1, appendix B.1)."""
-    name, reads, mixes = 'vision', 'pairs', False
+    name, mixes = 'vision', False
 
     def __init__(self, run):
-        self.run, self.config = run, run.config
+        self.run, self.config, self.reads = run, run.config, Reader.pairs
         self.weights = {source: 1.0 for source in ('align', 'ltip') if getattr(self.config, source)}
         if not self.weights:
             raise BadInput('the vision stage needs pairs: give align or ltip')
@@ -99,10 +103,7 @@ class VisionStage:
         if self.config.nfnet:
             self.module.vision = nfnet(self.config.nfnet, run.size.dim_embed)
             run.expect_sizes('nfnet', {'vision': self.module.vision.size})
-        vision, text = self.module.vision, self.module.text
-        blocks = [*vision.blocks, *text.layers]
-        self.net = run.spread(self.module, [*blocks, vision.projection, vision, text], recomputed=blocks,
-                              methods=[(vision, 'embed'), (text, 'embed')])
+        self.net = spread_vision(run, self.module)
         self.n_iter, self.lr = self.config.vision_iters, self.config.vision_lr
         self.optimizer = adamw(self.module.named_parameters(), self.lr, weight_decay=0.0)  # the paper: Adam
 
@@ -112,10 +113,12 @@ class VisionStage:
     def losses(self, batch):
         images = self.module.vision.normalise(batch.images)
         texts = [(tokens, mask) for tokens, mask, _ in batch.captions.values()]
-        embedded, captions, beta = self.net(images, texts)  # (B,E), of each source (B,E), scalar
-        pairs = [(embedded[shows], l) for (_, _, shows), l in zip(batch.captions.values(), captions)]
-        losses = [contrastive_loss(v, l, beta, *distributed.all_pairs(v, l)) for v, l in pairs]
-        return dict(zip(batch.captions, losses))
+        pictures, captions, beta = self.net(images, texts)                           # (pictures,E), (B,E)s, β
+        losses = {}
+        for (source, (_, _, shows)), l in zip(batch.captions.items(), captions):
+            v = pictures[shows]                                                      # (B,E), each caption's own
+            losses[source] = contrastive_loss(v, l, beta, *distributed.all_pairs(v, l))
+        return losses
 
     def clip(self):
         """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm before"""
@@ -137,11 +140,11 @@ class VisionStage:
 
 class LanguageStage:
     """Predicting the next word, on text alone. Flamingo will freeze what is learned here."""
-    name, reads, mixes = 'language', 'texts', False
+    name, mixes = 'language', False
 
     def __init__(self, run):
-        self.run, self.config = run, run.config
-        class_words.use(run)
+        self.run, self.config, self.reads = run, run.config, Reader.texts
+        class_words.use(run)  # only with --folders=words=N
         self.module = wire_copying(GPT.from_config(run.size))
         if self.config.gpt2:
             self.module = gpt2(self.config.gpt2)
@@ -149,7 +152,7 @@ class LanguageStage:
         if not self.config.text and self.config.language_iters:
             raise BadInput('the language stage needs text: give text')
         self.weights = {'text': 1.0}
-        self.net = run.spread(self.module, self.module.h, recomputed=self.module.h)
+        self.net = spread_language(run, self.module)
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config.weight_decay)
 
@@ -175,46 +178,37 @@ class LanguageStage:
 
 class FlamingoStage:
     """The resampler, the gated layers and two embedding rows learn, between two frozen models (§3.2)."""
-    name, reads, mixes = 'flamingo', 'sequences', True
+    name, mixes = 'flamingo', True
 
     def __init__(self, run):
-        self.run, self.config = run, run.config
-        class_words.use(run)
+        self.run, self.config, self.reads = run, run.config, Reader.sequences
+        class_words.use(run)  # only with --folders=words=N
         self.weights = {s: getattr(self.config, 'lambda_' + s) for s in SOURCES if getattr(self.config, s)}
         self.weights = {source: weight for source, weight in self.weights.items() if weight}
         if not self.weights:
             raise BadInput('nothing to learn from: give m3w, align, ltip or vtp, and a lambda above 0')
         self.contrastive, self.module = load_frozen(run)
-        m = self.module
+        self.features = FrozenFeatures(self.module.vision, run.reader.pixels, run.device)
         self.prepare()
-        # The vision encoder stays whole, as in the paper: each rank asks it when it needs new features. How
-        # often the resampler's layers are called depends on the pictures: it is put together at once.
-        trained_vision = [] if m.vision in m.frozen else m.vision.blocks
-        methods = [(m, name) for name in ('resample', 'stream', 'head')]
-        methods += [(layer, 'keys_values') for layer in m.gated]
-        self.net = run.spread(m, [*m.lm.h, *m.gated, m.resampler], replicated=[m.vision],
-                              methods=methods,
-                              recomputed=[*m.lm.h, *m.gated, *m.resampler.layers, *trained_vision])
-        trained = [(name, p) for name, p in m.named_parameters() if p.requires_grad]
+        self.net = spread_flamingo(run, self.module)
+        trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
         self.optimizer = adamw(trained, self.lr, self.config.weight_decay, self.config.gate_scale)
-        self.asker = checks.RankedAsker(m, run.tokenizer, self.features, sharded=self.config.shard)
-        m.train()
+        self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=self.config.shard)
+        self.module.train()
 
     def prepare(self):
-        """What fine-tuning does differently."""
+        """How long, at which rate, and what the model is given of its pictures. FinetuneStage has its own."""
         self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr
-        self.features = FrozenFeatures(self.module.vision, self.run.reader.pixels, self.run.device)
-        self.see = batches.frozen_view(self.features, self.config.feature_dropout)
+        self.view = batches.frozen_view(self.features, self.config.feature_dropout)
 
     def batches(self, sources, i):
-        return batches.sequence_batches(self.run, sources, i, self.see, merged=self.config.mixing == 'merged')
+        return batches.sequence_batches(self.run, sources, i, self.view, self.config.mixing == 'merged')
 
     def losses(self, batch):
-        """Each source's loss is a mean over its tokens in the whole batch (all micro-batches, all ranks). The
-        paper sums; with a mean, λ weighs long pages and short captions alike."""
+        """Each source's loss is a mean over its tokens. (The paper sums; with a mean, λ weighs long pages and
+        short captions alike.)"""
         _, each = self.net(**batch.inputs, each=True)                                # (number of targets,)
-        total = each.new_zeros(len(batch.n_learned)).index_add(0, batch.source, each)
-        return {source: total[k] / n for k, (source, n) in enumerate(batch.n_learned.items())}
+        return batch.mean_of_each_source(each)
 
     def clip(self):
         return distributed.clip_grad_norm(self.module.parameters(), self.config.grad_clip)
@@ -242,8 +236,7 @@ class FinetuneStage(FlamingoStage):
         checkpoint.load_into(self.module, self.run.load_stage('flamingo', 'flamingo')['flamingo'], path)
         self.module.freeze(vision=False)
         self.n_iter, self.lr = self.config.finetune_iters, self.config.finetune_lr
-        self.features = FrozenFeatures(self.module.vision, self.run.reader.pixels, self.run.device)
-        self.see = batches.pixel_view(self.run.reader.pixels, self.run.device)
+        self.view = batches.pixel_view(self.run.reader.pixels, self.run.device)
 
     def evaluate(self):
         self.features.kept.clear()  # the encoder has changed
@@ -255,7 +248,8 @@ STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoSt
 
 def load_frozen(run):
     """-> the trained Contrastive, and a Flamingo around its encoder and the trained GPT. Raises BadInput."""
-    # Wired as in its own stage, or what is drawn at random after it would be other numbers than ever.
+    # The wiring is overwritten, but it draws random numbers: without it, the same seed would give another
+    # run.
     contrastive, lm = new_contrastive(run.size), wire_copying(GPT.from_config(run.size))
     encoders, text = run.load_stage('vision', 'contrastive'), run.load_stage('language', 'lm')
     checkpoint.load_into(contrastive, encoders['contrastive'], run.path('vision.pt'))
@@ -294,13 +288,11 @@ def gradients(run, stage, sources, number):
     """Compute the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) over batch `number` of each source m, in
     micro-batches -> {source: L_m}, a mean over all ranks, and the number of tokens read, padding included."""
     total, n_token = {}, 0
-    parts = list(stage.batches(sources, number))
-    for k, batch in enumerate(parts):
-        more = k + 1 < len(parts)                         # ranks exchange gradients after the last one only
-        with distributed.accumulating(stage.net, more):
+    for batch in stage.batches(sources, number):
+        with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
             with autocast(run.device, run.dtype, cache=False):
                 losses = stage.losses(batch)
-            sum(stage.weights.get(source, 1.0) * loss for source, loss in losses.items()).backward()
+            sum(stage.weights.get(s, 1.0) * loss for s, loss in losses.items()).backward()  # merged: no λ
         total |= {source: total.get(source, 0.0) + loss.item() for source, loss in losses.items()}
         n_token += batch.n_token
     distributed.average(stage.module, run.config.shard)
@@ -344,7 +336,15 @@ def schedule(kind, step, warmup, n):
 def main():
     config = configure(KEYS, usage=__doc__, groups=GROUPS, gone=GONE)
     check_values(config, KEYS)
-    drive(config, KEYS, STAGES, train_stage)
+    with sitting(config, KEYS) as run:
+        missing, progress = stages_to_train(run, STAGES)  # progress: of a stage that was interrupted
+        while missing and not run.stop:
+            torch.manual_seed(config.seed)
+            stage = STAGES[missing[0]](run)
+            if train_stage(run, stage, missing, progress):
+                missing, progress = run.save_stage(stage, missing), None
+        if not missing and not run.stop:
+            finish(run, FlamingoStage)                    # the few-shot table
 
 
 if __name__ == '__main__':

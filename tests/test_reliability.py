@@ -31,7 +31,6 @@ from data import Document, encode, Episode
 from kit import bpe
 from kit.cli import command, configure, flat, spell
 from kit.files import BadInput, BadItem, one_line, only_run, whole_file
-from kit.run import driver
 from kit.sources.base import Report
 from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
@@ -199,10 +198,11 @@ import multiprocessing, sys, time
 import train
 from kit.cli import configure
 from kit.run.ahead import look_ahead
+from kit.run.reading import Reader
 from kit.run.run import Run
 config = configure(train.KEYS, sys.argv[1:])
 run = Run(config, train.KEYS)
-batches = look_ahead(run.reader, 'pairs', [(i, ['align']) for i in range(100)])
+batches = look_ahead(run.reader, Reader.pairs, [(i, ['align']) for i in range(100)])
 next(batches)
 print(*[p.pid for p in multiprocessing.active_children()], flush=True)
 time.sleep(600)
@@ -1110,7 +1110,8 @@ def test_every_key_of_training_at_its_edges(tmp_path, monkeypatch):
     line."""
     monkeypatch.chdir(tmp_path)
     reached = []
-    monkeypatch.setattr(driver, 'carry_out', lambda run, stages, train_stage: reached.append(run))
+    monkeypatch.setattr(train, 'stages_to_train', lambda run, stages: (reached.append(run), ([], None))[1])
+    monkeypatch.setattr(train, 'finish', lambda run, stage: None)
     statuses = []
     for argument in [*edges(train.KEYS), '--dtype=float16', '--device=meta', '--m3w=', '--m3w=align',
                      '--m3w=seed', '--align=ltip']:
@@ -1134,14 +1135,16 @@ def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
     """The same, and a step of each stage."""
     monkeypatch.chdir(tmp_path)
 
-    def one_step(run, stages, train_stage):
+    def one_step(run, stages):
         for name in ('vision', 'language', 'flamingo'):
             stage = train.STAGES[name](run)
             train.gradients(run, stage, list(stage.weights), 0)
             stage.clip()
             run.save_stage(stage)
+        return [], None
 
-    monkeypatch.setattr(driver, 'carry_out', one_step)
+    monkeypatch.setattr(train, 'stages_to_train', one_step)
+    monkeypatch.setattr(train, 'finish', lambda run, stage: None)
     for argument in edges(train.KEYS):
         status, _, said = main_of(train, '--out_dir=out', *TINY, argument)
         assert status in (0, 2), (argument, said)

@@ -391,9 +391,9 @@ def flamingo_gradient(folder, *arguments, exact=False):
     for layer in stage.module.gated:  # open the gates, or most gradients are zero
         open_gates(layer, 0.46, 0.46)
     if exact:
-        see = stage.see
+        see = stage.view
         stage.module.double()
-        stage.see = lambda batch: {k: v.double() if v.is_floating_point() else v for k, v in see(batch).items()}
+        stage.view = lambda batch: {k: v.double() if v.is_floating_point() else v for k, v in see(batch).items()}
     losses, _ = train.gradients(run, stage, ['m3w'], 0)
     return losses['m3w'], torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad]), stage
 

@@ -19,6 +19,7 @@ from kit.run.ahead import Ahead, look_ahead
 from kit.run.batches import frozen_view, pair_batches
 from kit.run.loop import OUT_OF_TIME
 from kit.run.keys import check_values
+from kit.run.reading import Reader
 from kit.run.run import Run
 from kit.world.draw import clip_media, picture_media
 from rounding import EPS, assert_near
@@ -47,9 +48,9 @@ def flamingo_stage(tmp_path):
 @pytest.fixture()
 def exact_stage(flamingo_stage):
     """The same in float64. Only the losses, from the logits on, are still float32."""
-    see = flamingo_stage.see
+    see = flamingo_stage.view
     flamingo_stage.module.double()
-    flamingo_stage.see = lambda batch: {k: v.double() if v.is_floating_point() else v
+    flamingo_stage.view = lambda batch: {k: v.double() if v.is_floating_point() else v
                                         for k, v in see(batch).items()}
     return flamingo_stage
 
@@ -69,12 +70,12 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
     losses, together = gradient(stage, list(lambdas))
     stage.optimizer.zero_grad()
     for name, weight in lambdas.items():
-        sequences, loss = stage.run.reader.rows('sequences', name, 0), 0.0
+        sequences, loss = stage.run.reader.rows(Reader.sequences, name, 0), 0.0
         for s in sequences:
             batch = collate([s], stage.run.tokenizer)
             mean = stage.module(batch.tokens, batch.image_index, targets=batch.targets,
                                 position=batch.position,
-                                **stage.see(batch))[1]
+                                **stage.view(batch))[1]
             loss = loss + mean * s.n_learned / sum(s.n_learned for s in sequences)
         n_learned = sum(s.n_learned for s in sequences)
         # A sum of this many float32 losses.
@@ -119,7 +120,7 @@ def test_merged_sources_count_as_one(exact_stage):
     """The mean over all tokens, whichever source they come from, and no λ."""
     stage, names = exact_stage, list(exact_stage.weights)
     apart, _ = gradient(stage, names)
-    counts = {name: sum(s.n_learned for s in stage.run.reader.rows('sequences', name, 0)) for name in names}
+    counts = {name: sum(s.n_learned for s in stage.run.reader.rows(Reader.sequences, name, 0)) for name in names}
     stage.config.mixing = 'merged'
     together, _ = gradient(stage, names)
     n = sum(counts.values())
@@ -236,7 +237,7 @@ def test_schedule(kind, expected):
 
 
 def test_a_batch_is_the_same_whenever_it_is_asked_for(tmp_path):
-    a, b = ((lambda i, run=small_run(tmp_path): run.reader.rows('texts', 'text', i)) for _ in range(2))
+    a, b = ((lambda i, run=small_run(tmp_path): run.reader.rows(Reader.texts, 'text', i)) for _ in range(2))
     later = b(5)
     assert all((x == y).all() for x, y in zip(a(5), b(5))) and (later[0] == b(5)[0]).all()
     assert not (a(4)[0] == a(5)[0]).all()
@@ -359,11 +360,11 @@ def test_workers_prepare_the_same_batches(tmp_path, reads, names):
         good = Document([good_media('one'), 'text'], 'pair', 'list:2')
         run.sources['align'] = Listed(good, good, bad, good, good)
     steps = [(i, names) for i in range(3, 8)]
-    for (i, _), given in zip(steps, look_ahead(helped.reader, reads, steps), strict=True):
-        assert given == names and set(helped.reader.ahead) == {(reads, name, i) for name in names}
+    for (i, _), given in zip(steps, look_ahead(helped.reader, getattr(Reader, reads), steps), strict=True):
+        assert given == names and set(helped.reader.ahead) == {(getattr(Reader, reads), name, i) for name in names}
         for name in names:
-            batch = helped.reader.rows(reads, name, i)
-            for one, two in zip(alone.reader.rows(reads, name, i), batch, strict=True):
+            batch = helped.reader.rows(getattr(Reader, reads), name, i)
+            for one, two in zip(alone.reader.rows(getattr(Reader, reads), name, i), batch, strict=True):
                 if reads == 'texts':
                     assert (one == two).all()
                 elif reads == 'pairs':
@@ -403,10 +404,10 @@ def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
 def test_a_run_can_be_sent_to_a_worker(tmp_path):
     """Where processes are not forked (macOS, Windows), it is pickled."""
     run = small_run(tmp_path)
-    sent = pickle.loads(pickle.dumps(Ahead(run.reader, 'sequences', [(2, ['m3w', 'vtp'])])))
+    sent = pickle.loads(pickle.dumps(Ahead(run.reader, Reader.sequences, [(2, ['m3w', 'vtp'])])))
     batches, pixels, bad_items = sent[0]
     assert all((one.tokens == two.tokens).all() for name in ('m3w', 'vtp')
-               for one, two in zip(run.reader.sequences(name, 2), batches['sequences', name, 2], strict=True))
+               for one, two in zip(run.reader.sequences(name, 2), batches[Reader.sequences, name, 2], strict=True))
     assert bad_items == []
     assert set(pixels) == {m.key for batch in batches.values() for s in batch for m in s.media}
 
@@ -415,7 +416,7 @@ def test_a_bad_source_is_known_through_workers(tmp_path):
     run = small_run(tmp_path, '--workers=1')
     run.sources['align'] = Listed(Document([bad_media('x'), 'text'], 'pair', 'list:1'))
     with pytest.raises(BadInput, match='align: 50 of 50 documents cannot be read: truncated: 1'):
-        list(look_ahead(run.reader, 'pairs', [(0, ['align'])]))
+        list(look_ahead(run.reader, Reader.pairs, [(0, ['align'])]))
 
 
 def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path):

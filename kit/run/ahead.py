@@ -12,6 +12,7 @@ import threading
 import torch
 
 from kit.files import BadInput
+from kit.run.reading import Reader
 from kit.sources.base import Report
 
 
@@ -30,8 +31,8 @@ class Heard(Report):
 class Ahead(torch.utils.data.Dataset):
     """Entry k: the rows of step steps[k] = (i, names of sources), with the pixels of their pictures."""
 
-    def __init__(self, reader, kind, steps):
-        self.reader, self.kind, self.steps = reader, kind, steps
+    def __init__(self, reader, method, steps):
+        self.reader, self.method, self.steps = reader, method, steps
 
     def __len__(self):
         return len(self.steps)
@@ -42,20 +43,21 @@ class Ahead(torch.utils.data.Dataset):
             reader.report = Heard()
         reader.report.news = []
         try:
-            rows = {(self.kind, name, i): reader.rows(self.kind, name, i) for name in names}
+            rows = {(self.method, name, i): reader.rows(self.method, name, i) for name in names}
         except BadInput as e:
             return e
         media = []
-        for entry in (entry for of_source in rows.values() if self.kind != 'texts' for entry in of_source):
-            media += entry.pieces[:1] if self.kind == 'pairs' else entry.media
+        if self.method is not Reader.texts:
+            for entry in (entry for of_source in rows.values() for entry in of_source):
+                media += entry.pieces[:1] if self.method is Reader.pairs else entry.media
         # numpy, not torch: tensors would travel through shared memory, and containers have next to none.
         return rows, {m.key: reader.pixels(m).numpy() for m in media if m.key}, reader.report.news
 
 
-def look_ahead(reader, kind, steps):
+def look_ahead(reader, method, steps):
     """Yields the names of each step's sources; by then, reader.ahead holds their rows.
 
-    steps: [(i, names)]; kind: 'pairs', 'texts' or 'sequences'. Without workers, reader.ahead stays empty and
+    steps: [(i, names)]; method: as of Reader.rows. Without workers, reader.ahead stays empty and
     rows are made when they are asked for.
     """
     n_worker = reader.config.workers
@@ -63,7 +65,7 @@ def look_ahead(reader, kind, steps):
         yield from (names for _, names in steps)
         return
     loader = torch.utils.data.DataLoader(
-        Ahead(reader, kind, steps), batch_size=None, num_workers=n_worker,
+        Ahead(reader, method, steps), batch_size=None, num_workers=n_worker,
         collate_fn=as_it_is, worker_init_fn=quiet,
         generator=torch.Generator())  # its own, or it would draw from torch's global one
     for (_, names), prepared in zip(steps, loader):

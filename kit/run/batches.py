@@ -1,7 +1,7 @@
 """Rows of data -> tensors on the device: what a stage's `losses` takes.
 
-Each function yields the micro-batches of one step. They are run one after the other, and their gradients are
-added up.
+Each function yields the micro-batches of one step, one after the other; their gradients are added up. Each
+has n_token, how many tokens it holds with padding, and more, whether another one follows.
 """
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from data import collate, stack_frames
 from kit.augment import augment
 from kit.run import distributed
 from kit.run.keys import SOURCES
+from kit.run.reading import Reader
 from kit.tasks.controls import BLANK
 from kit.tasks.encoders import pad_texts
 from vision import TEXT_CONTEXT
@@ -27,7 +28,11 @@ class PairBatch:
     shows (N,) int)}; caption n describes picture shows[n]."""
     images: torch.Tensor
     captions: dict
-    n_token: int
+    more: bool
+
+    @property
+    def n_token(self):
+        return sum(tokens.numel() for tokens, _, _ in self.captions.values())
 
 
 def pair_batches(run, sources, i):
@@ -39,10 +44,11 @@ def pair_batches(run, sources, i):
     config = run.config
     changed = config.augment_strength > 0 or config.augment_warp > 0
     together = config.align == config.ltip and not changed
-    for names in [sources] if together else [[source] for source in sources]:
+    parts = [sources] if together else [[source] for source in sources]
+    for names in parts:
         images, captions = {}, {}  # images: each once, by a key that names its pixels
         for source in names:
-            documents = run.reader.rows('pairs', source, i)
+            documents = run.reader.rows(Reader.pairs, source, i)
             rng = rows_rng(run, i, source)
             pixels = [run.reader.pixels(d.pieces[0])[0] for d in documents]  # a clip: its first frame
             if changed:
@@ -58,8 +64,8 @@ def pair_batches(run, sources, i):
             mask = drop_words(mask, config.augment_word_dropout, rng)
             shows = torch.tensor([place[key] for key in keys])
             captions[source] = [x.to(run.device) for x in (tokens, mask, shows)]
-        n_token = sum(tokens.numel() for tokens, _, _ in captions.values())
-        yield PairBatch(torch.stack(list(images.values())).to(run.device), captions, n_token)
+        images = torch.stack(list(images.values())).to(run.device)
+        yield PairBatch(images, captions, more=names is not parts[-1])
 
 
 def rows_rng(run, i, source):
@@ -91,6 +97,7 @@ class TextBatch:
     targets: torch.Tensor
     start: torch.Tensor
     share: float
+    more: bool
 
     @property
     def n_token(self):
@@ -100,10 +107,10 @@ class TextBatch:
 def text_batches(run, sources, i):
     """Batch i of text."""
     [source], n = sources, run.config.micro_batches
-    tokens, start = run.reader.rows('texts', source, i)
+    tokens, start = run.reader.rows(Reader.texts, source, i)
     for part in range(n):
         ids, places = (torch.from_numpy(x[part::n]).to(run.device) for x in (tokens, start))
-        yield TextBatch(ids[:, :-1], ids[:, 1:], places, 1 / n)
+        yield TextBatch(ids[:, :-1], ids[:, 1:], places, share=1 / n, more=part + 1 < n)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -112,72 +119,79 @@ def text_batches(run, sources, i):
 
 @dataclass
 class SequenceBatch:
-    """What Flamingo.forward takes, and which source each target belongs to.
-
-    inputs:    keyword arguments of Flamingo.forward
-    source:    (number of targets,) int, an index into n_learned, in the order of the model's losses
-    n_learned: {source: number of targets that a step averages over}
-    """
+    """inputs: keyword arguments of Flamingo.forward. Of its targets, number k belongs to source
+    `source[k]`, an index into n_learned: {source: targets of the whole step, of all micro-batches and of
+    all ranks together}."""
     inputs: dict
     source: torch.Tensor
     n_learned: dict
-    n_token: int
+    more: bool
+
+    @property
+    def n_token(self):
+        return self.inputs['tokens'].numel()
+
+    def mean_of_each_source(self, each):
+        """each (number of targets,): the loss of every target -> {source: this part of the mean over its
+        targets}.
+
+        Parts and ranks add up to the mean over the whole step. Ranks *average* their gradients, so each
+        counts as many times as there are ranks.
+        """
+        total = each.new_zeros(len(self.n_learned)).index_add(0, self.source, each)        # (sources,)
+        return {source: total[k] * distributed.world() / max(n, 1)
+                for k, (source, n) in enumerate(self.n_learned.items())}
 
 
-def sequence_batches(run, sources, i, see, merged=False):
+def sequence_batches(run, sources, i, view, merged=False):
     """Batch i of each of these sources, all in one pass. Gradients are the same as for one source after the
     other, and short sequences fill the gaps beside long ones.
 
-    see(batch) -> the keyword arguments of Flamingo.forward that are about pictures.
+    view(batch) -> the keyword arguments of Flamingo.forward that are about pictures.
     merged: count all sources as one.
     """
-    n = run.config.micro_batches
-    rows = {source: run.reader.rows('sequences', source, i) for source in sources}
-    # Losses are means over the whole batch: over the targets of all micro-batches and all ranks.
-    counts = distributed.total(*(sum(s.n_learned for s in sequences) for sequences in rows.values()))
+    rows = {source: run.reader.rows(Reader.sequences, source, i) for source in sources}
+    counts = distributed.total(*(sum(s.n_learned for s in of_source) for of_source in rows.values()))
     n_learned = {'merged': sum(counts)} if merged else dict(zip(rows, counts))
-    number = dict.fromkeys(rows, 0) if merged else {source: k for k, source in enumerate(rows)}
-    for part in range(n):
+    index = {source: 0 if merged else k for k, source in enumerate(rows)}
+    for part in range(n := run.config.micro_batches):
         sequences = [s for of_source in rows.values() for s in of_source[part::n]]
         if not any(s.media for s in sequences):
             # A picture that no token looks at: every rank must run the same layers, with pictures or without.
             sequences[0].media.append(BLANK)
         batch = collate(sequences, run.tokenizer, share=sees_its_own_only(run.size.attend))
-        document = batch.document.to(run.device)
-        if len(batch.tokens) == len(sequences):  # one in each row: plain causal attention has faster kernels
-            document = None
-        inputs = {name: getattr(batch, name).to(run.device)
-                  for name in ('tokens', 'image_index', 'targets', 'position')}
-        source = torch.tensor([number[s.source] for s in batch.sequences])
-        source = source.repeat_interleave(torch.tensor([s.n_learned for s in batch.sequences]))
-        yield SequenceBatch(inputs | {'document': document} | see(batch), source.to(run.device),
-                            {name: max(count, 1) / distributed.world() for name, count in n_learned.items()},
-                            batch.tokens.numel())
+        names = ['tokens', 'image_index', 'targets', 'position']
+        if len(batch.tokens) < len(sequences):  # some share a row; else plain causal attention will do
+            names.append('document')
+        inputs = {name: getattr(batch, name).to(run.device) for name in names} | view(batch)
+        # The model gives losses row by row, and batch.sequences is in the order of the rows.
+        source = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
+        yield SequenceBatch(inputs, source.to(run.device), n_learned, more=part + 1 < n)
 
 
-def frozen_view(features, share):
-    """-> the `see` of a frozen encoder. It gives the encoder's features; a random share of each picture's
+def frozen_view(features, dropout):
+    """-> the `view` of a frozen encoder. It gives the encoder's features; a random share of each picture's
     channels is zeroed, different ones each time.
 
     *Why.* A frozen encoder knows its training pictures by heart, and a few of its channels are enough to
     tell them apart. Those say nothing about something new. A model that cannot rely on any single channel
     learns what many of them agree on.
     """
-    def see(batch):
+    def view(batch):
         found, frame_mask = features(batch.media)
-        if found is not None and share > 0:
-            kept = [np.random.default_rng(s.seed).random((len(s.media), found.shape[-1]), np.float32) >= share
+        if found is not None and dropout > 0:
+            kept = [np.random.default_rng(s.seed).random((len(s.media), found.shape[-1]), np.float32) >= dropout
                     for s in batch.sequences]
-            kept = torch.from_numpy(np.concatenate(kept)).to(found) / (1 - share)              # (pictures,D)
+            kept = torch.from_numpy(np.concatenate(kept)).to(found) / (1 - dropout)              # (pictures,D)
             n_frame = frame_mask.sum(-1)[frame_mask.any(-1)]                                   # (pictures,)
             found = found * kept.repeat_interleave(n_frame, dim=0).unsqueeze(1)                # (frames,S,D)
         return {'features': found, 'frame_mask': frame_mask}
-    return see
+    return view
 
 
 def pixel_view(pixels, device):
-    """-> the `see` of an encoder that trains. It gives pixels: features that change cannot be kept."""
-    def see(batch):
+    """-> the `view` of an encoder that trains. It gives pixels: features that change cannot be kept."""
+    def view(batch):
         media, frame_mask = stack_frames(batch.media, pixels)
         return {} if media is None else {'media': media.to(device), 'frame_mask': frame_mask.to(device)}
-    return see
+    return view

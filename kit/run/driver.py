@@ -1,12 +1,10 @@
-"""One `python train.py`: the stages that are asked for and missing, in order, and the table at the end."""
+"""One sitting of a run: which stages are missing, how it ends, and the table at the very end."""
 import contextlib
 import json
 import os
 import shlex
 import signal
 import sys
-
-import torch
 
 from kit.device import autocast
 from kit.files import BadInput, only_run, whole_file
@@ -21,76 +19,50 @@ from kit.weights import checkpoint
 ALL = ('vision', 'language', 'flamingo')
 
 
-def drive(config, keys, stages, train_stage):
-    """One `python train.py`, from its keys to its last line.
+@contextlib.contextmanager
+def sitting(config, keys):
+    """`with sitting(config, keys) as run:` opens the data and keeps out_dir to this process. Afterwards, if
+    a signal or --max_minutes has stopped the run, it prints how to go on and exits with 128 + the signal's
+    number, or with 0 when time was up.
 
-    config: namespace of all keys; keys: the table of them; stages: {name: class};
-    train_stage(run, stage, missing, progress) -> whether the stage came to its end.
-    Exits with 128 + the signal's number if a signal stopped it.
+    config: namespace of all keys; keys: the table of them
     """
     with only_run(config.out_dir) if distributed.rank() == 0 else contextlib.nullcontext():
         run = Run(config, keys)
         try:
-            stopped = carry_out(run, stages, train_stage)
+            yield run
         except KeyboardInterrupt:  # at once, without finishing the step
-            stopped = run.stop or signal.SIGINT
+            run.stop = run.stop or signal.SIGINT
     distributed.end()
-    if stopped is None:
+    if run.stop is None:
         return
     if distributed.rank() == 0:
         given = [a for a in sys.argv[1:] if not a.startswith('--init_from')]
         if config.init_from == 'scratch' and any(a.endswith('.py') for a in given):
             given.append('--init_from=auto')  # a config file may have set scratch
         print(f'stopped and saved; to continue: python train.py {shlex.join(given)}')
-    sys.exit(0 if stopped == OUT_OF_TIME else 128 + stopped)
+    sys.exit(0 if run.stop == OUT_OF_TIME else 128 + run.stop)
 
 
-def carry_out(run, stages, train_stage):
-    """Train what is missing -> why it stopped early: a signal's number, OUT_OF_TIME or None."""
-    config = run.config
-    wanted = ALL if config.stage == 'all' else (config.stage,)
-    missing, progress = what_is_missing(run, wanted, stages)
-    check_batches(config, missing)
-    evaluated = 'flamingo' not in wanted or os.path.exists(run.path('results.json'))
+def stages_to_train(run, stages):
+    """-> (names of the stages that are asked for and missing, in order; content of training.pt or None).
+    Nothing is written before all ranks have been here. Raises BadInput."""
+    missing, progress = what_is_missing(run, stages)
+    check_batches(run.config, missing)
     distributed.barrier()  # until all ranks have seen the same files, none may change them
-    if not missing and progress is None and evaluated:
-        if distributed.rank() == 0:
-            print(f'{config.out_dir} is complete. --init_from=scratch starts over; '
-                  'python sample.py shows what it learned.')
-        return None
     signal.signal(signal.SIGINT, run.on_signal)
     signal.signal(signal.SIGTERM, run.on_signal)
-    while missing:
-        torch.manual_seed(config.seed)
-        stage = stages[missing[0]](run)
-        if progress is None or 'module' not in progress:
-            run.save_progress(missing, 0)  # from here on, training.pt says what is left to do
-        if not train_stage(run, stage, missing, progress):
-            return run.stop
-        run.save_stage(stage)
-        missing, progress = missing[1:], None
-        run.save_progress(missing, 0)
-        if run.stop:
-            return run.stop
-    run.training = False
-    if 'flamingo' in wanted:
-        finish(run, stages['flamingo'](run))
-    run.reader.share_left_out()
-    if distributed.rank() == 0:
-        with contextlib.suppress(FileNotFoundError):  # there is none if only results.json was missing
-            os.remove(run.path('training.pt'))
-        for line in run.report.lines():
-            print('left out', line)
-        if skipped := sum(bool(row.get('skipped')) for row in run.rows):
-            print(f'{skipped} steps were skipped, their loss or gradient not being finite; '
-                  f'{run.path("log.csv")} says of which source')
-    return None
+    return missing, progress
 
 
-def what_is_missing(run, wanted, stages):
+def wanted(run):
+    return ALL if run.config.stage == 'all' else (run.config.stage,)
+
+
+def what_is_missing(run, stages):
     """-> (names of the stages to train, content of training.pt or None). Raises BadInput."""
     scratch = run.config.init_from == 'scratch'
-    missing = [name for name in wanted if scratch or not os.path.exists(run.path(name + '.pt'))]
+    missing = [name for name in wanted(run) if scratch or not os.path.exists(run.path(name + '.pt'))]
     if not scratch and os.path.exists(run.path('training.pt')):
         progress = run.load_progress(stages)
         # The run that was begun is finished first, whatever stage is asked for; then what else is missing.
@@ -99,10 +71,11 @@ def what_is_missing(run, wanted, stages):
     if run.config.init_from == 'resume':
         raise BadInput(f'{run.path("training.pt")}: no such file, nothing to resume')
     run.rows = [row for row in run.read_log() if row['stage'] not in missing]  # of stages trained before
-    for name in wanted:
+    for name in wanted(run):
         if name not in missing:
             path = run.path(name + '.pt')
             run.check_same_keys(checkpoint.load(path, kind_of(name), keys=dict)['keys'], path)
+    run.complete = not missing and ('flamingo' not in wanted(run) or os.path.exists(run.path('results.json')))
     return missing, None
 
 
@@ -118,7 +91,29 @@ def check_batches(config, missing):
                 distributed.rows(getattr(config, 'batch_' + source), 'batch=' + source, config.micro_batches)
 
 
-def finish(run, stage):
+def finish(run, flamingo_stage):
+    """When nothing is missing any more: the few-shot table, and what was left out on the way.
+    flamingo_stage(run) -> a FlamingoStage, into which flamingo.pt is loaded."""
+    if run.complete:
+        if distributed.rank() == 0:
+            print(f'{run.config.out_dir} is complete. --init_from=scratch starts over; '
+                  'python sample.py shows what it learned.')
+        return
+    run.training = False
+    if 'flamingo' in wanted(run):
+        write_table(run, flamingo_stage(run))
+    run.reader.share_left_out()
+    if distributed.rank() == 0:
+        with contextlib.suppress(FileNotFoundError):  # there is none if only results.json was missing
+            os.remove(run.path('training.pt'))
+        for line in run.report.lines():
+            print('left out', line)
+        if skipped := sum(bool(row.get('skipped')) for row in run.rows):
+            print(f'{skipped} steps were skipped, their loss or gradient not being finite; '
+                  f'{run.path("log.csv")} says of which source')
+
+
+def write_table(run, stage):
     """The few-shot table, on screen and in results.json, and samples.png. stage: a new FlamingoStage, into
     which flamingo.pt is loaded."""
     path = run.path('flamingo.pt')

@@ -30,6 +30,8 @@ class Loop:
         self.step, self.saved, self.complete = self.start - 1, self.start, False
         self.skipped, self.last_evaluation = 0, ''
         self.clock, self.n_token = time.time(), 0  # of the last row of the log, and tokens read since
+        if self.start == 0:
+            run.save_progress(missing, 0)  # from here on, training.pt says what is left to do
 
     def __iter__(self):
         run, stage = self.run, self.stage

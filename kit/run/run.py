@@ -8,12 +8,10 @@ import csv
 import os
 import time
 from dataclasses import asdict, fields, replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint as recompute
 
 from kit.bpe import train_bpe
 from kit.cli import flat, spell
@@ -73,6 +71,7 @@ class Run:
         self.reader = Reader(self.config, self.sources, self.tokenizer, self.size, self.report)
         self.held_out = self.held_out and readable_pairs(self.held_out, self.reader.pixels, self.report)
         self.rows = []             # of log.csv
+        self.complete = False  # was everything there when this sitting began?
         self.stop = None           # why to stop after this step: a signal's number, or loop.OUT_OF_TIME
         self.training = True       # would anything be lost by leaving at once?
         self.started = time.time()
@@ -164,20 +163,6 @@ class Run:
             cure = ' '.join(f'--{k}={theirs[k]}' for k in wrong if k != 'n_vocab') or 'its own tokenizer'
             raise BadInput(f'{getattr(self.config, key)} has {said}; give {cure}')
 
-    def spread(self, module, blocks, recomputed, replicated=(), methods=()):
-        """Put a stage's module on its device(s) -> what to call in training.
-
-        recomputed: the blocks that activation checkpointing computes again in the backward pass; the other
-        arguments are those of kit.run.distributed.spread.
-        """
-        if self.config.activation_checkpointing:
-            for block in recomputed:
-                block.forward = partial(recompute, block.forward, use_reentrant=False)
-        net = distributed.spread(module, self.device, self.config.shard, blocks, replicated, methods)
-        if self.config.compile:
-            module.compile()
-        return net
-
     # -----------------------------------------------------------------------------------------
     # What evaluations ask
 
@@ -200,13 +185,18 @@ class Run:
         """Minutes of training, all sessions together."""
         return self.minutes_before + (time.time() - self.started) / 60
 
-    def save_stage(self, stage):
+    def save_stage(self, stage, missing=()):
+        """Write NAME.pt. missing: names of the stages to be trained, this one first -> those that are left,
+        which training.pt says, too."""
         content = distributed.whole(stage.content())  # all ranks gather it, ...
         if distributed.rank() == 0:                   # ... one writes it, ...
             checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name), config=asdict(self.size),
                             tokenizer=self.tokenizer.state(), keys=vars(self.config), given=self.given,
                             **content)
         distributed.barrier()                         # ... and all read it next
+        if missing:
+            self.save_progress(missing[1:], 0)
+        return missing[1:]
 
     def load_stage(self, name, module):
         """-> the content of NAME.pt. Raises BadInput if it lacks `module`, or was made with another tokenizer

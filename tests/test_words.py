@@ -30,7 +30,8 @@ def test_k_means_finds_what_is_there():
 
 
 def test_what_looks_alike_shares_syllables():
-    """Five kinds, each with the same three variants: the first syllable says the kind, the second the variant."""
+    """Five kinds, each with the same three variants: the first syllable says the kind, the second the
+    variant."""
     rng = np.random.default_rng(1)
     kinds, variants = 20 * rng.standard_normal((5, 8)), 3 * rng.standard_normal((3, 8))
     variants -= variants.mean(0)
@@ -61,8 +62,10 @@ def folder(tmp_path_factory):
 
 
 def run_of(folder, out, *arguments):
-    config = configure(train.KEYS, [f'--out_dir={out}', '--device=cpu', f'--align={folder}', '--m3w=align', '--text=align', '--ltip=', '--vtp=', '--folders=words=2',
-                                    '--folders=word_centres=3', '--tokenizer=sources', '--image_size=32', '--eval_n=4', '--vision_batch=8', *arguments])
+    config = configure(train.KEYS, [
+        f'--out_dir={out}', '--device=cpu', f'--align={folder}', '--m3w=align', '--text=align', '--ltip=',
+        '--vtp=', '--folders=words=2 word_centres=3', '--tokenizer=sources', '--image_size=32',
+        '--eval_n=4', '--vision_batch=8', *arguments])
     check_values(config, train.KEYS)
     return Run(config, train.KEYS)
 
@@ -72,7 +75,8 @@ def test_later_stages_speak_in_words(folder, tmp_path):
     torch.manual_seed(0)
     captions = {item.label: item.text for item in class_words.items_of(run)}
     assert len(set(captions.values())) == len(captions) == 12
-    assert all(len(run.tokenizer.encode(' ' + name)) == 1 for name in captions.values())  # no two share a token
+    # No two share a token.
+    assert all(len(run.tokenizer.encode(' ' + name)) == 1 for name in captions.values())
     run.save_stage(train.VisionStage(run))
     assert Image.open(tmp_path / 'words.png').width > 100
     named = torch.load(tmp_path / 'vision.pt', weights_only=True)['words']
@@ -84,7 +88,8 @@ def test_later_stages_speak_in_words(folder, tmp_path):
     train.LanguageStage(again)
     assert {item.label: item.text for item in class_words.items_of(again)} == named
     pages = again.sources['m3w'].parts[0]
-    assert isinstance(pages, Pages) and {named[label] for label in pages.labels} == {item.text for item in pages.pairs.items}
+    assert isinstance(pages, Pages)
+    assert {named[label] for label in pages.labels} == {item.text for item in pages.pairs.items}
     assert {item.text for item in again.held_out.items} <= set(named.values())
     said = again.sources['text'].text(3)
     assert any(word in said for word in named.values())
@@ -95,7 +100,8 @@ def test_first_names_differ_however_many_there_are():
     names = class_words.first_names(labels)
     assert set(names) == set(labels) and len(set(names.values())) == len(labels)
     few = class_words.first_names(labels[999::-1])
-    assert few == class_words.first_names(labels[:1000]) and all(name.isalpha() and name == name.capitalize() for name in few.values())
+    assert few == class_words.first_names(labels[:1000])
+    assert all(name.isalpha() and name == name.capitalize() for name in few.values())
 
 
 def test_words_are_refused_where_there_are_none(folder, tmp_path):

@@ -442,7 +442,7 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, argum
     run = small_run(tmp_path, '--vision_batch=16', *arguments)
     n_picture = [(len(batch.images), len(batch.captions))
                  for batch in pair_batches(run, ['align', 'ltip'], 3)]
-    short, long = (run.reader.rows('pairs', source, 3) for source in ('align', 'ltip'))
+    short, long = (run.reader.rows(Reader.pairs, source, 3) for source in ('align', 'ltip'))
     assert [d.pieces[0].key for d in short] == [d.pieces[0].key for d in long]
     assert sum(len(a.pieces[1]) < len(b.pieces[1]) for a, b in zip(short, long)) > 12
     once = len({d.pieces[0].key for d in short})

@@ -1,7 +1,7 @@
 """From a Document to tensors: everything Flamingo reads is an ordered list of texts and pictures.
 
 A web page, a captioned picture, a captioned clip, a few-shot prompt and a chat are all a `Document`.
-This file tells how a Document becomes what the model eats (Flamingo §3.1.3, §3.2 and appendix A.3):
+This file makes tensors of a Document (Flamingo §3.1.3, §3.2 and appendix A.3):
 
     Document([Media, "Output: a red ring.", Media, ...])
        │  encode: insert <BOS>, <image>, <EOC>; find for each token the one picture it may look at
@@ -13,6 +13,7 @@ This file tells how a Document becomes what the model eats (Flamingo §3.1.3, §
 
 Shapes: B batch, T tokens, N images in the sequence, F frames.
 """
+import sys
 from dataclasses import dataclass, field
 from typing import Callable
 
@@ -78,57 +79,14 @@ class Example:
         return [*([] if self.media is None else [self.media]), Given(self.prompt), *answer, *closed]
 
 
-@dataclass
-class Episode:
-    """A few-shot task: examples to learn from, and a query whose answer is the truth (§4, appendix A.2).
-
-    choices:     answers to choose from, by log-likelihood; None: the answer is generated
-    check(text): whether a generated answer is right; by default when it is the same text
-    people:      all answers or captions that people gave, where the metric wants several (VQA accuracy, CIDEr)
-    relevance:   how right each choice is, where that is a matter of degree (VisDial's NDCG)
-    where:       file and line, for messages
-    induction:   text that opens the prompt (Frozen's "Answer with dax or blicket.")
-    """
-    support: list
-    query: Example
-    choices: list | None = None
-    check: Callable[[str], bool] | None = None
-    people: list | None = None
-    relevance: list | None = None
-    where: str = ''
-    induction: str = ''
-
-    def document(self):
-        pieces = [Given(self.induction)] if self.induction else []
-        pieces += [piece for example in self.support for piece in example.pieces()]
-        return Document(pieces + self.query.pieces(answered=False), 'prompt', self.where)
-
-    def is_right(self, text):
-        if self.check is not None:
-            return self.check(text)
-        return text.strip().rstrip('.').lower() == self.query.answer.strip().rstrip('.').lower()
-
-
 # ---------------------------------------------------------------------------------------------
 # Prompts of every kind of task, in the paper's words. The answer follows after a space.
 
 CAPTION_PROMPT = 'Output:'   # captions, names and classes
-ACTION_PROMPT = 'Caption:'   # unusual actions, RareAct: 'Caption: a person cuts a phone'
 
 
 def question_prompt(question):
     return f'Question: {question} Answer:'
-
-
-def statement_prompt(text, asked='Is it hateful?'):
-    """A text on a picture, to be judged: yes or no (the form that the paper found for HatefulMemes)."""
-    return f'is an image with written: "{text}" on it. {asked} Answer:'
-
-
-def dialogue_prompt(caption, turns, question):
-    """VisDial: the caption unprompted, the turns so far [(question, answer), …], and what is asked now."""
-    said = [f'{question_prompt(q)} {a}' for q, a in turns]
-    return ' '.join([*([caption] if caption else []), *said, question_prompt(question)])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -141,10 +99,10 @@ class Encoded:
     <image> tags stand for, in order."""
     tokens: np.ndarray       # int64
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
-    loss_mask: np.ndarray    # bool: is there something to learn in predicting this token?
+    loss_mask: np.ndarray    # bool: is this token learned, that is, does its prediction count in the loss?
     media: list
     source: str = ''         # which of the sources it came from
-    seed: int = 0            # of what training leaves to chance about its pictures
+    seed: int = 0            # for the dropout of its pictures' channels
     start: int = 0           # where in the context its first token stands
 
     @property
@@ -173,28 +131,28 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
     Raises BadInput if the Document is a prompt and longer than n_token, or has more than n_image pictures.
     """
     total = sum(isinstance(piece, Media) for piece in document.pieces)
-    follow = document.kind == 'page' and rng is not None and rng.random() < p_next
-    sees = min(1, total) if follow else 0   # which picture text sees now
-    rows, media = [(tokenizer.bos, 0, False)], []  # (token, image_index, learned)
+    text_first = document.kind == 'page' and rng is not None and rng.random() < p_next  # text, then its picture
+    index = min(1, total) if text_first else 0      # which picture text sees now
+    entries, media = [(tokenizer.bos, 0, False)], []  # (token, image_index, learned)
     open_chunk = False                      # is there anything since the last <EOC>?
     for piece in document.pieces:
         if isinstance(piece, Media):
             if open_chunk:
-                rows.append((tokenizer.eoc, sees, True))
+                entries.append((tokenizer.eoc, index, True))
             media.append(piece)
-            rows.append((tokenizer.image, len(media), False))  # φ moves on at the tag itself (Figure 7)
-            sees = min(len(media) + 1, total) if follow else len(media)
+            entries.append((tokenizer.image, len(media), False))  # φ moves on at the tag itself (Figure 7)
+            index = min(len(media) + 1, total) if text_first else len(media)
         elif isinstance(piece, EndOfChunk):
-            rows.append((tokenizer.eoc, sees, True))
+            entries.append((tokenizer.eoc, index, True))
         else:
             space = document.kind == 'pair' and rng is not None and rng.random() < p_space
             ids = tokenizer.encode(' ' + piece if space else piece)
-            rows += [(i, sees, not isinstance(piece, Given)) for i in ids]
+            entries += [(i, index, not isinstance(piece, Given)) for i in ids]
         open_chunk = not isinstance(piece, EndOfChunk)
     if open_chunk and document.kind != 'prompt':
-        rows.append((tokenizer.eoc, sees, True))
+        entries.append((tokenizer.eoc, index, True))
 
-    tokens, index, learn = (np.array(column) for column in zip(*rows))
+    tokens, index, learn = (np.array(column) for column in zip(*entries))
     if document.kind == 'prompt':
         check_prompt(document, len(tokens), len(media), n_token, n_image)
         return Encoded(tokens, index, learn, media)
@@ -367,3 +325,7 @@ def frame_mask(lengths):
         return None
     lengths = torch.tensor([row + [0] * (n - len(row)) for row in lengths])       # (B,N)
     return torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
+
+
+if __name__ == '__main__':
+    sys.exit(print('python data.py PATH is python look.py PATH now', file=sys.stderr) or 2)

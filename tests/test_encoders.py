@@ -7,7 +7,8 @@ import torch
 from asking import ask, asker, config, loaded, out, pictures_in  # noqa: F401 (fixtures)
 from test_official import coco
 
-from data import Episode, Example, Media
+from data import Example, Media
+from kit.episode import Episode
 from kit.files import BadInput
 from kit.sources.base import Report
 from kit.tasks import encoders

@@ -10,8 +10,8 @@ from asking import ask, asker, config, loaded, out, pictures_in  # noqa: F401 (f
 from PIL import Image
 
 import evaluate
-from data import (
-    dialogue_prompt, encode, EndOfChunk, Episode, Example, Given, Media, question_prompt, statement_prompt)
+from data import encode, EndOfChunk, Example, Given, Media, question_prompt
+from kit.episode import dialogue_prompt, Episode, statement_prompt
 from kit.files import BadInput
 from kit.sources.base import Report
 from kit.sources.forms import open_folder

@@ -27,7 +27,8 @@ import evaluate
 import look
 import sample
 import train
-from data import Document, encode, Episode
+from data import Document, encode
+from kit.episode import Episode
 from kit import bpe
 from kit.cli import command, configure, flat, spell
 from kit.files import BadInput, BadItem, one_line, only_run, whole_file

@@ -9,7 +9,8 @@ from PIL import Image
 from prompting import loaded, out, run  # noqa: F401 (fixtures)
 
 import evaluate
-from data import Document, EndOfChunk, Episode, Example, Given, Media
+from data import Document, EndOfChunk, Example, Given, Media
+from kit.episode import Episode
 from kit.cli import configure
 from kit.files import BadInput
 from kit.sources.base import Pairs, Report

@@ -8,7 +8,8 @@ class.
 """
 import numpy as np
 
-from data import CAPTION_PROMPT, Episode, Example
+from data import CAPTION_PROMPT, Example
+from kit.episode import Episode
 from kit.files import BadInput
 from kit.sources.base import readable_pairs
 from kit.tasks.encoders import embed_media

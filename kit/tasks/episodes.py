@@ -1,12 +1,13 @@
 """What is asked: episodes of every task, of the embedded world or made of a folder's pictures.
 
-    the world, folders, .jsonl, COCO, VQA  ──►  data.Episode: examples, a query, its answer  ──►  Asker
+    the world, folders, .jsonl, COCO, VQA  ──►  kit.episode.Episode: examples, a query, its answer  ──►  Asker
 """
 from dataclasses import replace
 
 import numpy as np
 
-from data import CAPTION_PROMPT, Episode, Example
+from data import CAPTION_PROMPT, Example
+from kit.episode import Episode
 from kit.files import BadInput
 from kit.world.tasks import (
     action_episode, caption_episode, choice_episode, clip_episode, clip_question_episode, dialogue_episode,

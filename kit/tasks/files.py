@@ -13,7 +13,8 @@ import os
 
 import numpy as np
 
-from data import Episode, Example
+from data import Example
+from kit.episode import Episode
 from kit.files import BadInput, BadItem, whole_file
 from kit.sources.base import parse_json, read_lines, usual_answer
 from kit.sources.decode import Inside

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data import CAPTION_PROMPT, Episode, Example, question_prompt
+from data import CAPTION_PROMPT, Example, question_prompt
+from kit.episode import Episode
 from kit.files import BadInput, BadItem, read_json, whole_file
 from kit.sources.annotations import answers_of, read_questions
 from kit.sources.base import check_caption, LIMIT_JSON, split_of, usual_answer

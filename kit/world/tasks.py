@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from data import (
-    ACTION_PROMPT, CAPTION_PROMPT, dialogue_prompt, Episode, Example, question_prompt, statement_prompt)
+from data import CAPTION_PROMPT, Example, question_prompt
+from kit.episode import ACTION_PROMPT, dialogue_prompt, Episode, statement_prompt
 from kit.world.draw import (
     clip, clip_media, CLIP_SPLITS, COLOURS, DIRECTIONS, EVENTS, FILLS, GLYPHS, NUMBERS, PAIRS, picture_media,
     PLACE_WORDS, random_clip, random_picture, scene, SHAPES, SIZES, SPLITS)

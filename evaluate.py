@@ -56,6 +56,7 @@ GROUPS = {  # of --help: what they are for, and of each key its default and its 
         'ensemble': (1, 'of choices: the mean over this many orders of the examples (the paper: 6)'),
     },
     'what is asked': {
+        'calibrate': (False, 'rank choices by what the pictures of the examples add (the paper does not)'),
         'seed': (1, 'of the episodes'),
         'seeds': (3, 'this many seeds, from that one on'),
         'n': (100, 'episodes of each kind and seed; of a COCO or VQA file all, unless said'),
@@ -225,7 +226,7 @@ def main():
     path, device = find_checkpoint(config.out_dir, config.checkpoint), pick_device(config.device, meta=False)
     asker, contrastive = load(path, device, config.batch_size, config.n_frame, config.fps)
     asker.beam_size, asker.max_new_tokens = config.beam_size, config.max_new_tokens
-    asker.ensemble = config.ensemble
+    asker.ensemble, asker.calibrate = config.ensemble, config.calibrate
     report = Report()
     rows = ask_all(config, asker, contrastive, report)
     for line in report.lines():

@@ -27,6 +27,7 @@ from kit.show import canvas, lettering, sheets
 from kit.tasks import attention, explain, rices
 from kit.tasks.asker import CHECKPOINT, find_checkpoint, LEAST_FPS, load, MOST_BEAMS, MOST_FRAMES
 from kit.tasks.chat import Chat, run_chat
+from kit.tasks.controls import blank_examples
 from kit.tasks.prompts import as_text, file_media, parse_prompt
 from kit.tasks.tables import sheet
 from kit.world.draw import HELD_PAIRS
@@ -51,6 +52,7 @@ GROUPS = {  # of --help: what they are for, and of each key its default and its 
     },
     'the answer': {
         'choices': ('', 'answers to rank by log-likelihood, separated by |, instead of writing one'),
+        'calibrate': (False, 'rank choices by what the pictures of the examples add (the paper does not)'),
         'beam_size': (3, 'beams of the search for the most likely answer; 1 is greedy'),
         'temperature': (0.0, '0 for the most likely answer, above for sampling'),
         'top_k': (0, 'with a temperature: sample from this many most likely words; 0 for all'),
@@ -97,7 +99,11 @@ def answers_to(document, config, asker, search):
         if not all(choices):
             raise BadInput('--choices: an answer is empty')
         ids = asker.candidates(choices, prompts['tokens'].shape[1], '--choices')
-        ranked = dict(zip(choices, score(asker.model, candidates=[ids], **prompts)[0]))
+        [scores] = score(asker.model, candidates=[ids], **prompts)
+        if config.calibrate:
+            [blind] = score(asker.model, candidates=[ids], **asker.prompts([blank_examples(document)]))
+            scores = [score_of - prior for score_of, prior in zip(scores, blind)]
+        ranked = dict(zip(choices, scores))
         return [(max(ranked, key=ranked.get), {'choices': ranked})]
     answers = []
     for _ in range(config.num_samples):

@@ -1,68 +1,78 @@
-"""Two heads that copy: "after A came B last time, so after A comes B" (an induction head, Olsson et al.
-2022).
+"""Heads that copy: "after A B came C last time, so after A B comes C" (an induction head, Olsson et al. 2022,
+that goes by two tokens).
 
-One head notes for each token its predecessor; a head of the next block finds the token whose predecessor is
-the one at hand, and says it. Large models grow such heads by themselves and in-context learning hangs on
-them; a model of a few layers takes longer to than all of its training here. So a language model that starts
-from nothing begins with them: their projections are random, as all others, but matched to each other, and
-training goes on from there. (docs/results.md: what they are worth.)
+Two heads note for each token its predecessor and the one before; a head of the next block finds the token that
+came after the same two, and says it. Two, since parts of names recur: by the last token alone "hammer" goes on
+as "hammmm". Large models grow such heads by themselves and in-context learning hangs on them; a model of a few
+layers takes longer to than all of its training here. So a language model that starts from nothing begins with
+them: their projections are random, as all others, but matched to each other, and training goes on from there.
+(docs/results.md: what they are worth.)
 """
 import math
 
 import torch
 from torch import nn
 
-LOOK, NOTE, MATCH = 3.0, 0.1, 3.0  # how sharply it looks back, how loudly it notes, how strictly it compares
+LOOK, NOTE, MATCH = 3.0, 0.2, 3.0  # how sharply it looks back, how loudly it notes, how strictly it compares
 
 
 @torch.no_grad()
 def wire_copying(lm):
-    """Wire both heads into a fresh model.GPT, in place -> the same GPT. One of a single block gets the
-    first alone."""
-    n = find_predecessor(lm)
-    if len(lm.h) > 1:
-        copy_what_followed(lm, n)
+    """Wire the heads into a fresh model.GPT, in place -> the same GPT. One of a single block gets the first
+    two alone, and one of a single head notes the predecessor only."""
+    n = find_predecessors(lm)
+    copy_what_followed(lm, n)
     return lm
 
 
-def find_predecessor(lm):
-    """The first head of the first block looks at the token before. -> n, of which positions take 2n
-    dimensions.
+def find_predecessors(lm):
+    """The first head of the first block looks at the token before, the second one at the one before that.
+    -> n, of which positions take 2n dimensions.
 
-    Positions become sinusoids p(t) = (sin wt, cos wt) in dimensions of their own, n of each; the head's
-    query is p turned back by one step: Σ_w cos(w (t-1-s)) is largest at s = t-1.
+    Positions become sinusoids p(t) = (sin wt, cos wt) in dimensions of their own, n of each; a head's query is
+    p turned back by one step, or two: Σ_w cos(w (t-1-s)) is largest at s = t-1.
     """
     dim, n_head = lm.wte.weight.shape[1], lm.h[0].attn.n_head
-    n = min(dim // n_head // 2, dim // 8)
+    d = dim // n_head
+    n = min(d // 2, dim // 8)
     w = torch.exp(-torch.arange(n) / n * math.log(lm.n_context / 4))
     angle = torch.arange(lm.n_context)[:, None] * w
     lm.wte.weight[:, :2 * n] = 0.0
     lm.wpe.weight[:, 2 * n:] = 0.0
     lm.wpe.weight[:, :2 * n] = dim ** -0.5 * 2 ** 0.5 * torch.cat([angle.sin(), angle.cos()], dim=1)
-    q, k, _ = lm.h[0].attn.c_attn.weight.split(dim)                             # (D,D) each; rows are outputs
-    q[:2 * n], k[:2 * n] = 0.0, 0.0
+    q, k, _ = (m.view(n_head, d, dim) for m in lm.h[0].attn.c_attn.weight.split(dim))
     i = torch.arange(n)
-    k[i, i] = k[n + i, n + i] = LOOK
-    q[i, i], q[i, n + i] = LOOK * w.cos(), -LOOK * w.sin()                           # sin w(t-1)
-    q[n + i, i], q[n + i, n + i] = LOOK * w.sin(), LOOK * w.cos()                    # cos w(t-1)
+    for head in range(min(2, n_head)):
+        back = (head + 1) * w
+        q[head], k[head] = 0.0, 0.0
+        k[head, i, i] = k[head, n + i, n + i] = LOOK
+        q[head, i, i], q[head, i, n + i] = LOOK * back.cos(), -LOOK * back.sin()          # sin w(t-1)
+        q[head, n + i, i], q[head, n + i, n + i] = LOOK * back.sin(), LOOK * back.cos()   # cos w(t-1)
     return n
 
 
 def copy_what_followed(lm, n):
-    """The first head of the second block finds the token whose predecessor is the one at hand, and says it.
+    """The first head of the second block finds what came after the same two tokens, and says it.
 
-    The head that looks at the predecessor reads P x of it and notes Rᵀ P x; this one's keys are R y, so
-    that they hold P x, and its query is P of the token at hand: they agree where the two tokens are the
-    same. P, R, S: orthonormal rows, blind to positions.
+    P, R, R': orthonormal rows, blind to positions and to each other. The head that looks at the predecessor
+    reads P x of it and notes Rᵀ P x; the other notes R'ᵀ P x. Of the token y at hand, P y is itself and R y its
+    predecessor; of one further back, R y and R' y are the two before it. They agree where both are the same. A
+    random turn keeps the two apart.
     """
     dim, n_head = lm.wte.weight.shape[1], lm.h[0].attn.n_head
     d = dim // n_head
-    p, r, s = torch.zeros(3, d, dim)
-    for m in (p, r, s):
-        m[:, 2 * n:] = nn.init.orthogonal_(torch.empty(d, dim - 2 * n))
-    _, _, v = lm.h[0].attn.c_attn.weight.split(dim)
-    v[:d] = p
-    lm.h[0].attn.c_proj.weight[:, :d] = NOTE * r.T
-    q, k, v = lm.h[1].attn.c_attn.weight.split(dim)
-    q[:d], k[:d], v[:d] = MATCH * p, MATCH * r, s
-    lm.h[1].attn.c_proj.weight[:, :d] = s.T                                          # what is found is said
+    rows = min(d, (dim - 2 * n) // 3)
+    p, *notes = torch.zeros(3, d, dim)
+    orthogonal = nn.init.orthogonal_(torch.empty(3 * rows, dim - 2 * n))
+    for m, part in zip((p, *notes), orthogonal.split(rows)):
+        m[:rows, 2 * n:] = part
+    _, _, v = (m.view(n_head, d, dim) for m in lm.h[0].attn.c_attn.weight.split(dim))
+    for head, r in zip(range(n_head), notes):
+        v[head] = p
+        lm.h[0].attn.c_proj.weight[:, head * d:(head + 1) * d] = NOTE * r.T
+    if len(lm.h) < 2:
+        return
+    turn = nn.init.orthogonal_(torch.empty(d, d))
+    q, k, v = (m.view(n_head, d, dim)[0] for m in lm.h[1].attn.c_attn.weight.split(dim))
+    q[:], k[:], v[:] = MATCH * (p + turn @ notes[0]), MATCH * (notes[0] + turn @ notes[1]), p
+    lm.h[1].attn.c_proj.weight[:, :d] = p.T                                          # what is found is said

@@ -17,7 +17,7 @@ from kit.sources.base import Report
 from kit.sources.forms import open_folder
 from kit.tasks import asker as asker_file
 from kit.tasks.asker import find_checkpoint, load, NANO, trim
-from kit.tasks.controls import CONTROLS, taught
+from kit.tasks.controls import BLANK, blank_examples, blank_support, CONTROLS, taught
 from kit.tasks.encoders import zero_shot
 from kit.tasks.episodes import episodes_of, frozen_episode, TASKS
 from kit.tasks.results import control_rows, measure, row, value_of
@@ -182,6 +182,25 @@ def test_an_ensemble_is_the_mean_over_orders(asker):
     for i, e in enumerate(episodes):
         for c in e.choices:
             assert together[i][c] == near_log_p(np.mean([s[i][c] for s in singles]), n_word=8)
+
+
+def test_calibrated_scores_are_what_the_pictures_of_the_examples_add(asker):
+    """And the prediction is the choice that they add most to."""
+    episodes = episodes_of('naming', 2, 6, ways=3)
+    seen, blind = asker.choose(episodes), asker.choose([blank_support(e) for e in episodes])
+    asker.calibrate = True
+    answers = asker.answer(episodes)
+    asker.calibrate = False
+    for mine, prior, answer in zip(seen, blind, answers):
+        added = {choice: mine[choice] - prior[choice] for choice in mine}
+        assert answer['scores'] == pytest.approx(added, abs=1e-4) and max(map(abs, added.values())) > 1e-3
+        assert answer['prediction'] == max(added, key=added.get)
+
+
+def test_a_prompt_with_blank_examples_is_that_of_an_episode_with_blank_support():
+    [episode] = episodes_of('naming', 2, 1, ways=2)
+    assert blank_examples(episode.document()).pieces == blank_support(episode).document().pieces
+    assert blank_examples(episode.document()).pieces[0] is BLANK
 
 
 def test_batches_that_do_not_fit(asker, monkeypatch):

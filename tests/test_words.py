@@ -12,7 +12,7 @@ from kit.run import class_words
 from kit.sources.fewshot import Pages
 from kit.run.keys import check_values
 from kit.run.run import Run
-from kit.world.words import invented_names, made_up_names, SYLLABLES
+from kit.world.words import SYLLABLES
 
 
 def blobs(rng, centres, n, spread):
@@ -117,11 +117,3 @@ def test_words_are_refused_where_there_are_none(folder, tmp_path):
 def test_there_are_only_so_many_syllables(folder, tmp_path):
     with pytest.raises(BadInput, match='180 syllables'):
         run_of(folder, tmp_path, '--folders=word_centres=100')
-
-
-def test_invented_names_are_many_and_not_those_held_out():
-    names = invented_names(np.random.default_rng(0), 3000)
-    assert len(set(names)) == 3000 and names == invented_names(np.random.default_rng(0), 3000)
-    assert all(name.isalpha() and name.islower() for name in names)
-    assert not set(names) & {name for seed in range(20) for name in made_up_names(np.random.default_rng(seed), 100, 'held')}
-    assert set('abcdefghijklmnopqrstuvwxyz') == set(''.join(names))

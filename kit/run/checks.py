@@ -9,7 +9,7 @@ from kit.tasks.asker import Asker
 from kit.tasks.encoders import nearest_row, retrieval, zero_shot
 from kit.tasks.episodes import episodes_of
 from kit.tasks.results import measure
-from kit.world.words import made_up_names
+from kit.world.names import made_up_names
 
 
 def encoder(run, contrastive):

@@ -10,7 +10,6 @@ import time
 from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 from kit.bpe import train_bpe
@@ -28,7 +27,7 @@ from kit.tasks.episodes import can_ask
 from kit.tokenizer import Tokenizer
 from kit.weights import checkpoint
 from kit.weights.vocabulary import gpt2_tokenizer
-from kit.world.words import SYLLABLES, invented_names, made_up_names
+from kit.world.words import SYLLABLES
 from model import PRESETS, Flamingo, FlamingoConfig
 
 # All sizes but three, which come from the tokenizer.
@@ -90,10 +89,6 @@ class Run:
         self.folders = replace(of_keys(FolderSpec, config), flip=config.augment_flip)
         page_examples = max(3, min(config.page_examples, config.n_image))
         pages = replace(of_keys(PageSpec, config), page_examples=page_examples)
-        if config.words:
-            names = [*made_up_names(np.random.default_rng(0), 1000)]
-            names += invented_names(np.random.default_rng(0), 3000)
-            pages = replace(pages, names=tuple(names))
         self.sources = {role: self.open(role, spec, pages) for role, spec in self.specs.items() if spec}
         doubts = [line for source in self.sources.values() for line in source.doubts()]
         for line in dict.fromkeys(doubts) if distributed.rank() == 0 else []:

@@ -16,8 +16,7 @@ class PageSpec:
     naming: share of naming pages; page_examples: most examples on a page, half as many at least;
     page_variants: in how many variants each picture is shown, 1 being the plain one only; ways: most names on
     a naming page; within_group: share of naming pages whose labels are all of one group; captions_first: this
-    many pages have captions only; ways_rise: pages over which the most names on a page rise from two; names:
-    made-up names, the world's if there are none here.
+    many pages have captions only; ways_rise: pages over which the most names on a page rise from two.
     """
     naming: float = 0.6
     page_examples: int = 12
@@ -26,7 +25,6 @@ class PageSpec:
     within_group: float = 0.0
     captions_first: int = 0
     ways_rise: int = 0
-    names: tuple = ()
 
     def sizes(self):
         """As keyword arguments of Pages."""

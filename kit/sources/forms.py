@@ -24,8 +24,8 @@ from kit.sources.lists import ENDINGS, find_lists, find_metadata, read_lists
 from kit.sources.pages import find_line_pages, find_tar_pages, read_line_pages, read_tar_pages
 from kit.sources.shards import find_tars, read_tars
 from kit.sources.sidecars import find_sidecars, read_sidecars
+from kit.world.names import made_up_names
 from kit.world.pages import Shapes
-from kit.world.words import made_up_names
 
 
 # ---------------------------------------------------------------------------------------------
@@ -313,8 +313,7 @@ def open_source(role, spec, folders=FolderSpec(), pages=PageSpec(), n_frame=8, s
         share = float(Fraction(weight) / total)
         part = open_path(path, folders, n_frame, seed, 'train', n_variant, role, share)
         if isinstance(part, Pairs) and role in ('m3w', 'text'):
-            names = pages.names or made_up_names(np.random.default_rng(0), 1000)
-            part = Pages(part, names, **pages.sizes())
+            part = Pages(part, made_up_names(np.random.default_rng(0), 4000), **pages.sizes())
         elif not isinstance(part, (Pairs, Shapes)) and role not in ('m3w', 'text'):
             raise BadInput(f'{role}: {path} holds pages, which go to m3w or text; {role} wants pictures with '
                            'captions')

@@ -13,6 +13,7 @@ from kit.features import FrozenFeatures, Pixels
 from kit.files import BadInput, one_line
 from kit.sources.base import FolderSpec
 from kit.sources.forms import open_folder
+from kit.tasks.controls import blank_support
 from kit.tasks.prompts import file_media
 from kit.weights.flamingo import read_flamingo
 
@@ -61,14 +62,15 @@ class Asker:
 
     batch_size: episodes at a time. beam_size, max_new_tokens: of written answers. ensemble: how many orders
     of the examples a choice is scored in; the mean log-likelihood counts (appendix A.2, Table 7). fps: frames
-    a second of animations.
+    a second of animations. calibrate: rank choices by how much more likely the pictures of the examples make
+    them (contextual calibration, Zhao et al. 2021, arXiv:2102.09690); the paper ranks by log-likelihood.
     """
 
     def __init__(self, model, tokenizer, features, batch_size=16, beam_size=3, max_new_tokens=24, ensemble=1,
                  fps=1.0):
         self.model, self.tokenizer, self.features = model.eval(), tokenizer, features
         self.batch_size, self.beam_size, self.max_new_tokens = batch_size, beam_size, max_new_tokens
-        self.ensemble, self.fps = ensemble, fps
+        self.ensemble, self.fps, self.calibrate = ensemble, fps, False
 
     @property
     def n_frame(self):
@@ -152,13 +154,21 @@ class Asker:
             return [scores for e in episodes for scores in self.score([e])]
         return score(self.model, candidates=ids, **prompts)
 
+    def scores(self, episodes):
+        """The same; with `calibrate`, less what they are where the pictures of the examples show nothing."""
+        scores = self.score(episodes)
+        if not self.calibrate:
+            return scores
+        blind = self.score([blank_support(e) for e in episodes])
+        return [[a - b for a, b in zip(mine, prior)] for mine, prior in zip(scores, blind)]
+
     def choose(self, episodes):
-        """-> for each episode a dict {choice: log-probability}, the mean over `ensemble` orders of its
+        """-> for each episode a dict {choice: score}, the mean over `ensemble` orders of its
         examples"""
         total = [dict.fromkeys(e.choices, 0.0) for e in episodes]
         for order in range(self.ensemble):
             asked = episodes if order == 0 else [reordered(e, np.random.default_rng(order)) for e in episodes]
-            for sums, e, scores in zip(total, asked, self.score(asked)):
+            for sums, e, scores in zip(total, asked, self.scores(asked)):
                 for choice, score in dict(zip(e.choices, scores)).items():  # a choice may be there twice
                     sums[choice] += score / self.ensemble
         return total

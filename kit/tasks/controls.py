@@ -8,7 +8,7 @@ from PIL import Image
 
 from data import Media
 from kit.world.draw import SIZE
-from kit.world.words import made_up_names
+from kit.world.names import made_up_names
 
 
 def blank_frame():
@@ -21,6 +21,13 @@ BLANK = Media('blank', blank_frame)
 def blank_support(episode, rng=None):
     """Nothing to see in its support pictures. What is left is their text."""
     return replace(episode, support=[replace(e, media=e.media and BLANK) for e in episode.support])
+
+
+def blank_examples(document):
+    """A prompt with nothing to see in any picture but its last, the one that is asked about."""
+    shown = [k for k, piece in enumerate(document.pieces) if isinstance(piece, Media)]
+    pieces = [BLANK if k in shown[:-1] else piece for k, piece in enumerate(document.pieces)]
+    return replace(document, pieces=pieces)
 
 
 def swap_support(episode, rng):

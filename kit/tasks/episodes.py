@@ -12,7 +12,7 @@ from kit.files import BadInput
 from kit.world.tasks import (
     action_episode, caption_episode, choice_episode, clip_episode, clip_question_episode, dialogue_episode,
     naming_episode, question_episode, reading_episode, statement_episode)
-from kit.world.words import made_up_names
+from kit.world.names import made_up_names
 
 
 # One small twin for each kind among the paper's 16 benchmarks: how episodes are made, and the metrics of

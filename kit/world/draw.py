@@ -214,7 +214,7 @@ def scene(split, i):
     rng = np.random.default_rng([seed, i])
     count = int(rng.choice([1, 2, 3], p=[0.8, 0.12, 0.08]))
     size = str(rng.choice(SIZES)) if count == 1 else 'small'
-    glyph = str(rng.choice(list(GLYPHS))) if count == 1 and size == 'small' and rng.random() < 0.5 else ''
+    glyph = str(rng.choice(list(GLYPHS))) if count == 1 and size == 'small' and rng.random() < 0.9 else ''
     places = [p for p in PLACES if not (glyph and p == 'middle')]
     fill = str(rng.choice(FILLS, p=[0.5, 0.25, 0.25])) if size == 'large' else 'plain'  # a pattern needs room to be seen
     return Scene(colour, shape, size, fill, str(rng.choice(places)) if count == 1 else 'middle',

@@ -9,8 +9,8 @@ from kit.episode import ACTION_PROMPT, dialogue_prompt, Episode, statement_promp
 from kit.world.draw import (
     clip, clip_media, CLIP_SPLITS, COLOURS, DIRECTIONS, EVENTS, FILLS, GLYPHS, NUMBERS, PAIRS, picture_media,
     PLACE_WORDS, random_clip, random_picture, scene, SHAPES, SIZES, SPLITS)
-from kit.world.words import (
-    caption, clip_caption, clip_questions, happening, made_up_names, phrase, plural, questions)
+from kit.world.names import made_up_names
+from kit.world.words import caption, clip_caption, clip_questions, happening, phrase, plural, questions
 
 
 # ---------------------------------------------------------------------------------------------

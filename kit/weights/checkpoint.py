@@ -1,9 +1,9 @@
-"""Files that are never half-written, and checkpoints that are safe to load.
+"""Checkpoints that are safe to load.
 
 A checkpoint is a dict of tensors and plain values with two marks, `format` (the version of this layout) and
 `kind` (what it holds). Nothing in it is ever executed, so a stranger's checkpoint is as safe as a picture.
 
-    python -m kit.weights.small out/flamingo.pt assets/nano.pt    # half as large, and assets/nano.json: its command and its table
+kit/weights/small.py makes a small one to give away.
 """
 import os
 import pickle
@@ -28,20 +28,21 @@ FORMAT = 1
 
 
 def save(path, kind, **content):
-    """Write a checkpoint of `kind`. content: tensors and plain values. Raises TypeError (ours) or BadInput (the disk's)."""
+    """Write a checkpoint of `kind`. content: tensors and plain values. Raises TypeError if it holds anything
+    else, and BadInput if it cannot be written."""
     check_plain(content)
     with whole_file(path) as f:
         try:
             torch.save({'format': FORMAT, 'kind': kind, **content}, f)
         except RuntimeError as e:
-            if isinstance(e.__context__, OSError):  # a full disk, which torch hides behind an error of its own
+            if isinstance(e.__context__, OSError):  # a full disk, hidden behind an error of torch's own
                 raise e.__context__
             raise
 
 
 def check_plain(value, where='', seen=None):
-    """-> how many bytes the tensors in it take. Raises TypeError with the path of keys to the first thing that `load`
-    would refuse.
+    """-> how many bytes the tensors in it take. Raises TypeError with the path of keys to the first thing
+    that `load` would refuse.
 
     Exact types on purpose: a numpy float is a float to isinstance, but needs code to be loaded again.
     """
@@ -51,13 +52,15 @@ def check_plain(value, where='', seen=None):
             return 0
         seen.add(id(value))
     if type(value) in (dict, OrderedDict):
-        return sum(check_plain(key, f'{where}: the key {key!r}', seen) + check_plain(item, f'{where}.{key}' if where else str(key), seen)
-                   for key, item in value.items())
+        n_byte = sum(check_plain(key, f'{where}: the key {key!r}', seen) for key in value)
+        return n_byte + sum(check_plain(item, f'{where}.{key}' if where else str(key), seen)
+                            for key, item in value.items())
     if type(value) in (list, tuple):
         return sum(check_plain(item, f'{where}[{i}]', seen) for i, item in enumerate(value))
     if isinstance(value, torch.Tensor):
         n_byte = value.numel() * value.element_size()
-        if value.layout != torch.strided or value.is_quantized or value.is_meta or n_byte > value.untyped_storage().nbytes():
+        plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+        if not plain or n_byte > value.untyped_storage().nbytes():
             raise TypeError(f'{where}: a checkpoint holds plain tensors, each number written out')
         return n_byte
     if type(value) not in (str, int, float, bool, type(None)):
@@ -65,22 +68,28 @@ def check_plain(value, where='', seen=None):
     return 0
 
 
-# All that tensors and plain values need. weights_only allows more: bytearray(10 ** 11), for one, would fill the memory.
+# All that tensors and plain values need. weights_only allows more: bytearray(10 ** 11), for one, would fill
+# the memory.
 HARMLESS = re.compile(r'torch \w+Storage|torch\._utils _rebuild_tensor_v2|collections OrderedDict')
 NAMES_CODE = ('GLOBAL', 'STACK_GLOBAL', 'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX', 'EXT1', 'EXT2', 'EXT4')
 
 
-def look_inside(f, path):
-    """Read what a checkpoint would do, without doing it. f: the open file. Raises BadInput where it would call anything
-    but what is HARMLESS, or unpack to more than its own size."""
+def look_inside(f, path, harmless=HARMLESS):
+    """Read what a checkpoint would do, without doing it. f: the open file. Raises BadInput if it would call
+    anything but what is `harmless`, or unpack to more than its own size."""
     with zipfile.ZipFile(f) as archive:
         for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED:  # torch never compresses; zeros would shrink a thousandfold
+            if entry.compress_type != zipfile.ZIP_STORED:  # as torch never does: zeros shrink to nothing
                 raise BadInput(f'{path}: refused, because it is compressed and could unpack to any size')
             if entry.filename.endswith('data.pkl'):
                 for operation, argument, _ in pickletools.genops(archive.read(entry)):
-                    if operation.name in NAMES_CODE and not HARMLESS.fullmatch(str(argument)):
-                        raise BadInput(f'{path}: refused, because it holds more than tensors and plain values; nothing in it was run')
+                    if operation.name in NAMES_CODE and not harmless.fullmatch(str(argument)):
+                        raise more_than_tensors(path)
+
+
+def more_than_tensors(path):
+    return BadInput(f'{path}: refused, because it holds more than tensors and plain values; '
+                    'nothing in it was run')
 
 
 def load(path, kind, map_location='cpu', **fields):
@@ -95,7 +104,7 @@ def load(path, kind, map_location='cpu', **fields):
     try:
         with open(path, 'rb') as f, warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch comments on odd files before it refuses them
-            if not zipfile.is_zipfile(f):  # the table of contents is at the very end: a truncated file has none
+            if not zipfile.is_zipfile(f):  # its table of contents is at the end: a truncated file has none
                 raise BadInput(f'{path}: damaged, truncated or no checkpoint at all')
             look_inside(f, path)
             f.seek(0)
@@ -107,15 +116,17 @@ def load(path, kind, map_location='cpu', **fields):
     except OSError as e:
         raise BadInput(f'{path}: {e.strerror or e}') from e
     except pickle.UnpicklingError as e:
-        raise BadInput(f'{path}: refused, because it holds more than tensors and plain values; nothing in it was run') from e
+        raise more_than_tensors(path) from e
     except Exception as e:  # a damaged file can fail anywhere in torch.load
-        raise BadInput(f'{path}: damaged, or no checkpoint at all ({str(e).splitlines()[0] if str(e) else type(e).__name__})') from e
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise BadInput(f'{path}: damaged, or no checkpoint at all ({why})') from e
 
     if not isinstance(content, dict) or type(content.get('format')) is not int or 'kind' not in content:
         raise BadInput(f'{path}: not a checkpoint of nanoFlamingo')
     if content['format'] != FORMAT:
         age = 'newer' if content['format'] > FORMAT else 'older'
-        raise BadInput(f'{path}: has format {content["format"]}, {age} than format {FORMAT}, the one that this code reads')
+        raise BadInput(f'{path}: has format {content["format"]}, {age} than format {FORMAT}, '
+                       'the one that this code reads')
     if content['kind'] != kind:
         raise BadInput(f'{path} holds a {str(content["kind"])[:40]}, a {kind} was expected')
     for name, wanted in fields.items():
@@ -125,8 +136,8 @@ def load(path, kind, map_location='cpu', **fields):
 
 
 def check_state(module, state, path, what=''):
-    """Does a state dict fit `module`: every key, no other key, the same shapes? Raises BadInput. The module may be on
-    `meta`, where it takes no memory.
+    """Does a state dict fit `module`: every key, no other key, the same shapes? Raises BadInput. The module
+    may be on `meta`, where it takes no memory.
 
     path and what ('vision', ...): for the message, where the state came from.
     """
@@ -141,8 +152,9 @@ def check_state(module, state, path, what=''):
 
 
 def check_shapes(state, shapes, where, optional={}):
-    """A state dict must hold every key of `shapes` ({key: shape}), and no key that is neither there nor in `optional`,
-    all of them tensors of their shapes (None: any length). Raises BadInput that names the first one that is wrong."""
+    """A state dict must hold every key of `shapes` ({key: shape}), and no key that is neither there nor in
+    `optional`, all of them tensors of their shapes (None: any length). Raises BadInput that names the first
+    one that is wrong."""
     for key in shapes:
         if key not in state:
             raise BadInput(f'{where}lacks {key}')
@@ -159,7 +171,7 @@ def check_shapes(state, shapes, where, optional={}):
 def load_into(module, state, path, what='', place=None):
     """Copy the tensors of a state dict into `module`. Raises BadInput, as `check_state` does.
 
-    place(tensor, mine): what to make of a tensor first, where the module's own, `mine`, is split over processes.
+    place(tensor, mine): what to make of a tensor first, if the module's own, `mine`, is split over processes.
     """
     check_state(module, state, path, what)
     if place is not None:
@@ -169,21 +181,29 @@ def load_into(module, state, path, what='', place=None):
 
 
 def load_optimizer(optimizer, state, path, place=None):
-    """Put back the moments of an optimizer for the same parameters; learning rates and the like stay as they are. Raises BadInput.
+    """Put back the moments of an optimizer for the same parameters; learning rates and the like stay as they
+    are. Raises BadInput.
 
     place: as in `load_into`.
     """
     moments, now = state.get('state'), optimizer.state_dict()
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group['params']))
-    good = isinstance(moments, dict) and set(moments) <= set(parameters) and all(
-        isinstance(moment, dict) and all(isinstance(x, torch.Tensor) and x.is_floating_point() and x.shape in (p.shape, ()) for x in moment.values())
-        and set(moment) == {'step', 'exp_avg', 'exp_avg_sq'} and moment['exp_avg'].shape == moment['exp_avg_sq'].shape == p.shape
-        for p, moment in ((parameters[k], moment) for k, moment in moments.items()))
-    if not good:
+    known = isinstance(moments, dict) and set(moments) <= set(parameters)
+    if not known or not all(are_moments(moment, parameters[k]) for k, moment in moments.items()):
         raise BadInput(f'{path}: damaged: its optimizer is not that of this model')
     if place is not None:
-        moments = {k: {name: place(x, parameters[k]) for name, x in moment.items()} for k, moment in moments.items()}
+        moments = {k: {name: place(x, parameters[k]) for name, x in moment.items()}
+                   for k, moment in moments.items()}
     optimizer.load_state_dict({'state': moments, 'param_groups': now['param_groups']})
+
+
+def are_moments(moment, p):
+    """Is it what AdamW keeps about a parameter: the two moments in its shape, and the number of steps?"""
+    if not isinstance(moment, dict) or set(moment) != {'step', 'exp_avg', 'exp_avg_sq'}:
+        return False
+    numbers = all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in moment.values())
+    return numbers and moment['exp_avg'].shape == moment['exp_avg_sq'].shape == p.shape and (
+        moment['step'].shape in (p.shape, ()))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -191,7 +211,8 @@ def load_optimizer(optimizer, state, path, place=None):
 
 
 def random_state():
-    """The state of every random generator, as tensors and plain values: {'python', 'numpy', 'torch', 'cuda'}."""
+    """The state of every random generator, as tensors and plain values: {'python', 'numpy', 'torch',
+    'cuda'}."""
     name, numbers, *rest = np.random.get_state()
     return {
         'python': random.getstate(),
@@ -206,7 +227,7 @@ def set_random_state(state):
     try:
         random.setstate(state['python'])
         np.random.set_state(state['numpy'])
-        torch.set_rng_state(state['torch'].cpu())  # generators want their state on the cpu, wherever the file was loaded to
+        torch.set_rng_state(state['torch'].cpu())  # generators want it there, wherever it was loaded to
         for i, numbers in zip(range(torch.cuda.device_count()), state['cuda']):
             torch.cuda.set_rng_state(numbers.cpu(), i)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as e:

@@ -1,6 +1,8 @@
 """A small checkpoint to give away.
 
-    python -m kit.weights.small out/flamingo.pt assets/nano.pt    # half as large, and assets/nano.json: its command and its table
+    python -m kit.weights.small out/flamingo.pt assets/nano.pt
+
+It is half as large, and assets/nano.json beside it has its command and its table.
 """
 import json
 import os
@@ -19,25 +21,29 @@ from kit.weights.checkpoint import load, save
 
 
 def halve(source, target):
-    """A trained flamingo.pt with its weights in float16, for others to try, and beside it a .json with the command that made it
-    and the table of its results.json. Loading copies the weights into a float32 model again. Raises BadInput."""
+    """A trained flamingo.pt with its weights in float16, for others to try, and beside it a .json with the
+    command that made it and the table of its results.json. Loading turns them back into float32. Raises
+    BadInput."""
     content = load(source, 'flamingo', keys=dict, flamingo=dict, contrastive=dict)
     name, extension = os.path.splitext(target)
     if extension != '.pt':
         raise BadInput(f'{target}: must end in .pt')
-    results = os.path.join(os.path.dirname(source), 'results.json')  # written beside it at the end of training
+    results = os.path.join(os.path.dirname(source), 'results.json')  # which training ends with
     with open_file(results, 1 << 24) as f:
         try:
             rows = json.load(f)
         except (ValueError, RecursionError) as e:
             raise BadInput(f'{results}: not JSON ({e})') from e
     # Without the stage: where they were trained one by one, this is the command for all of them.
-    given = {k: content['keys'][k] for k in content.get('given', content['keys']) if k not in ('stage', 'out_dir', 'init_from', 'device')}
+    given = {k: content['keys'][k] for k in content.get('given', content['keys'])
+             if k not in ('stage', 'out_dir', 'init_from', 'device')}
     for part in ('flamingo', 'contrastive'):
-        content[part] = {k: v.half() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in content[part].items()}
+        content[part] = {k: v.half() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+                         for k, v in content[part].items()}
     save(target, 'flamingo', **{k: v for k, v in content.items() if k not in ('format', 'kind')})
     with whole_file(name + '.json', 'w') as f:
-        json.dump({'made by': shlex.join(['python', 'train.py', *(f'--{k}={v}' for k, v in given.items())]), 'rows': rows}, f, indent=1)
+        made_by = shlex.join(['python', 'train.py', *(f'--{k}={v}' for k, v in given.items())])
+        json.dump({'made by': made_by, 'rows': rows}, f, indent=1)
     print(f'{target}: {os.path.getsize(target) / 1e6:.1f} MB, and {name}.json')
 
 

@@ -183,11 +183,11 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """x ← x + SA(LN(x));  x ← x + MLP(LN(x))"""
 
-    def __init__(self, dim, n_head):
+    def __init__(self, dim, n_head, eps=1e-5):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(dim)
+        self.ln_1 = nn.LayerNorm(dim, eps)
         self.attn = SelfAttention(dim, n_head)
-        self.ln_2 = nn.LayerNorm(dim)
+        self.ln_2 = nn.LayerNorm(dim, eps)
         self.mlp = nn.ModuleDict(dict(c_fc=nn.Linear(dim, 4 * dim), c_proj=nn.Linear(4 * dim, dim)))
 
     def forward(self, x, mask=None, past=None):
@@ -205,13 +205,13 @@ class GPT(nn.Module):
     one. Raises ValueError where T is longer than the context.
     """
 
-    def __init__(self, n_vocab, n_layer, dim, n_head, n_context):
+    def __init__(self, n_vocab, n_layer, dim, n_head, n_context, eps=1e-5):
         super().__init__()
         self.n_context = n_context
         self.wte = nn.Embedding(n_vocab, dim)
         self.wpe = nn.Embedding(n_context, dim)
-        self.h = nn.ModuleList(Block(dim, n_head) for _ in range(n_layer))
-        self.ln_f = nn.LayerNorm(dim)
+        self.h = nn.ModuleList(Block(dim, n_head, eps) for _ in range(n_layer))
+        self.ln_f = nn.LayerNorm(dim, eps)
         std = dim ** -0.5  # GPT-2's 0.02 is for widths of a thousand; at 128, attention stays flat for long
         for name, p in self.named_parameters():
             if p.ndim == 2:  # the residual projections at zero: a block begins silent
@@ -221,13 +221,8 @@ class GPT(nn.Module):
 
     @classmethod
     def from_config(cls, config):
-        return cls(config.n_vocab, config.lm_layer, config.lm_dim, config.lm_head, config.n_context)
-
-    def sizes(self):
-        """-> dict of the FlamingoConfig fields that describe it"""
-        n_vocab, dim = self.wte.weight.shape
-        return {'n_vocab': n_vocab, 'lm_layer': len(self.h), 'lm_dim': dim, 'lm_head': self.h[0].attn.n_head,
-                'n_context': self.n_context}
+        c = config
+        return cls(c.n_vocab, c.lm_layer, c.lm_dim, c.lm_head, c.n_context, c.lm_eps)
 
     def add_positions(self, x, position=None):
         """Embedded tokens (B,T,D) -> what goes into the first block. position (B,T): 0 … T-1 unless said"""
@@ -264,6 +259,7 @@ class FlamingoConfig:
     lm_layer: int = 4
     lm_dim: int = 128
     lm_head: int = 4
+    lm_eps: float = 1e-5        # of its layer norms
     n_context: int = 512        # longest sequence, in tokens
     # gated cross-attention
     xattn_every: int = 1        # one before LM blocks 0, k, 2k, …
@@ -307,6 +303,7 @@ class FlamingoConfig:
                 demand(least <= value <= most, f.name, f'from {least} to {most}')
         demand(self.vision in SIZES, 'vision', 'one of ' + ', '.join(SIZES))
         demand(self.attend in SEES, 'attend', 'one of ' + ', '.join(SEES))
+        demand(0 < self.lm_eps < 1, 'lm_eps', 'above 0 and below 1')
         demand(self.lm_dim % self.lm_head == 0, 'lm_dim', f'a multiple of lm_head={self.lm_head}')
         demand(self.text_dim % self.text_head == 0, 'text_dim', f'a multiple of text_head={self.text_head}')
         demand(not (self.plain_words and self.text_layer), 'text_layer', '0 with plain_words')

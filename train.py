@@ -102,7 +102,6 @@ class VisionStage:
         self.module = new_contrastive(run.size)
         if self.config.nfnet:
             self.module.vision = nfnet(self.config.nfnet, run.size.dim_embed)
-            run.expect_sizes('nfnet', {'vision': self.module.vision.size})
         self.net = spread_vision(run, self.module)
         self.n_iter, self.lr = self.config.vision_iters, self.config.vision_lr
         self.optimizer = adamw(self.module.named_parameters(), self.lr, weight_decay=0.0)  # the paper: Adam
@@ -148,7 +147,6 @@ class LanguageStage:
         self.module = wire_copying(GPT.from_config(run.size))
         if self.config.gpt2:
             self.module = gpt2(self.config.gpt2)
-            run.expect_sizes('gpt2', self.module.sizes())
         if not self.config.text and self.config.language_iters:
             raise BadInput('the language stage needs text: give text')
         self.weights = {'text': 1.0}

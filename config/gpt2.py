@@ -1,9 +1,9 @@
 """GPT-2 (124 M) reads, an ImageNet NFNet-F0 sees, and what is between them is trained, on one GPU.
 
-Fetch the weights once (500 MB and 290 MB; the program itself never fetches anything):
+Fetch the weights once (550 MB and 290 MB; the program itself never fetches anything):
 
     hub=https://huggingface.co/openai-community/gpt2/resolve/main
-    for f in pytorch_model.bin vocab.json merges.txt; do curl -L --create-dirs -o gpt2/$f $hub/$f; done
+    for f in config.json model.safetensors tokenizer.json; do curl -L --create-dirs -o gpt2/$f $hub/$f; done
     timm=https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-dnf-weights
     curl -L -o dm_nfnet_f0.pth $timm/dm_nfnet_f0-604f9c3a.pth
 
@@ -23,15 +23,15 @@ Then train, with pages made from the same folder (--m3w=FOLDER for interleaved p
     python train.py config/gpt2.py --align=train2017 --out_dir=out-gpt2
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py --align=train2017 --out_dir=out-gpt2
 
-Other sizes: gpt2-medium with --lm_layer=24 --lm_dim=1024 --sizes=lm_head=16, -large with 36, 1280, 20, -xl
-with 48, 1600, 25; dm_nfnet_f1 with --vision=F1, and so on.
+Other sizes are read from the files: give --gpt2=FOLDER with gpt2-medium, -large or -xl, or --nfnet=FILE with
+dm_nfnet_f1 and so on, and nothing else. (An F1 was made for pictures of 320 pixels: --image_size=320.)
 
-Memory in bfloat16, computed by python bench.py --preset=gpt2 --device=meta and not measured: 2.3 GiB of
-weights, gradients and optimizer, and 0.17 GiB for each sequence of a batch (0.60 without activation
-checkpointing), about 10 GiB for the batch below. Time: a step reads 80 sequences, at most 208 pictures of
-256 x 256 and about 10,000 tokens: 5.2 TFLOP for the NFNet, 5.4 for the resampler and its keys, 9.4 for the
-text, and a quarter more for what activation checkpointing computes again. At a third of an A100's 312 TFLOP/s
-that is a quarter of a second, or an hour and a half for 20,000 steps, if pictures are decoded as fast.
+Memory in bfloat16, computed by python bench.py --preset=gpt2 --n_image=12 --device=meta and not measured: 2.3
+GiB of weights, gradients and optimizer, and at most 0.19 GiB for each sequence of a batch (0.71 without
+activation checkpointing), at most 18 GiB for the batch below. Time: a step reads 80 sequences, at most 432
+pictures of 256 x 256 and about 10,000 tokens: 10.7 TFLOP for the NFNet, 11.2 for the resampler and its keys,
+9.4 for the text, and a quarter more for what activation checkpointing computes again. At a third of an A100's
+312 TFLOP/s that is 0.4 seconds, or two hours for 20,000 steps, if pictures are decoded as fast.
 """
 preset = 'gpt2'
 gpt2 = 'gpt2'                  # the folder
@@ -39,7 +39,8 @@ nfnet = 'dm_nfnet_f0.pth'
 language_iters = 0             # take the weights as they are
 language_batch = 32            # if you train them after all, on up to 32 GPUs
 vision_iters = 0
-m3w = 'align'                  # few-shot pages made from the same pictures
+m3w = 'align'                  # few-shot pages made from the same pictures, of 6 to 12 examples: ...
+n_image = 12                   # ... with the paper's N = 5, a naming page would teach 2 names only
 ltip = ''
 vtp = ''
 text = 'align'

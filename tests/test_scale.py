@@ -19,7 +19,6 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)  # torchrun starts this file as a script
 
 import train
-import vision
 from gates import open_gates
 from kit import answers
 from kit.cli import configure
@@ -30,229 +29,11 @@ from kit.run import distributed
 from kit.run.keys import check_values
 from kit.run.run import Run
 from kit.tasks.results import measure
-from kit.weights import checkpoint, gpt2, nfnet
+from kit.weights import checkpoint
 from model import Block, Flamingo, FlamingoConfig, PRESETS
 from rounding import EPS, LOG_P, assert_near
 from test_vocabulary import write_vocabulary
-
-# ---------------------------------------------------------------------------------------------
-# GPT-2
-
-
-def gpt2_state(n_layer=2, dim=128, n_vocab=300, n_context=40, prefix='transformer.'):
-    """A tiny GPT-2 as the hub has it: matrices as (in, out), the masks among the weights, the head a second name of wte."""
-    g = torch.Generator().manual_seed(0)
-    state = {'wte.weight': (n_vocab, dim), 'wpe.weight': (n_context, dim), 'ln_f.weight': (dim,), 'ln_f.bias': (dim,)}
-    for i in range(n_layer):
-        for name, (n_in, n_out) in {'attn.c_attn': (dim, 3 * dim), 'attn.c_proj': (dim, dim), 'mlp.c_fc': (dim, 4 * dim), 'mlp.c_proj': (4 * dim, dim)}.items():
-            state |= {f'h.{i}.{name}.weight': (n_in, n_out), f'h.{i}.{name}.bias': (n_out,)}
-        state |= {f'h.{i}.{ln}.{part}': (dim,) for ln in ('ln_1', 'ln_2') for part in ('weight', 'bias')}
-    state = {prefix + k: torch.randn(shape, generator=g) * 0.15 + (1.0 if 'ln_' in k and k.endswith('weight') else 0.0) for k, shape in state.items()}
-    state |= {f'{prefix}h.{i}.attn.bias': torch.ones(1, 1, n_context, n_context).tril() for i in range(n_layer)}
-    state |= {f'{prefix}h.{i}.attn.masked_bias': torch.tensor(-1e4) for i in range(n_layer)}
-    return state | {'lm_head.weight': state[prefix + 'wte.weight']}
-
-
-def slow_gpt2(state, tokens):
-    """OpenAI's forward from the file's own tensors, float64, one head at a time: tokens (T,) -> logits (T,V)."""
-    w = {k.removeprefix('transformer.'): v.double().numpy() for k, v in state.items()}
-    dim = w['wte.weight'].shape[1]
-
-    def norm(x, name):
-        return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5) * w[name + '.weight'] + w[name + '.bias']
-
-    def conv1d(x, name):
-        return x @ w[name + '.weight'] + w[name + '.bias']
-
-    x = w['wte.weight'][tokens] + w['wpe.weight'][:len(tokens)]
-    for i in range(sum(k.endswith('attn.c_attn.weight') for k in w)):
-        qkv = conv1d(norm(x, f'h.{i}.ln_1'), f'h.{i}.attn.c_attn')
-        heads = []
-        for h in range(dim // 64):
-            q, k, v = (qkv[:, part * dim + h * 64: part * dim + (h + 1) * 64] for part in range(3))
-            score = q @ k.T / 8
-            score[np.triu_indices(len(tokens), 1)] = -np.inf
-            p = np.exp(score - score.max(1, keepdims=True))
-            heads.append(p / p.sum(1, keepdims=True) @ v)
-        x = x + conv1d(np.concatenate(heads, 1), f'h.{i}.attn.c_proj')
-        z = conv1d(norm(x, f'h.{i}.ln_2'), f'h.{i}.mlp.c_fc')
-        x = x + conv1d(0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z ** 3))), f'h.{i}.mlp.c_proj')
-    return norm(x, 'ln_f') @ w['wte.weight'].T
-
-
-@pytest.mark.parametrize('prefix', ['transformer.', ''])
-def test_gpt2_logits_are_those_of_a_slow_reference(tmp_path, prefix):
-    state = gpt2_state(prefix=prefix)
-    torch.save(state, tmp_path / 'pytorch_model.bin')
-    lm = gpt2(str(tmp_path))
-    assert lm.sizes() == {'n_vocab': 300, 'lm_layer': 2, 'lm_dim': 128, 'lm_head': 2, 'n_context': 40}
-    tokens = torch.randint(0, 300, (40,), generator=torch.Generator().manual_seed(1))
-    expected = slow_gpt2(state, tokens.numpy())
-    assert expected.std() > 0.5 and all(p.requires_grad and p.dtype == torch.float32 for p in lm.parameters())
-    with torch.no_grad():
-        assert_near(lm.double()(tokens[None])[0], torch.from_numpy(expected), 1e4)
-
-
-def test_gpt2_half_precision_becomes_float32(tmp_path):
-    torch.save({k: v.half() for k, v in gpt2_state().items()}, tmp_path / 'w.bin')
-    assert {p.dtype for p in gpt2(tmp_path / 'w.bin').parameters()} == {torch.float32}
-
-
-def change(state, key, value):
-    return {k: v for k, v in (state | {key: value}).items() if v is not None}
-
-
-@pytest.mark.parametrize('key, value, message', [
-    ('transformer.h.1.mlp.c_fc.bias', None, r'lacks h\.1\.mlp\.c_fc\.bias'),
-    ('transformer.h.1.mlp.c_fc.weight', torch.zeros(512, 128), r'has h\.1\.mlp\.c_fc\.weight of shape \(512, 128\), expected \(128, 512\)'),
-    ('transformer.h.0.crossattention.c_attn.weight', torch.zeros(3), r'has h\.0\.crossattention\.c_attn\.weight, which the model lacks'),
-    ('lm_head.weight', torch.zeros(300, 128), r'lm_head\.weight is not wte\.weight'),
-    ('transformer.wte.weight', torch.zeros(300, 100), r'width 100'),
-    ('transformer.wpe.weight', None, r'not a GPT-2: no matrix wpe\.weight'),
-])
-def test_gpt2_names_the_first_offending_key(tmp_path, key, value, message):
-    torch.save(change(gpt2_state(), key, value), tmp_path / 'w.bin')
-    with pytest.raises(BadInput, match=message) as e:
-        gpt2(str(tmp_path / 'w.bin'))
-    assert '\n' not in str(e.value) and 'w.bin' in str(e.value)
-
-
-def test_files_that_are_no_weights(tmp_path):
-    (tmp_path / 'bad.bin').write_bytes(b'no weights at all')
-    torch.save([1, 2], tmp_path / 'list.bin')
-    torch.save({'a': Evil()}, tmp_path / 'evil.bin')
-    for name, message in (('none.bin', 'no such file'), ('bad.bin', 'damaged'), ('list.bin', 'not a dict'), ('evil.bin', 'refused'), ('.', 'holds neither')):
-        with pytest.raises(BadInput, match=message):
-            gpt2(str(tmp_path / name))
-
-
-class Evil:
-    def __reduce__(self):
-        return os.system, ('echo this must never run; exit 1',)
-
-
-def test_safetensors_without_the_package_is_one_clear_line(tmp_path, monkeypatch):
-    (tmp_path / 'model.safetensors').write_bytes(b'')
-    monkeypatch.setitem(sys.modules, 'safetensors', None)
-    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
-    with pytest.raises(BadInput, match='pip install safetensors'):
-        gpt2(str(tmp_path))
-
-
-# ---------------------------------------------------------------------------------------------
-# timm's NFNet
-
-TINY = dict(stem=(4, 4, 8, 8), widths=(16, 32, 32, 48), depths=(1, 1, 2, 1), group=8, alpha=0.2, drop_path=0.25)
-
-
-def timm_state():
-    """Weights in the layout of timm's dm_nfnet files, for the widths of TINY; some filters of almost no variance."""
-    g = torch.Generator().manual_seed(0)
-    state, stem = {}, (3, *TINY['stem'])
-
-    def conv(name, n_in, n_out, kernel):
-        scale = torch.where(torch.arange(n_out) % 3 == 0, 3e-3, 0.2)[:, None, None, None]
-        state[name + '.weight'] = torch.randn(n_out, n_in, kernel, kernel, generator=g) * scale + 0.1
-        state[name + '.bias'] = 0.1 * torch.randn(n_out, generator=g)
-        state[name + '.gain'] = 1 + 0.2 * torch.randn(n_out, 1, 1, 1, generator=g)
-
-    for i in range(4):
-        conv(f'stem.conv{i + 1}', stem[i], stem[i + 1], 3)
-    n_in = stem[-1]
-    for s, (width, depth) in enumerate(zip(TINY['widths'], TINY['depths'])):
-        for j in range(depth):
-            name, mid = f'stages.{s}.{j}', width // 2 // 8 * 8
-            if j == 0:
-                conv(name + '.downsample.conv', n_in, width, 1)
-            conv(name + '.conv1', n_in, mid, 1)
-            conv(name + '.conv2', 8, mid, 3)
-            conv(name + '.conv2b', 8, mid, 3)
-            conv(name + '.conv3', mid, width, 1)
-            for fc, a, b in (('fc1', width, width // 2), ('fc2', width // 2, width)):
-                state[f'{name}.attn_last.{fc}.weight'] = torch.randn(b, a, 1, 1, generator=g) * 0.3
-                state[f'{name}.attn_last.{fc}.bias'] = torch.randn(b, generator=g)
-            state[name + '.skipinit_gain'] = torch.tensor(0.8)
-            n_in = width
-    conv('final_conv', n_in, 2 * n_in, 1)
-    return state | {'head.fc.weight': torch.randn(10, 2 * n_in, generator=g), 'head.fc.bias': torch.randn(10, generator=g)}
-
-
-def slow_timm(state, x):
-    """timm's forward_features from the file's own tensors: standardised by batch_norm with eps 1e-5 on the variance, SAME padding."""
-    w = {k: v.double() for k, v in state.items()}
-
-    def conv(x, name, stride=1):
-        weight = w[name + '.weight']
-        flat = weight.reshape(1, len(weight), -1)
-        weight = F.batch_norm(flat, None, None, weight=w[name + '.gain'].flatten() * weight[0].numel() ** -0.5, training=True, momentum=0.0, eps=1e-5).view_as(weight)
-        pad = [max((math.ceil(n / stride) - 1) * stride + weight.shape[-1] - n, 0) for n in x.shape[-2:]]
-        x = F.pad(x, (pad[1] // 2, pad[1] - pad[1] // 2, pad[0] // 2, pad[0] - pad[0] // 2))
-        return F.conv2d(x, weight, w[name + '.bias'], stride, groups=x.shape[1] // weight.shape[1])
-
-    act = lambda x: F.gelu(x) * 1.7015043497085571
-    x = conv(x.double(), 'stem.conv1', 2)
-    for i in (2, 3, 4):
-        x = conv(act(x), f'stem.conv{i}', 2 if i == 4 else 1)
-    variance = 1.0
-    for s, depth in enumerate(TINY['depths']):
-        for j in range(depth):
-            name, stride = f'stages.{s}.{j}', 2 if j == 0 and s > 0 else 1
-            h, shortcut = act(x) / variance ** 0.5, x
-            if j == 0:
-                variance = 1.0
-                shortcut = conv(F.avg_pool2d(h, 2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else h, name + '.downsample.conv')
-            variance += 0.04
-            h = conv(act(conv(h, name + '.conv1')), name + '.conv2', stride)
-            h = conv(act(conv(act(h), name + '.conv2b')), name + '.conv3')
-            z = F.relu(F.conv2d(h.mean((2, 3), keepdim=True), w[name + '.attn_last.fc1.weight'], w[name + '.attn_last.fc1.bias']))
-            h = 2 * h * torch.sigmoid(F.conv2d(z, w[name + '.attn_last.fc2.weight'], w[name + '.attn_last.fc2.bias']))
-            x = 0.2 * w[name + '.skipinit_gain'] * h + shortcut
-    return act(conv(x, 'final_conv'))
-
-
-@pytest.fixture()
-def tiny_nfnet(monkeypatch):
-    monkeypatch.setitem(vision.SIZES, 'tiny', TINY)
-
-
-@pytest.mark.parametrize('height, width', [(64, 64), (96, 32), (50, 75), (33, 65)])
-def test_nfnet_features_are_timms(tmp_path, tiny_nfnet, height, width):
-    state = timm_state()
-    torch.save(state, tmp_path / 'dm_nfnet.pth')
-    classifier = nfnet(str(tmp_path / 'dm_nfnet.pth'), head=True).eval().double()
-    x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
-    expected = slow_timm(state, x)
-    logits = expected.mean((2, 3)) @ state['head.fc.weight'].double().T + state['head.fc.bias']
-    roundings = 60 * EPS / torch.finfo(torch.float64).eps  # from_timm rounds the gains of some 30 convolutions to float32
-    with torch.no_grad():
-        assert_near(classifier.net.grid(x.double()), expected, roundings)
-        assert_near(classifier(x.double()), logits, roundings)
-    assert expected.std() > 0.2
-
-
-def test_nfnet_with_and_without_its_head(tmp_path, tiny_nfnet):
-    state = timm_state()
-    torch.save(state, tmp_path / 'pytorch_model.bin')
-    net = nfnet(tmp_path, dim_embed=16)
-    assert net.projection.weight.shape == (16, 96) and net.size == 'tiny'
-    torch.save({k: v for k, v in state.items() if not k.startswith('head')}, tmp_path / 'pytorch_model.bin')
-    assert nfnet(tmp_path).dim == 96
-    with pytest.raises(BadInput, match='lacks head.fc.weight'):
-        nfnet(tmp_path, head=True)
-
-
-@pytest.mark.parametrize('key, value, message', [
-    ('stages.2.1.conv2b.gain', None, r'lacks stages\.2\.1\.conv2b\.gain'),
-    ('stages.0.0.skipinit_gain', None, r'lacks stages\.0\.0\.skipinit_gain'),  # timm's own nfnet_f0 has none
-    ('stages.2.1.conv2b.gain', torch.ones(16), r'stages\.2\.1\.conv2b\.gain of shape \(16,\), expected \(16, 1, 1, 1\)'),
-    ('stem.conv5.weight', torch.ones(1), r'has stem\.conv5\.weight, which the model lacks'),
-    ('stages.3.1.conv1.weight', torch.ones(1), r'not a dm_nfnet_f0 … f6: its stages have 1, 1, 2, 2 blocks'),
-])
-def test_nfnet_names_the_first_offending_key(tmp_path, tiny_nfnet, key, value, message):
-    torch.save(change(timm_state(), key, value), tmp_path / 'w.pth')
-    with pytest.raises(BadInput, match=message):
-        nfnet(str(tmp_path / 'w.pth'))
-
+from test_weights import gpt2_state, timm_state, tiny_nfnet  # noqa: F401
 
 # ---------------------------------------------------------------------------------------------
 # The paper's sizes
@@ -363,8 +144,8 @@ SMALL = ['--device=cpu', '--dtype=float32', '--lm_layer=2', '--lm_dim=32', '--si
          '--finetune_iters=4']
 
 
-def small_run(out_dir, *arguments):
-    config = configure(train.KEYS, [f'--out_dir={out_dir}', *SMALL, *arguments])
+def small_run(out_dir, *arguments, small=SMALL):
+    config = configure(train.KEYS, [f'--out_dir={out_dir}', *small, *arguments])
     check_values(config, train.KEYS)
     os.makedirs(out_dir, exist_ok=True)
     run = Run(config, train.KEYS)
@@ -443,26 +224,45 @@ def test_bfloat16_keeps_no_float32_copy_of_what_is_frozen(untrained, monkeypatch
     assert {v.dtype for s in stage.optimizer.state.values() for v in s.values()} == {torch.float32}
 
 
+def published_run(out_dir, *arguments):
+    """As small_run, with nothing said about the sizes of the language model."""
+    of_lm = ('--lm_layer', '--lm_dim', '--sizes=lm_head')
+    return small_run(out_dir, *arguments, small=[key for key in SMALL if not key.startswith(of_lm)])
+
+
 def test_pretrained_weights_are_taken_as_they_are(tmp_path, tiny_nfnet):
-    """language_iters=0 and vision_iters=0: the stages save the published weights; other sizes are refused by name."""
+    """language_iters=0 and vision_iters=0: the stages save the published weights. Their sizes and their words come
+    from the files; keys that say otherwise are refused by name."""
     write_vocabulary(tmp_path, [('t', 'h')])
-    state = gpt2_state(n_vocab=258, n_context=64)
+    state = gpt2_state(n_vocab=264, n_context=64)  # 258 words; rows that make the number round
     torch.save(state, tmp_path / 'pytorch_model.bin')
     torch.save(timm_state(), tmp_path / 'nfnet.pth')
-    given = [f'--gpt2={tmp_path}', f'--nfnet={tmp_path}/nfnet.pth', '--language_iters=0', '--vision_iters=0', '--lm_dim=128', '--n_context=64', '--vision=tiny',
+    config = {'n_head': 4, 'layer_norm_epsilon': 1e-3}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    given = [f'--gpt2={tmp_path}', f'--nfnet={tmp_path}/nfnet.pth', '--language_iters=0', '--vision_iters=0',
              '--language_tokens=16', '--n_token=64']
-    run = small_run(tmp_path / 'out', *given)
+    run = published_run(tmp_path / 'out', *given)
+    c = run.size
+    assert (c.n_vocab, c.lm_layer, c.lm_dim, c.lm_head, c.lm_eps, c.n_context) == (264, 2, 128, 4, 1e-3, 64)
+    assert c.vision == 'tiny' and run.tokenizer.image == 264
     for stage in (train.VisionStage(run), train.LanguageStage(run)):
         assert train.train_stage(run, stage, [])
         run.save_stage(stage)
     flamingo = train.FlamingoStage(run)
-    torch.testing.assert_close(flamingo.module.lm.h[1].mlp.c_fc.weight, state['transformer.h.1.mlp.c_fc.weight'].T)
+    lm = flamingo.module.lm
+    torch.testing.assert_close(lm.h[1].mlp.c_fc.weight, state['transformer.h.1.mlp.c_fc.weight'].T)
+    assert lm.h[0].attn.n_head == 4 and lm.h[1].ln_2.eps == lm.ln_f.eps == 1e-3
     assert torch.equal(flamingo.module.vision.stem[0].weight, timm_state()['stem.conv1.weight'])
     assert math.isfinite(train.gradients(run, flamingo, ['m3w'], 0)[0]['m3w'])
-    with pytest.raises(BadInput, match='lm_layer=2 .this run: 3.; give --lm_layer=2'):
-        train.LanguageStage(small_run(tmp_path / 'out', *given, '--lm_layer=3'))
-    with pytest.raises(BadInput, match='give --vision=tiny'):
-        train.VisionStage(small_run(tmp_path / 'out', *given, '--vision=F0'))
+    published_run(tmp_path / 'out', *given, '--lm_layer=2', '--vision=tiny', '--sizes=lm_head=4')  # the same is fine
+    for key, message in {'--lm_layer=3': 'has lm_layer=2: leave --lm_layer=3 out',
+                         '--sizes=lm_head=2': 'has lm_head=4: leave --sizes=lm_head=2 out',
+                         '--n_context=512': 'has n_context=64', '--vision=F0': 'nfnet.pth has vision=tiny'}.items():
+        with pytest.raises(BadInput, match=message):
+            published_run(tmp_path / 'out', *given, key)
+    with pytest.raises(BadInput, match='has 264 words, and --tokenizer=.*other.tiktoken 259'):
+        run.tokenizer.save(tmp_path / 'other.tiktoken')
+        published_run(tmp_path / 'out', *given, f'--tokenizer={tmp_path}/other.tiktoken')
     with pytest.raises(BadInput, match='language_iters'):
         small_run(tmp_path / 'out', '--language_iters=0')
 

@@ -25,7 +25,7 @@ from kit.sources.fewshot import PageSpec
 from kit.sources.forms import is_pages, open_folder, open_source, split_spec
 from kit.tasks.episodes import can_ask
 from kit.tokenizer import Tokenizer
-from kit.weights import checkpoint
+from kit.weights import checkpoint, gpt2_sizes, nfnet_sizes
 from kit.weights.vocabulary import gpt2_tokenizer
 from kit.world.words import SYLLABLES
 from model import PRESETS, Flamingo, FlamingoConfig
@@ -36,7 +36,7 @@ SIZE_FIELDS = [f for f in fields(FlamingoConfig) if f.name not in ('n_vocab', 'b
 FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'shard',
              'activation_checkpointing', 'micro_batches', 'workers', 'log_every', 'max_minutes', 'test_n'}
 # The sizes that the modules in a stage's file are built from. Other sizes may have changed since.
-LANGUAGE_SIZES = ('n_vocab', 'lm_layer', 'lm_dim', 'lm_head', 'n_context')
+LANGUAGE_SIZES = ('n_vocab', 'lm_layer', 'lm_dim', 'lm_head', 'lm_eps', 'n_context')
 BUILT_FROM = {
     'vision': ('n_vocab', 'vision', 'per_image', 'dim_embed', 'text_layer', 'text_dim', 'text_head',
                'plain_words'),
@@ -60,6 +60,7 @@ class Run:
             raise BadInput(f'--preset={config.preset}: expected one of {", ".join(PRESETS)}')
         preset = {k: v for k, v in PRESETS[config.preset].items() if k in defaults and k not in config.given}
         self.config = SimpleNamespace(**{name: preset.get(name, getattr(config, name)) for name in defaults})
+        self.n_row = self.take_sizes(config.given)
         self.given = [name for name in defaults if getattr(config, name) != defaults[name]]
         self.device = distributed.begin(pick_device(config.device, meta=False), config.shard)
         self.dtype = pick_dtype(config.dtype, self.device)
@@ -101,12 +102,26 @@ class Run:
     def open(self, role, spec, pages):
         return open_source(role, spec, self.folders, pages, self.config.n_frame, self.config.seed)
 
+    def take_sizes(self, given):
+        """Set the sizes that come from the files of published weights -> rows of GPT-2's table of words, or
+        None. given: the keys that were set; they must agree. Raises BadInput."""
+        sizes = gpt2_sizes(self.config.gpt2) if self.config.gpt2 else {}
+        n_row = sizes.pop('n_vocab', None)
+        sizes |= nfnet_sizes(self.config.nfnet) if self.config.nfnet else {}
+        for name, value in sizes.items():
+            if name in given and getattr(self.config, name) != value:
+                [said] = spell({name: getattr(self.config, name)}, self.keys)
+                file = self.config.nfnet if name == 'vision' else self.config.gpt2
+                raise BadInput(f'{file} has {name}={value}: leave {said} out')
+            setattr(self.config, name, value)
+        return n_row
+
     def choose_tokenizer(self, default):
         name, config = self.config.tokenizer, self.config
         if config.gpt2 and name == default:  # weights are worth nothing without their own tokenizer
             name = config.gpt2 if os.path.isdir(config.gpt2) else os.path.dirname(config.gpt2) or '.'
         if name == 'gpt2' or os.path.isdir(name):
-            return gpt2_tokenizer(None if name == 'gpt2' else name)
+            return gpt2_tokenizer(None if name == 'gpt2' else name, self.n_row)
         kind, _, n_rank = name.partition(':')
         if kind != 'sources':
             return Tokenizer.load(name)
@@ -135,6 +150,9 @@ class Run:
         """-> FlamingoConfig. Raises BadInput if these sizes make no model, or a model larger than the
         device's memory."""
         t, config = self.tokenizer, self.config
+        if self.n_row not in (None, t.n_vocab):
+            raise BadInput(f'{config.gpt2} has {self.n_row} words, and --tokenizer={config.tokenizer} '
+                           f'{t.n_vocab}: leave --tokenizer out, for the one beside the weights')
         try:
             size = FlamingoConfig(**{f.name: getattr(config, f.name) for f in SIZE_FIELDS},
                                   n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
@@ -149,14 +167,6 @@ class Run:
         n_byte = 4 * n // (distributed.world() if config.shard else 1)
         check_memory(n_byte, self.device, f'a model of {n / 1e6:,.0f} million numbers')
         return size
-
-    def expect_sizes(self, key, theirs):
-        """Raises BadInput if a size of a published network, theirs {name: size}, is not this run's."""
-        wrong = [k for k in theirs if theirs[k] != getattr(self.size, k)]
-        if wrong:
-            said = ', '.join(f'{k}={theirs[k]} (this run: {getattr(self.size, k)})' for k in wrong)
-            cure = ' '.join(f'--{k}={theirs[k]}' for k in wrong if k != 'n_vocab') or 'its own tokenizer'
-            raise BadInput(f'{getattr(self.config, key)} has {said}; give {cure}')
 
     # -----------------------------------------------------------------------------------------
     # What evaluations ask

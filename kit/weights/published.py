@@ -5,80 +5,111 @@ import os
 import torch
 from torch import nn
 
-from kit.files import BadInput
+from kit.files import BadInput, read_json
 from kit.weights.checkpoint import check_shapes
+from kit.weights.reading import read_published
 from model import GPT
 from vision import NFNet, SIZES, WSConv2d
 
-
-def read_published(path):
-    """-> (state dict, path of the file). Raises BadInput.
-
-    path: a file of torch.save (.bin, .pth, .pt) or a .safetensors (the optional package of that name reads
-    it), or a folder that holds pytorch_model.bin or model.safetensors.
-    """
-    if os.path.isdir(path):
-        names = ('pytorch_model.bin', 'model.safetensors')
-        names = [name for name in names if os.path.exists(os.path.join(path, name))]
-        if not names:
-            raise BadInput(f'{path}: holds neither pytorch_model.bin nor model.safetensors')
-        path = os.path.join(path, names[0])
-    if not os.path.exists(path):
-        raise BadInput(f'{path}: no such file')
-    if not os.path.isfile(path):
-        raise BadInput(f'{path}: not a file; published weights were expected')
-    try:
-        if str(path).endswith('.safetensors'):
-            try:
-                from safetensors.torch import load_file
-            except ImportError as e:
-                raise BadInput(f'{path}: pip install safetensors to read it, or give the .bin') from e
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location='cpu', weights_only=True)
-    except BadInput:
-        raise
-    except OSError as e:
-        raise BadInput(f'{path}: {e.strerror or e}') from e
-    except Exception as e:  # a damaged file can fail anywhere in there
-        raise BadInput(f'{path}: damaged, refused, or no file of weights at all ({type(e).__name__})') from e
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise BadInput(f'{path}: not a dict of tensors')
-    return state, path
+LIMIT_CONFIG = 1 << 20  # bytes of a config.json
+# What a config.json may say of a GPT-2 (None: nothing) for model.GPT to compute the same. Dropout, and
+# reorder_and_upcast_attn, which is about half precision, do not change what it computes.
+AS_OURS = {
+    'model_type': ('gpt2', None),
+    'activation_function': ('gelu_new', 'gelu_pytorch_tanh', 'gelu_fast', None),  # all three: the tanh form
+    'add_cross_attention': (False, None),
+}
 
 
 def gpt2(path):
     """GPT-2's weights -> model.GPT, float32.
 
-    path: pytorch_model.bin or model.safetensors, or the folder with one of them. Sizes are told by the
-    shapes (gpt2, -medium, -large, -xl, distilgpt2 and their fine-tuned kin: heads are always 64 wide).
-    Raises BadInput that names the first key that is missing, unknown or of the wrong shape.
+    path: a file, or a folder with pytorch_model.bin, model.safetensors or several files and their index (see
+        kit/weights/reading.py). A config.json beside it is read.
+    Sizes follow from the shapes (gpt2, -medium, -large, -xl, distilgpt2 and their fine-tuned kin), the number
+    of heads from config.json; without one, heads are 64 wide. Raises BadInput that names the first key that
+    is missing, unknown or of the wrong shape, or what config.json asks for and model.GPT does not do.
     """
+    state, path, sizes, config = read_gpt2(path)
+    n_layer, dim, n_head = sizes['lm_layer'], sizes['lm_dim'], sizes['lm_head']
+    with torch.device('meta'):  # nothing is drawn at random that the file is going to replace
+        lm = GPT(sizes['n_vocab'], n_layer, dim, n_head, sizes['n_context'], sizes['lm_eps'])
+    ours = lm.state_dict()
+    # OpenAI's layers compute x W, ours x Wᵀ: these four are stored transposed.
+    turned = [k for k in ours if k.endswith(('attn.c_attn.weight', 'c_proj.weight', 'mlp.c_fc.weight'))]
+    shapes = {k: v.shape[::-1] if k in turned else v.shape for k, v in ours.items()}
+    # Not weights at all: the causal mask, and the number that masked scores are set to. And the head, wte
+    # once more.
+    mask = (1, 1, sizes['n_context'], sizes['n_context'])
+    rest = {f'h.{i}.attn.bias': mask for i in range(n_layer)}
+    rest |= {f'h.{i}.attn.masked_bias': () for i in range(n_layer)}
+    rest |= {'lm_head.weight': state['wte.weight'].shape}
+    check_shapes(state, shapes, f'{path}: ', optional=rest)
+    table, head = state['wte.weight'], state.get('lm_head.weight', state['wte.weight'])
+    if table.dtype != head.dtype or not torch.equal(table, head):
+        raise BadInput(f'{path}: lm_head.weight is not wte.weight; a GPT-2 has one table for both')
+    check_numbers(state, ours, path)
+    weights = {k: torch.empty(ours[k].shape).copy_(state[k].T if k in turned else state[k]) for k in ours}
+    for i in range(n_layer):  # where scores are divided otherwise than by √d, the queries take it up
+        for name in ('weight', 'bias'):
+            weights[f'h.{i}.attn.c_attn.{name}'][:dim] *= query_scale(config, i, dim // n_head)
+    lm.load_state_dict(weights, assign=True)
+    return lm.requires_grad_(True)
+
+
+def gpt2_sizes(path):
+    """-> the FlamingoConfig fields of published weights, {name: size}. Raises BadInput."""
+    return read_gpt2(path)[2]
+
+
+def read_gpt2(path):
+    """-> (state dict, path of the file, FlamingoConfig fields, what config.json says, {} if there is none)"""
     state, path = read_published(path)
-    state = {k.removeprefix('transformer.'): v for k, v in state.items()}
     for key in ('wte.weight', 'wpe.weight'):
         if key not in state or state[key].ndim != 2:
             raise BadInput(f'{path}: not a GPT-2: no matrix {key}')
     (n_vocab, dim), n_context = state['wte.weight'].shape, len(state['wpe.weight'])
     n_layer = len({k.split('.')[1] for k in state if k.startswith('h.')})
-    if dim % 64 or not n_layer:
-        raise BadInput(f'{path}: no GPT-2 has {n_layer} layers of width {dim}: its heads are 64 wide')
-    with torch.device('meta'):  # nothing is drawn at random that the file is going to replace
-        lm = GPT(n_vocab, n_layer, dim, dim // 64, n_context)
-    ours = lm.state_dict()
-    # OpenAI's layers compute x W, ours x Wᵀ: these four are stored the other way around.
-    turned = [k for k in ours if k.endswith(('attn.c_attn.weight', 'c_proj.weight', 'mlp.c_fc.weight'))]
-    shapes = {k: v.shape[::-1] if k in turned else v.shape for k, v in ours.items()}
-    # Not weights at all: the causal mask, and the number that masked scores are set to. And the head, wte
-    # once more.
-    rest = {f'h.{i}.attn.bias': (1, 1, n_context, n_context) for i in range(n_layer)}
-    rest |= {f'h.{i}.attn.masked_bias': () for i in range(n_layer)} | {'lm_head.weight': (n_vocab, dim)}
-    check_shapes(state, shapes, f'{path}: ', optional=rest)
-    if 'lm_head.weight' in state and not torch.equal(state['lm_head.weight'], state['wte.weight']):
-        raise BadInput(f'{path}: lm_head.weight is not wte.weight; a GPT-2 has one table for both')
-    state = {k: state[k].T if k in turned else state[k] for k in ours}
-    lm.load_state_dict({k: v.float().contiguous() for k, v in state.items()}, assign=True)
-    return lm.requires_grad_(True)
+    beside = os.path.join(os.path.dirname(path), 'config.json')
+    if os.path.exists(beside):
+        config = read_json(beside, LIMIT_CONFIG)
+    elif dim % 64:
+        raise BadInput(f'{path}: heads are 64 wide where no config.json says otherwise, its width is {dim}')
+    else:
+        config = {'n_head': dim // 64}
+    if not isinstance(config, dict):
+        raise BadInput(f'{beside}: not an object')
+    for name, values in AS_OURS.items():
+        if config.get(name) not in values:
+            raise BadInput(f'{beside}: {name}={config[name]!r}; model.GPT has {values[0]!r}')
+    if config.get('tie_word_embeddings') is False and 'lm_head.weight' not in state:
+        raise BadInput(f'{beside}: tie_word_embeddings=False, and {path} has no lm_head.weight')
+    theirs = {'n_layer': n_layer, 'n_embd': dim, 'n_positions': n_context, 'vocab_size': n_vocab,
+              'n_inner': 4 * dim}
+    for name, value in theirs.items():
+        if config.get(name, value) not in (value, None):
+            raise BadInput(f'{beside}: {name}={config[name]}, and in {path} it is {value}')
+    n_head, eps = config.get('n_head'), config.get('layer_norm_epsilon', 1e-5)
+    if type(n_head) is not int or n_head < 1 or dim % n_head or not 0 < n_layer <= 200:
+        raise BadInput(f'{path}: no GPT-2 has {n_layer} layers of width {dim} and {n_head} heads')
+    if type(eps) is not float or not 0 < eps < 1:
+        raise BadInput(f'{beside}: layer_norm_epsilon={eps!r}: must be from 0 to 1')
+    sizes = {'n_vocab': n_vocab, 'lm_layer': n_layer, 'lm_dim': dim, 'lm_head': n_head, 'lm_eps': eps,
+             'n_context': n_context}
+    return state, path, sizes, config
+
+
+def query_scale(config, layer, head_dim):
+    """By what a layer's queries are multiplied so that attention, which divides by √d, scores as theirs."""
+    scale = 1.0 if config.get('scale_attn_weights', True) else head_dim ** 0.5
+    return scale / (layer + 1) if config.get('scale_attn_by_inverse_layer_idx') else scale
+
+
+def check_numbers(state, names, path):
+    """Raises BadInput if a weight is no floating-point number: it would need a scale of its own."""
+    for name in names:
+        if not state[name].is_floating_point():
+            raise BadInput(f'{path}: has {name} of type {state[name].dtype}, expected floating-point numbers')
 
 
 class Classifier(nn.Module):
@@ -97,19 +128,16 @@ def nfnet(path, dim_embed=0, head=False):
     """timm's dm_nfnet_f0 … f6 (the weights that DeepMind published, trained on ImageNet) -> vision.NFNet,
     float32, or with `head` a Classifier around it.
 
-    path: the file (.pth, .bin, .safetensors) or the folder with one. The size is told by the depth. The
-    projection to dim_embed, which no file has, is random. Pictures are to be normalised by NFNet.normalise,
-    and of 256, 320, 352, 416, 512, 544 or 576 pixels (F0 to F6; in training it was 192 to 448). Raises
-    BadInput that names the first key that is missing, unknown or of the wrong shape.
+    path: as for `gpt2`. The size follows from the depth. The projection to dim_embed, which no file has, is
+    random. Pictures are to be normalised by NFNet.normalise, and of 256, 320, 352, 416, 512, 544 or 576
+    pixels (F0 to F6; in training it was 192 to 448). Raises BadInput that names the first key that is
+    missing, unknown or of the wrong shape.
     """
-    state, path = read_published(path)
-    depth = [len({k.split('.')[2] for k in state if k.startswith(f'stages.{i}.')}) for i in range(4)]
-    size = next((name for name, spec in SIZES.items() if list(spec['depths']) == depth), None)
-    if size is None:
-        raise BadInput(f'{path}: not a dm_nfnet_f0 … f6: its stages have {", ".join(map(str, depth))} blocks')
+    state, path, size = read_nfnet(path)
     if head and 'head.fc.weight' not in state:
         raise BadInput(f'{path}: lacks head.fc.weight')
     net = NFNet(size, dim_embed)
+    depth = list(SIZES[size]['depths'])
     names = {key: timm_name(key, depth) for key in net.state_dict() if not key.startswith('projection.')}
     ours = {key: net.state_dict()[key] for key in names}
     shapes = {names[key]: timm_shape(key, v) for key, v in ours.items()}
@@ -117,6 +145,7 @@ def nfnet(path, dim_embed=0, head=False):
     if 'head.fc.weight' in state:
         heads = {'head.fc.weight': (None, net.dim), 'head.fc.bias': state['head.fc.weight'].shape[:1]}
     check_shapes(state, shapes | heads if head else shapes, f'{path}: ', optional=heads)
+    check_numbers(state, shapes, path)
     net.load_state_dict({k: state[names[k]].float().reshape(v.shape) for k, v in ours.items()}, strict=False)
     adapt_gains(net)
     if not head:
@@ -124,6 +153,21 @@ def nfnet(path, dim_embed=0, head=False):
     classifier = Classifier(net, len(state['head.fc.bias']))
     classifier.head.load_state_dict({k: state['head.fc.' + k].float() for k in ('weight', 'bias')})
     return classifier
+
+
+def nfnet_sizes(path):
+    """-> the FlamingoConfig fields of published weights, {name: size}. Raises BadInput."""
+    return {'vision': read_nfnet(path)[2]}
+
+
+def read_nfnet(path):
+    """-> (state dict, path of the file, key of SIZES)"""
+    state, path = read_published(path)
+    depth = [len({k.split('.')[2] for k in state if k.startswith(f'stages.{i}.')}) for i in range(4)]
+    size = next((name for name, spec in SIZES.items() if list(spec['depths']) == depth), None)
+    if size is None:
+        raise BadInput(f'{path}: not a dm_nfnet_f0 … f6: its stages have {", ".join(map(str, depth))} blocks')
+    return state, path, size
 
 
 def timm_name(key, depth):

@@ -115,7 +115,7 @@ class VisionStage:
         pictures, captions, beta = self.net(images, texts)                           # (pictures,E), (B,E)s, β
         losses = {}
         for (source, (_, _, shows)), l in zip(batch.captions.items(), captions):
-            v = pictures[shows]                                                      # (B,E), each caption's own
+            v = pictures[shows]                                                      # (B,E): each caption's
             losses[source] = contrastive_loss(v, l, beta, *distributed.all_pairs(v, l))
         return losses
 

@@ -180,9 +180,10 @@ def frozen_view(features, dropout):
     def view(batch):
         found, frame_mask = features(batch.media)
         if found is not None and dropout > 0:
-            kept = [np.random.default_rng(s.seed).random((len(s.media), found.shape[-1]), np.float32) >= dropout
-                    for s in batch.sequences]
-            kept = torch.from_numpy(np.concatenate(kept)).to(found) / (1 - dropout)              # (pictures,D)
+            draws = [np.random.default_rng(s.seed).random((len(s.media), found.shape[-1]), np.float32)
+                     for s in batch.sequences]
+            kept = torch.from_numpy(np.concatenate(draws) >= dropout).to(found)                # (pictures,D)
+            kept /= 1 - dropout
             n_frame = frame_mask.sum(-1)[frame_mask.any(-1)]                                   # (pictures,)
             found = found * kept.repeat_interleave(n_frame, dim=0).unsqueeze(1)                # (frames,S,D)
         return {'features': found, 'frame_mask': frame_mask}

@@ -164,7 +164,8 @@ def gather_rows(x):
 
 
 def all_pairs(v, l):
-    """Pictures v and texts l (N,E) of this rank -> those of all, (W·N,E) each, and where this rank's begin."""
+    """Pictures v and texts l (N,E) of this rank -> those of all ranks, (W·N,E) each, and this rank's first
+    row among them."""
     return gather_rows(v), gather_rows(l), rank() * len(v)
 
 
@@ -200,8 +201,8 @@ def spread(module, device, shard, blocks=(), replicated=(), methods=()):
 
 
 def put_together_for(owner, name):
-    """Before a method of a sharded module its weights are put together, as before its forward. Not where they are
-    together already, as while its forward calls the method: they would be taken apart under its feet."""
+    """Put a sharded module's weights together before this method, as before its forward. Not if they are
+    together already, as when its forward calls the method: they would be split again too early."""
     units = [m for m in owner.modules() if m is not owner and isinstance(m, FSDPModule)]
     others = {id(p) for unit in units for p in unit.parameters()}
     own = next(key for key, p in owner.named_parameters() if isinstance(p, DTensor) and id(p) not in others)

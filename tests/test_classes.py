@@ -39,10 +39,16 @@ def seen_by(asker, monkeypatch):
 
 def test_examples_look_like_the_query_and_all_classes_are_choices(asker, loaded, tmp_path, monkeypatch):
     folder, seen = cups(tmp_path / 'c', 'train', 'val'), seen_by(asker, monkeypatch)
-    rows = ask(run_classes, asker, f'--classify={folder}', '--shots=2,4', '--per_class=3', contrastive=loaded[1])
+    rows = ask(run_classes,
+               asker,
+               f'--classify={folder}',
+               '--shots=2,4',
+               '--per_class=3',
+               contrastive=loaded[1])
     assert [(r['task'], r['ways'], r['shots'], r['metric'], r['n']) for r in rows] == [
         ('classification', 3, shots, metric, 12) for shots in (2, 4) for metric in ('accuracy', 'top_5')]
-    assert [r['value'] for r in rows] == [1.0] * 4  # the nearest example, which comes last, is of the same colour
+    assert [r['value']
+            for r in rows] == [1.0] * 4  # the nearest example, which comes last, is of the same colour
     for e in seen:
         assert sorted(e.choices) == ['blue cup', 'green cup', 'red cup'] and e.query.prompt == 'Output:'
         assert '/val/' in e.query.media.key and all('/train/' in s.media.key for s in e.support)

@@ -23,17 +23,26 @@ def test_pictures_of_coco_are_found_for_retrieval_too(loaded, tmp_path):
 
 
 def test_the_nearest_neighbour_by_hand(monkeypatch):
-    """Two examples of each name, their mean counts; what all have in common (here 100 in every dimension) tells nothing."""
+    """Two examples of each name, their mean counts; what all have in common (here 100 in every dimension)
+    tells nothing."""
     points = {'a1': (1, 0), 'a2': (3, 0), 'b1': (0, 1), 'b2': (0, 3), 'q': (0.4, 0.3), 'r': (0, 9)}
-    monkeypatch.setattr(encoders, 'pool_media', lambda features, media: torch.tensor([points[m.key] for m in media]) + 100.0)
-    support = [Example(Media(k, None), 'Output:', name) for k, name in (('a1', 'dax'), ('b1', 'wug'), ('a2', 'dax'), ('b2', 'wug'))]
-    episodes = [Episode(support, Example(Media(k, None), 'Output:', answer), ['dax', 'wug']) for k, answer in (('q', 'dax'), ('r', 'wug'), ('r', 'dax'))]
+    monkeypatch.setattr(encoders, 'pool_media',
+                        lambda features, media: torch.tensor([points[m.key] for m in media]) + 100.0)
+    support = [
+        Example(Media(k, None), 'Output:', name)
+        for k, name in (('a1', 'dax'), ('b1', 'wug'), ('a2', 'dax'), ('b2', 'wug'))
+    ]
+    episodes = [
+        Episode(support, Example(Media(k, None), 'Output:', answer), ['dax', 'wug'])
+        for k, answer in (('q', 'dax'), ('r', 'wug'), ('r', 'dax'))
+    ]
     assert nearest(None, episodes) == ['dax', 'wug', 'wug']
     assert nearest_row(None, episodes)['value'] == pytest.approx(2 / 3)
 
 
 def test_retrieval_by_hand(monkeypatch):
-    """Picture a has two captions, two pictures the caption "it"; each stands among the answers once, and any of its own is right."""
+    """Picture a has two captions, two pictures the caption "it"; each stands among the answers once, and any
+    of its own is right."""
     pictures = {'a': (1, 0), 'b': (0, 1), 'c': (-1, 0), 'd': (0.8, 0.6)}
     texts = {'one': (1, 0), 'two': (0.9, -0.1), 'it': (0.1, 1), 'far': (-0.6, 0.8)}
     pairs = [('a', 'one'), ('a', 'two'), ('b', 'it'), ('d', 'it'), ('c', 'far')]
@@ -43,11 +52,17 @@ def test_retrieval_by_hand(monkeypatch):
         media = staticmethod(lambda i: Media(pairs[i][0], None))
 
     monkeypatch.setattr(encoders, 'readable_pairs', lambda pairs, *_: pairs)
-    monkeypatch.setattr(encoders, 'embed_media', lambda vision, features, media: torch.tensor([pictures[m.key] for m in media], dtype=torch.float))
-    monkeypatch.setattr(encoders, 'embed_texts', lambda tower, tokenizer, said: torch.tensor([texts[t] for t in said], dtype=torch.float))
-    rows = retrieval(Found(pairs), SimpleNamespace(vision=None, text=None), SimpleNamespace(pixels=None), None, None)
+    monkeypatch.setattr(
+        encoders, 'embed_media',
+        lambda vision, features, media: torch.tensor([pictures[m.key] for m in media], dtype=torch.float))
+    monkeypatch.setattr(
+        encoders, 'embed_texts',
+        lambda tower, tokenizer, said: torch.tensor([texts[t] for t in said], dtype=torch.float))
+    rows = retrieval(Found(pairs), SimpleNamespace(vision=None, text=None), SimpleNamespace(pixels=None),
+                     None, None)
     values = {r['metric']: (r['value'], r['n']) for r in rows}
-    # Pictures: a's captions are first and second; b's "it" is first; c's "far" is; d is nearer to "one" and "two" than to "it".
+    # Pictures: a's captions are first and second; b's "it" is first; c's "far" is; d is nearer to "one" and
+    # "two" than to "it".
     assert values['i2t_R@1'] == (0.75, 4) and values['i2t_R@5'] == (1.0, 4)
     # Texts: "one", "two" find a, "it" finds b (d is right as well), "far" finds b (0.8) before its c (0.6).
     assert values['t2i_R@1'] == (0.75, 4) and values['t2i_R@10'] == (1.0, 4)
@@ -73,7 +88,8 @@ def test_linear_probe_is_logistic_regression():
     truth = torch.arange(60) % 3
     x = torch.randn(60, 5) + 4 * torch.nn.functional.one_hot(truth, 5)
     assert (linear_probe(x, truth, x, 3) == truth).all()
-    assert linear_probe(x[:, :1] * 0, torch.tensor([1] * 40 + [0] * 20), x[:4, :1] * 0, 2).tolist() == [1] * 4  # only the bias can tell
+    assert linear_probe(x[:, :1] * 0, torch.tensor([1] * 40 + [0] * 20), x[:4, :1] * 0,
+                        2).tolist() == [1] * 4  # only the bias can tell
     far = torch.zeros(3, 5).index_put((torch.arange(3), torch.arange(3)), torch.tensor(9.0))
     assert linear_probe(x, truth, far, 3).tolist() == [0, 1, 2]
 
@@ -81,9 +97,11 @@ def test_linear_probe_is_logistic_regression():
 def test_zero_shot_classes_are_means_over_templates(monkeypatch):
     """A picture goes to the class whose descriptions, on average, lie nearest."""
     vectors = {'p': [1.0, 0.0], 'q': [0.0, 1.0], 'r': [-1.0, 0.0]}
-    monkeypatch.setattr(encoders, 'embed_texts', lambda tower, tokenizer, texts: torch.tensor([vectors[t] for t in texts]))
+    monkeypatch.setattr(encoders, 'embed_texts',
+                        lambda tower, tokenizer, texts: torch.tensor([vectors[t] for t in texts]))
     monkeypatch.setattr(encoders, 'embed_media', lambda vision, features, media: torch.tensor(media))
-    value = classify(SimpleNamespace(text=None, vision=None), None, None, [[0.8, 0.6], [-0.6, 0.8], [-1.0, 0.1]], [0, 1, 0], [['p', 'q'], ['r', 'q']])
+    value = classify(SimpleNamespace(text=None, vision=None), None, None,
+                     [[0.8, 0.6], [-0.6, 0.8], [-1.0, 0.1]], [0, 1, 0], [['p', 'q'], ['r', 'q']])
     assert value == pytest.approx(2 / 3)
 
 

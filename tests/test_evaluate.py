@@ -35,7 +35,9 @@ from rounding import near_log_p
 def test_templates_are_the_papers():
     assert question_prompt('What is it?') == 'Question: What is it? Answer:'
     assert statement_prompt('oh no') == 'is an image with written: "oh no" on it. Is it hateful? Answer:'
-    assert dialogue_prompt('a dog.', [('is it big?', 'yes')], 'is it old?') == 'a dog. Question: is it big? Answer: yes Question: is it old? Answer:'
+    assert dialogue_prompt(
+        'a dog.', [('is it big?', 'yes')],
+        'is it old?') == 'a dog. Question: is it big? Answer: yes Question: is it old? Answer:'
 
 
 def test_zero_shots_are_two_examples_without_pictures_and_tags(asker):
@@ -43,9 +45,11 @@ def test_zero_shots_are_two_examples_without_pictures_and_tags(asker):
     pieces = episode.document().pieces
     assert [type(p) for p in pieces] == [Given, str, EndOfChunk] * 2 + [Media, Given]
     said = encode(episode.document(), asker.tokenizer)
-    assert (said.tokens == asker.tokenizer.image).sum() == 1 and (said.tokens == asker.tokenizer.eoc).sum() == 2
+    assert (said.tokens == asker.tokenizer.image).sum() == 1 and (said.tokens
+                                                                  == asker.tokenizer.eoc).sum() == 2
     assert (said.image_index[:np.flatnonzero(said.tokens == asker.tokenizer.image)[0]] == 0).all()
-    assert [type(p) for p in episodes_of('choice', 0, 1, text_examples=2)[0].document().pieces] == [Media, Given]  # choices say enough
+    assert [type(p) for p in episodes_of('choice', 0, 1, text_examples=2)[0].document().pieces
+            ] == [Media, Given]  # choices say enough
     assert [type(p) for p in episodes_of('caption', 0, 1)[0].document().pieces] == [Media, Given]
 
 
@@ -53,7 +57,9 @@ def test_frozens_protocol():
     [episode] = episodes_of('naming', 1, 1, ways=2)
     again = frozen_episode(episode, np.random.default_rng(0), repeats=3)
     assert again.choices is None and len(again.support) == 8
-    assert again.document().pieces[0] == f'Answer with {episode.choices[0]} or {episode.choices[1]}.' and type(again.document().pieces[0]) is Given
+    assert again.document(
+    ).pieces[0] == f'Answer with {episode.choices[0]} or {episode.choices[1]}.' and type(
+        again.document().pieces[0]) is Given
     assert set(Counter((e.media.key, e.answer) for e in again.support).values()) == {4}
     assert not frozen_episode(episode, np.random.default_rng(0), induction=False).induction
 
@@ -75,8 +81,11 @@ def truth(media):
 def test_tasks_ask_about_new_pairs_after_known_ones(task):
     for shots in (0, 3):
         for e in episodes_of(task, shots, 30, seed=3):
-            assert len(e.support) == shots and number(e.query.media)[1] == 'held' and {number(s.media)[1] for s in e.support} <= {'train'}
-            assert e.choices is None or (e.query.answer in e.choices and len(set(e.choices)) == len(e.choices))
+            assert len(e.support) == shots and number(
+                e.query.media)[1] == 'held' and {number(s.media)[1]
+                                                 for s in e.support} <= {'train'}
+            assert e.choices is None or (e.query.answer in e.choices
+                                         and len(set(e.choices)) == len(e.choices))
     one, two = (episodes_of(task, 3, 5, seed=3) for _ in range(2))
     assert [e.document().pieces[-1] for e in one] == [e.document().pieces[-1] for e in two]
 
@@ -87,7 +96,9 @@ def test_reading_is_what_the_sign_says():
 
 def test_statements_are_true_when_they_say_so():
     episodes = episodes_of('statement', 4, 60)
-    assert [e.query.answer for e in episodes[:4]] == ['no', 'yes', 'no', 'yes'] and all(e.choices == ['yes', 'no'] for e in episodes)
+    assert [e.query.answer
+            for e in episodes[:4]] == ['no', 'yes', 'no', 'yes'] and all(e.choices == ['yes', 'no']
+                                                                         for e in episodes)
     for e in [s for e in episodes for s in [*e.support, e.query]]:
         told = e.prompt.split('"')[1]
         assert (told == phrase(truth(e.media), size=False, fill=False)) == (e.answer == 'yes')
@@ -98,7 +109,8 @@ def test_choices_hold_one_truth_and_clip_answers_are_true():
         assert len(e.choices) == 4 and happening(truth(e.query.media)) == e.query.answer
     asked = [e.query for e in episodes_of('clip_question', 0, 80)]
     for q in asked:
-        assert (q.prompt[len('Question: '):-len(' Answer:')], q.answer) in [(question, a) for _, question, a in clip_questions(truth(q.media))]
+        assert (q.prompt[len('Question: '):-len(' Answer:')],
+                q.answer) in [(question, a) for _, question, a in clip_questions(truth(q.media))]
     assert len({q.prompt for q in asked}) == 4
 
 
@@ -120,7 +132,8 @@ def test_dialogues_rank_the_truth_first():
 
 
 class Learner:
-    """Answers as one who learns from the prompt would: by the support picture that shows the same pair; without one, by luck."""
+    """Answers as one who learns from the prompt would: by the support picture that shows the same pair;
+    without one, by luck."""
 
     def __init__(self):
         self.rng = np.random.default_rng(0)
@@ -129,9 +142,15 @@ class Learner:
         out = []
         for e in episodes:
             pair = lambda m: None if m is None or m.key == 'blank' else (truth(m).colour, truth(m).shape)
-            known = [s.answer for s in e.support if pair(s.media) is not None and pair(s.media) == pair(e.query.media)]
+            known = [
+                s.answer for s in e.support
+                if pair(s.media) is not None and pair(s.media) == pair(e.query.media)
+            ]
             said = Counter(known).most_common(1)[0][0] if known else str(self.rng.choice(e.choices))
-            out.append({'prediction': said, 'answer': e.query.answer, 'correct': said == e.query.answer, 'logprob': -1.0})
+            out.append({
+                'prediction': said, 'answer': e.query.answer, 'correct': said == e.query.answer,
+                'logprob': -1.0
+            })
         return out
 
 
@@ -140,7 +159,8 @@ def test_controls_tell_a_learner_by_its_pictures():
     rows = {(r['control'], r['metric']): r for r in control_rows(Learner(), 'naming', episodes, 4, 1)}
     assert {c for c, _ in rows} == {None, *CONTROLS}
     value = {key: r['value'] for key, r in rows.items()}
-    assert value[None, 'accuracy'] == value['rename_answers', 'accuracy'] == value['shuffle_answers', 'follows'] == 1.0
+    assert value[None, 'accuracy'] == value['rename_answers', 'accuracy'] == value['shuffle_answers',
+                                                                                   'follows'] == 1.0
     for control in ('blank_support', 'swap_support', 'shuffle_answers', 'blank_query', 'text_only'):
         assert abs(value[control, 'accuracy'] - 0.25) < 0.07, control
     assert all(r['low'] <= r['value'] <= r['high'] and r['n'] == 400 for r in rows.values())
@@ -151,15 +171,20 @@ def test_controls_change_what_they_say_and_nothing_else(ways, shots):
     [e] = episodes_of('naming', shots, 1, ways=ways)
     rng = np.random.default_rng(1)
     changed = {name: change(e, rng) for name, change in CONTROLS.items()}
-    media, answers = lambda x: [s.media and s.media.key for s in x.support], lambda x: [s.answer for s in x.support]
+    media, answers = lambda x: [s.media and s.media.key
+                                for s in x.support], lambda x: [s.answer for s in x.support]
     n = ways * shots
-    assert media(changed['blank_support']) == ['blank'] * n and answers(changed['blank_support']) == answers(e)
-    assert sorted(media(changed['swap_support'])) == sorted(media(e)) and answers(changed['swap_support']) == answers(e)
+    assert media(changed['blank_support']) == ['blank'] * n and answers(
+        changed['blank_support']) == answers(e)
+    assert sorted(media(changed['swap_support'])) == sorted(media(e)) and answers(
+        changed['swap_support']) == answers(e)
     assert media(changed['text_only']) == [None] * n and answers(changed['text_only']) == answers(e)
     assert changed['blank_query'].query.media.key == 'blank' and media(changed['blank_query']) == media(e)
     for name in ('shuffle_answers', 'rename_answers'):
         pairs = set(zip(answers(e), answers(changed[name])))
-        assert len(pairs) == ways == len({new for _, new in pairs}) and media(changed[name]) == media(e)  # one to one
+        assert len(pairs) == ways == len({new
+                                          for _, new in pairs}) and media(changed[name]) == media(
+                                              e)  # one to one
     assert sorted(answers(changed['shuffle_answers'])) == sorted(answers(e))
     renamed = changed['rename_answers']
     assert not set(answers(renamed)) & set(answers(e)) and set(renamed.choices) == set(answers(renamed))
@@ -176,8 +201,12 @@ def test_an_ensemble_is_the_mean_over_orders(asker):
     together = asker.choose(episodes)
     asker.ensemble = 1
     orders = [None] + [np.random.default_rng(k).permutation(4) for k in (1, 2)]
-    singles = [asker.choose([Episode([e.support[k] for k in order] if order is not None else e.support, e.query, e.choices) for e in episodes])
-               for order in orders]
+    singles = [
+        asker.choose([
+            Episode([e.support[k] for k in order] if order is not None else e.support, e.query, e.choices)
+            for e in episodes
+        ]) for order in orders
+    ]
     assert len({round(s[0][episodes[0].choices[0]], 4) for s in singles}) > 1  # the order does matter to it
     for i, e in enumerate(episodes):
         for c in e.choices:
@@ -204,22 +233,28 @@ def test_a_prompt_with_blank_examples_is_that_of_an_episode_with_blank_support()
 
 
 def test_batches_that_do_not_fit(asker, monkeypatch):
-    """A long prompt beside a long answer, which together are longer than the context: the scores of each alone. More choices than
-    memory has room for are asked one by one. And a choice that is there twice counts once."""
+    """A long prompt beside a long answer, which together are longer than the context: the scores of each
+    alone. More choices than memory has room for are asked one by one. And a choice that is there twice counts
+    once."""
     [short] = episodes_of('naming', 1, 1, ways=2)
     long = episodes_of('naming', 10, 1, ways=2)[0]
     wordy = Episode(short.support, short.query, [*short.choices, short.choices[0], 'a ' * 140])
-    prompt, answer = (int(asker.prompts([long.document()])['length']), len(asker.tokenizer.encode(' ' + wordy.choices[-1])) + 1)
+    prompt, answer = (int(asker.prompts([long.document()])['length']),
+                      len(asker.tokenizer.encode(' ' + wordy.choices[-1])) + 1)
     assert prompt + answer > 257  # tokens: a context of 256, and one more that is never read
     asker.ensemble = 2
     alone = [asker.choose([e])[0] for e in (long, wordy)]
     sizes, score = [], asker_file.score
-    monkeypatch.setattr(asker_file, 'score', lambda model, tokens, **more: sizes.append(len(tokens)) or score(model, tokens, **more))
+    monkeypatch.setattr(
+        asker_file, 'score',
+        lambda model, tokens, **more: sizes.append(len(tokens)) or score(model, tokens, **more))
     for a, b in zip(asker.choose([long, wordy]), alone):
         assert a == near_log_p(b, n_word=144)
     assert sizes == [2] * 2 and len(alone[1]) == 3
     asker.ensemble = 1
-    assert asker.choose([wordy])[0][short.choices[0]] == near_log_p(asker.choose([short])[0][short.choices[0]], n_word=8)
+    assert asker.choose([wordy])[0][short.choices[0]] == near_log_p(asker.choose([short
+                                                                                  ])[0][short.choices[0]],
+                                                                    n_word=8)
     sizes.clear()
     monkeypatch.setattr(asker_file, 'MOST_CHOICES', 3)
     asker.choose([short, short])
@@ -233,18 +268,28 @@ def asked(answer, choices=None, **more):
 
 
 def test_values_of_every_metric_by_hand():
-    said = lambda prediction, correct=False, **scores: {'prediction': prediction, 'correct': correct, 'scores': scores}
+    said = lambda prediction, correct=False, **scores: {
+        'prediction': prediction, 'correct': correct, 'scores': scores
+    }
     assert value_of('accuracy', [asked('a')] * 4, [said('a', True)] * 3 + [said('b')]) == (0.75, None)
-    value, (low, high) = value_of('cider', [asked('A b.'), asked('x', people=['A c!'])], [said('a b'), said('a, c')])
+    value, (low, high) = value_of('cider', [asked('A b.'), asked('x', people=['A c!'])],
+                                  [said('a b'), said('a, c')])
     assert value == pytest.approx(5.0) and low <= value <= high  # tokenised first, references from people
-    value, _ = value_of('vqa_accuracy', [asked('x', people=['two'] * 10), asked('x', people=['no'] * 10)], [said('2.'), said('yes')])
+    value, _ = value_of(
+        'vqa_accuracy',
+        [asked('x', people=['two'] * 10), asked('x', people=['no'] * 10)],
+        [said('2.'), said('yes')])
     assert value == 0.5
-    value, _ = value_of('ndcg', [asked('a', ['a', 'b'], relevance=[1.0, 0.0])] * 2, [said('a', a=1.0, b=0.0), said('b', a=0.0, b=1.0)])
+    value, _ = value_of('ndcg', [asked('a', ['a', 'b'], relevance=[1.0, 0.0])] * 2,
+                        [said('a', a=1.0, b=0.0), said('b', a=0.0, b=1.0)])
     assert value == pytest.approx(0.5)  # one relevant answer: one place counts
     yes_no = [asked('yes', ['yes', 'no']), asked('no', ['yes', 'no']), asked('yes', ['yes', 'no'])]
-    scores = [said('', yes=-9.0, no=-11.0), said('', yes=-1.0, no=-2.0), said('', yes=-5.0, no=-4.0)]  # margins 2, 1, -1
+    scores = [said('', yes=-9.0, no=-11.0),
+              said('', yes=-1.0, no=-2.0),
+              said('', yes=-5.0, no=-4.0)]  # margins 2, 1, -1
     assert value_of('roc_auc', yes_no, scores)[0] == pytest.approx(0.5)
-    acts = [asked('p', ['p', 'q']), asked('v', ['u', 'v'])]  # each thing has its own words for the two actions
+    acts = [asked('p', ['p', 'q']), asked('v',
+                                          ['u', 'v'])]  # each thing has its own words for the two actions
     scores = [said('', p=-1.0, q=-2.0), said('', u=-50.0, v=-40.0)]
     assert value_of('mean_average_precision', acts, scores)[0] == 1.0
     with pytest.raises(ValueError):
@@ -252,31 +297,38 @@ def test_values_of_every_metric_by_hand():
 
 
 def test_tables_have_a_row_for_everything():
-    rows = [row('caption', 0.5, 10, shots=s) for s in (0, 4)] + [row('caption', 1.138, 10, shots=4, metric='cider', bounds=(1.0, 1.2))]
+    rows = [row('caption', 0.5, 10, shots=s)
+            for s in (0, 4)] + [row('caption', 1.138, 10, shots=4, metric='cider', bounds=(1.0, 1.2))]
     rows += [row('naming', 0.9, 10, 4, 1), row('naming', 0.1, 10, 5, 1, metric='written')]
     text = tables(rows)
     assert '113.8 (100–120)' in text and text.count('\n\n') == 2 and '5-way, written' in text
-    assert all(set(r) == {'task', 'ways', 'shots', 'control', 'metric', 'value', 'low', 'high', 'n'} for r in rows)
+    assert all(
+        set(r) == {'task', 'ways', 'shots', 'control', 'metric', 'value', 'low', 'high', 'n'} for r in rows)
     text = control_text([row('naming', 0.9, 10, 4, 1), row('naming', 0.2, 10, 4, 1, 'swap_support')])
     assert 'swap support' in text and text.splitlines()[-1].split() == ['chance', '25.0%']
 
 
 def test_the_whole_command_on_a_few_episodes(asker, loaded, out, monkeypatch, capsys):
-    argv = [f'--out_dir={out}', '--n=2', '--seeds=1', '--max_new_tokens=2', '--beam_size=1', '--shots=0,2', '--ways=2', '--device=cpu',
-            '--tasks=caption,choice,dialogue,statement,action,naming']
+    argv = [
+        f'--out_dir={out}', '--n=2', '--seeds=1', '--max_new_tokens=2', '--beam_size=1', '--shots=0,2',
+        '--ways=2', '--device=cpu', '--tasks=caption,choice,dialogue,statement,action,naming'
+    ]
     monkeypatch.setattr('sys.argv', ['evaluate.py', *argv])
     monkeypatch.setattr(evaluate, 'load', lambda *_: loaded)
     evaluate.main()
     kinds = {(r['task'], r['ways'], r['shots'], r['metric']) for r in json.load(open(out / 'evaluate.json'))}
-    assert {('caption', None, 0, 'cider'), ('caption', None, 2, 'accuracy'), ('choice', None, 2, 'accuracy'), ('dialogue', None, 0, 'ndcg'),
-            ('statement', None, 2, 'roc_auc'), ('action', None, 0, 'mean_average_precision'), ('naming', 2, 2, 'accuracy')} <= kinds
+    assert {('caption', None, 0, 'cider'), ('caption', None, 2, 'accuracy'), ('choice', None, 2, 'accuracy'),
+            ('dialogue', None, 0, 'ndcg'), ('statement', None, 2, 'roc_auc'),
+            ('action', None, 0, 'mean_average_precision'), ('naming', 2, 2, 'accuracy')} <= kinds
     assert Image.open(out / 'evaluate.png').width > 300 and 'choice' in capsys.readouterr().out
 
 
 def test_what_does_not_fit_the_context_is_left_out_whole(asker, loaded):
     report = Report()
-    rows = evaluate.full_table(config('--n=2', '--seeds=1', '--tasks=caption', '--shots=2,60'), asker, loaded[1], report)
-    assert {r['shots'] for r in rows} == {2} and report.where == {'longer than the context': ['caption, 60 shots']}
+    rows = evaluate.full_table(config('--n=2', '--seeds=1', '--tasks=caption', '--shots=2,60'), asker,
+                               loaded[1], report)
+    assert {r['shots']
+            for r in rows} == {2} and report.where == {'longer than the context': ['caption, 60 shots']}
 
 
 @pytest.mark.parametrize('argv', [['--tasks=captoin'], ['--shots=a'], ['--shots=-1'], ['--ways=1']])
@@ -285,9 +337,11 @@ def test_mistakes_are_named(asker, loaded, argv):
         evaluate.full_table(config('--n=1', '--seeds=1', *argv), asker, loaded[1], Report())
 
 
-@pytest.mark.parametrize('said, kept', [
-    ('a red ring', 'a red ring'), (' yes Question: what is it? Answer: no', 'yes'), ('two.\nOutput: x', 'two.'),
-    ('dog Answer: dog', 'dog'), ('Caption: a', ''), ('the input/output: fine', 'the input/output: fine'), ('', '')])
+@pytest.mark.parametrize('said, kept', [('a red ring', 'a red ring'),
+                                        (' yes Question: what is it? Answer: no', 'yes'),
+                                        ('two.\nOutput: x', 'two.'), ('dog Answer: dog', 'dog'),
+                                        ('Caption: a', ''),
+                                        ('the input/output: fine', 'the input/output: fine'), ('', '')])
 def test_written_answers_end_at_the_next_prompt(asker, monkeypatch, said, kept):
     assert trim(said) == kept
     ids = asker.tokenizer.encode(said)
@@ -297,13 +351,16 @@ def test_written_answers_end_at_the_next_prompt(asker, monkeypatch, said, kept):
 
 
 def test_an_episode_needs_room_for_its_answer(asker):
-    """The last word of an answer is not read: a prompt of n tokens and an answer of m need n + m - 1 places."""
+    """The last word of an answer is not read: a prompt of n tokens and an answer of m need n + m - 1
+    places."""
     [e] = episodes_of('caption', 2, 1)
     n_prompt = len(asker.encode(e.document()).tokens)
     asker.max_new_tokens = asker.model.lm.n_context - n_prompt + 1
     asker.check_length(e)
     asker.max_new_tokens += 1
-    with pytest.raises(BadInput, match=f'a prompt of {n_prompt} tokens and an answer of {asker.max_new_tokens} are longer'):
+    with pytest.raises(
+            BadInput,
+            match=f'a prompt of {n_prompt} tokens and an answer of {asker.max_new_tokens} are longer'):
         asker.check_length(e)
 
 
@@ -314,7 +371,8 @@ def test_an_episode_needs_room_for_its_answer(asker):
 def test_without_a_checkpoint_the_small_one_is_used_and_said(out, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(asker_file, 'NANO', str(out / 'flamingo.pt'))
     path = find_checkpoint(f'{tmp_path}/new')
-    assert path == str(out / 'flamingo.pt') and os.path.isdir(tmp_path / 'new') and len(capsys.readouterr().err.splitlines()) == 1
+    assert path == str(out / 'flamingo.pt') and os.path.isdir(tmp_path / 'new') and len(
+        capsys.readouterr().err.splitlines()) == 1
     assert find_checkpoint(str(out)) == f'{out}/flamingo.pt'
     assert find_checkpoint(str(tmp_path), 'other.pt') == f'{tmp_path}/other.pt'
     assert not capsys.readouterr().err
@@ -339,13 +397,16 @@ def test_a_halved_checkpoint_answers_nearly_the_same(out, tmp_path, asker):
 
 
 def test_the_small_checkpoint_keeps_to_its_table():
-    """assets/nano.pt, fresh from a clone, does what assets/nano.json says it did: the same episodes, fewer of them."""
+    """assets/nano.pt, fresh from a clone, does what assets/nano.json says it did: the same episodes, fewer of
+    them."""
     assert os.path.getsize(NANO) <= 8_000_000
     told = json.load(open(NANO.replace('.pt', '.json')))
     assert told['made by'].startswith('python train.py')
     nano, contrastive = load(NANO)
-    rows = [r for r in told['rows'] if r['task'] == 'naming' and r['shots'] == 1] + [r for r in told['rows'] if r['task'] in ('caption', 'question') and r['shots'] == 0]
-    assert {(r['ways'], r['control']) for r in rows} >= {(2, None), (4, None), (2, 'blank_support'), (4, 'blank_support')}
+    rows = [r for r in told['rows'] if r['task'] == 'naming' and r['shots'] == 1
+            ] + [r for r in told['rows'] if r['task'] in ('caption', 'question') and r['shots'] == 0]
+    assert {(r['ways'], r['control'])
+            for r in rows} >= {(2, None), (4, None), (2, 'blank_support'), (4, 'blank_support')}
     for r in rows:
         found = measure(nano, r['task'], r['shots'], 100, r['ways'], r['control'], seed=1)[0]
         assert found['low'] <= r['high'] and r['low'] <= found['high'], (r, found)
@@ -380,16 +441,19 @@ def test_the_columns_of_a_folders_curve_ask_the_same(task, tmp_path):
     ways = 3 if task == 'naming' else None
     columns = [[asked_by(e) for e in episodes_of(task, shots, 20, ways, pairs=pairs)] for shots in (1, 4, 8)]
     assert columns[0] == columns[1] == columns[2]
-    for e in episodes_of(task, 8, 20, ways, pairs=pairs):  # and no example shows the picture that is asked about
+    for e in episodes_of(task, 8, 20, ways,
+                         pairs=pairs):  # and no example shows the picture that is asked about
         assert e.query.media.key not in [s.media.key for s in e.support]
         assert len({s.media.key for s in e.support}) == len(e.support)
 
 
 def test_who_goes_by_place_is_right_by_chance():
-    """The query shows the kind of support picture number i, whichever that is: each place is right in 1/ways."""
+    """The query shows the kind of support picture number i, whichever that is: each place is right in
+    1/ways."""
     episodes = episodes_of('naming', 2, 240, 3)
     by_place = np.mean([[s.answer == e.query.answer for s in e.support] for e in episodes], axis=0)
-    assert by_place.shape == (6,) and np.abs(by_place - 1 / 3).max() < 0.11  # 3.5 standard errors of 240 episodes
+    assert by_place.shape == (
+        6, ) and np.abs(by_place - 1 / 3).max() < 0.11  # 3.5 standard errors of 240 episodes
     for e in episodes:
         assert sorted(Counter(s.answer for s in e.support).values()) == [2, 2, 2]
         assert e.query.media.key not in [s.media.key for s in e.support]

@@ -8,21 +8,25 @@ from kit.tasks.metrics import (
     average_precision, bootstrap, cider, interval, mean_average_precision, ndcg, normalise_answer, roc_auc,
     tokenise, top_1, vqa_accuracy)
 
-# ---------------------------------------------------------------------------------------------
-# CIDEr. Two items with the references "a b" and "a c": a is in both, so it weighs log(2/2) = 0; every other n-gram weighs log 2.
+# --------------------------------------------------------------------------------------------- CIDEr. Two
+# items with the references "a b" and "a c": a is in both, so it weighs log(2/2) = 0; every other n-gram
+# weighs log 2.
 
 REFERENCES = [['a b'], ['a c']]
 
 
-@pytest.mark.parametrize('candidate, value', [
-    ('a b', 10 * (1 + 1) / 4),                          # words and pairs agree; there are no longer n-grams
-    ('b b', 10 * 0.5 / 4),                              # b counts once, not twice: L·L / (2L · L)
-    ('b', 10 * math.exp(-1 / 72) / 4),                  # one word short: exp(−1²/2·6²)
-    ('a b b b', 10 * math.exp(-4 / 72) * (1 / 3 + 1 / math.sqrt(1 + 2 ** 2)) / 4),  # pairs: "a b" once, "b b" twice
-    ('a', 0.0),                                         # only what weighs nothing
-    ('c', 0.0),
-    ('', 0.0),
-])
+@pytest.mark.parametrize(
+    'candidate, value',
+    [
+        ('a b', 10 * (1 + 1) / 4),  # words and pairs agree; there are no longer n-grams
+        ('b b', 10 * 0.5 / 4),  # b counts once, not twice: L·L / (2L · L)
+        ('b', 10 * math.exp(-1 / 72) / 4),  # one word short: exp(−1²/2·6²)
+        ('a b b b', 10 * math.exp(-4 / 72) *
+         (1 / 3 + 1 / math.sqrt(1 + 2**2)) / 4),  # pairs: "a b" once, "b b" twice
+        ('a', 0.0),  # only what weighs nothing
+        ('c', 0.0),
+        ('', 0.0),
+    ])
 def test_cider_as_worked_out_by_hand(candidate, value):
     mean, each = cider([candidate, 'a c'], REFERENCES)
     assert each == pytest.approx([value, 5.0], abs=1e-12)
@@ -53,7 +57,8 @@ def slow_cider(candidates, references):
     for n in range(1, 5):
         texts = candidates + [r for refs in references for r in refs]
         place = {g: k for k, g in enumerate(sorted({g for t in texts for g in grams(t, n)}))}
-        count = lambda text: np.bincount([place[g] for g in grams(text, n)], minlength=len(place)).astype(float)
+        count = lambda text: np.bincount([place[g]
+                                          for g in grams(text, n)], minlength=len(place)).astype(float)
         frequency = sum((sum(count(r) for r in refs) > 0).astype(float) for refs in references)
         idf = math.log(len(candidates)) - np.log(np.maximum(frequency, 1))
         for i, (candidate, refs) in enumerate(zip(candidates, references)):
@@ -61,7 +66,8 @@ def slow_cider(candidates, references):
                 g, h = count(candidate) * idf, count(r) * idf
                 size = np.linalg.norm(g) * np.linalg.norm(h)
                 gap = len(candidate.split()) - len(r.split())
-                values[i] += (np.minimum(g, h) @ h / size if size else 0.0) * math.exp(-gap ** 2 / 72) * 10 / 4 / len(refs)
+                values[i] += (np.minimum(g, h) @ h / size if size else 0.0) * math.exp(
+                    -gap**2 / 72) * 10 / 4 / len(refs)
     return values
 
 
@@ -89,11 +95,12 @@ def test_tokeniser(text, tokens):
 # VQA
 
 
-@pytest.mark.parametrize('text, same', [
-    ('The two dogs.', '2 dogs'), ('none', '0'), ('an A380', 'a380'), ("dont know", "don't know"), ("hed've", "he'd've"), ("he'dve", "he'd've"),
-    ('1,000', '1000'), ('3.5', '3.5'), ('red/blue', 'red blue'), ('red, blue', 'red blue'), ('left-hand', 'left hand'), ('\tyes\n', 'yes'), ('', ''),
-    ("it's", "it's"), ('U.S.', 'us'),
-])
+@pytest.mark.parametrize('text, same', [('The two dogs.', '2 dogs'), ('none', '0'), ('an A380', 'a380'),
+                                        ("dont know", "don't know"), ("hed've", "he'd've"),
+                                        ("he'dve", "he'd've"), ('1,000', '1000'), ('3.5', '3.5'),
+                                        ('red/blue', 'red blue'), ('red, blue', 'red blue'),
+                                        ('left-hand', 'left hand'), ('\tyes\n', 'yes'), ('', ''),
+                                        ("it's", "it's"), ('U.S.', 'us'), ])
 def test_answers_are_normalised(text, same):
     assert normalise_answer(text) == same
 
@@ -124,8 +131,9 @@ def test_ndcg_by_hand():
     assert ndcg([3, 2, 1], [1, 0.5, 0]) == pytest.approx(1.0)
     assert ndcg([1, 3, 2], [1, 0.5, 0]) == pytest.approx(0.5 / ideal)         # two places count: 0.5 and 0
     assert ndcg([1, 2, 3], [1, 0.5, 0]) == pytest.approx(0.5 / math.log2(3) / ideal)
-    assert ndcg([7, 7, 7], [1, 0.5, 0]) == pytest.approx(0.5 * (1 + 1 / math.log2(3)) / ideal)  # all tied: each is worth 0.5
-    assert ndcg([7, 7, 1], [0, 1, 0]) == pytest.approx(0.5)                   # first or second by luck, and one place counts
+    assert ndcg([7, 7, 7], [1, 0.5, 0]) == pytest.approx(0.5 * (1 + 1 / math.log2(3)) /
+                                                         ideal)  # all tied: each is worth 0.5
+    assert ndcg([7, 7, 1], [0, 1, 0]) == pytest.approx(0.5)  # first or second by luck, and one place counts
     assert ndcg([1, 2], [0, 0]) == 0.0 and ndcg([], []) == 0.0
 
 
@@ -168,7 +176,8 @@ def test_top_1_shares_ties():
 # Intervals
 
 
-@pytest.mark.parametrize('value, n, low, high', [(0.5, 10, 0.2366, 0.7634), (1.0, 10, 0.7225, 1.0), (0.0, 10, 0.0, 0.2775), (0.9, 100, 0.8256, 0.9448)])
+@pytest.mark.parametrize('value, n, low, high', [(0.5, 10, 0.2366, 0.7634), (1.0, 10, 0.7225, 1.0),
+                                                 (0.0, 10, 0.0, 0.2775), (0.9, 100, 0.8256, 0.9448)])
 def test_wilsons_interval(value, n, low, high):
     assert interval(value, n) == pytest.approx((low, high), abs=1e-4)
 

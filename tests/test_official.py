@@ -60,7 +60,10 @@ def test_coco_captions_with_official_results(asker, tmp_path):
 
 def test_examples_of_official_files_never_show_the_query(tmp_path):
     coco(tmp_path)
-    items = [i for i in read_captions(str(tmp_path / 'captions.json'), str(tmp_path / 'images'), Report()) if i.example]
+    items = [
+        i for i in read_captions(str(tmp_path / 'captions.json'), str(tmp_path / 'images'), Report())
+        if i.example
+    ]
     for e in official_episodes(items, items, 1, 0, PIXELS):
         assert len(e.support) == 1 and PIXELS(e.support[0].media) is not None
         assert e.query.media.key not in [s.media.key for s in e.support] and len(e.people) == 2
@@ -79,11 +82,19 @@ def test_few_of_many_pictures_on_disk(asker, tmp_path, monkeypatch):
     """The 12 of 400 that are there are asked about, and give the examples; the others are counted."""
     names = [f'COCO_val2014_{n:012d}.jpg' for n in range(1, 401)]
     pictures_in(tmp_path / 'some', names[::34])
-    write(tmp_path / 'all.json', {'images': [{'id': n, 'file_name': name} for n, name in enumerate(names, 1)],
-                                  'annotations': [{'image_id': n, 'caption': f'circle {n}'} for n in range(1, 401)]})
+    write(
+        tmp_path / 'all.json', {
+            'images': [{'id': n, 'file_name': name} for n, name in enumerate(names, 1)],
+            'annotations': [{'image_id': n, 'caption': f'circle {n}'} for n in range(1, 401)]
+        })
     argv, report = [f'--coco_annotations={tmp_path}/all.json', f'--images={tmp_path}/some'], Report()
     seen = saying(asker, monkeypatch, 'circle')
-    rows = ask(run_official, asker, *argv, '--shots=4,8', f'--train_captions={tmp_path}/all.json', report=report)
+    rows = ask(run_official,
+               asker,
+               *argv,
+               '--shots=4,8',
+               f'--train_captions={tmp_path}/all.json',
+               report=report)
     assert [(r['shots'], r['n']) for r in rows] == [(4, 12), (8, 12)] and report.as_dict() == {'missing': 388}
     assert all(PIXELS(s.media) is not None for e in seen for s in e.support)
     assert ask(run_official, asker, *argv, '--n=5', '--shots=0')[0]['n'] == 5  # of those that are there
@@ -92,26 +103,39 @@ def test_few_of_many_pictures_on_disk(asker, tmp_path, monkeypatch):
 def test_pictures_are_found_under_their_folders_name(asker, tmp_path, monkeypatch):
     names = [f'val2014/COCO_val2014_{n:012d}.jpg' for n in range(1, 7)]
     pictures_in(tmp_path / 'coco', names)
-    for file_name in (lambda name: name, lambda name: name.split('/')[1], lambda name: name.replace('/', '\\')):
-        write(tmp_path / 'six.json', {'images': [{'id': n, 'file_name': file_name(name)} for n, name in enumerate(names)],
-                                      'annotations': [{'image_id': n, 'caption': 'a circle'} for n in range(6)]})
+    for file_name in (lambda name: name, lambda name: name.split('/')[1],
+                      lambda name: name.replace('/', '\\')):
+        write(
+            tmp_path / 'six.json', {
+                'images': [{'id': n, 'file_name': file_name(name)} for n, name in enumerate(names)],
+                'annotations': [{'image_id': n, 'caption': 'a circle'} for n in range(6)]
+            })
         saying(asker, monkeypatch, 'a circle')
         report = Report()
-        [row] = ask(run_official, asker, f'--coco_annotations={tmp_path}/six.json', f'--images={tmp_path}/coco',
+        [row] = ask(run_official,
+                    asker,
+                    f'--coco_annotations={tmp_path}/six.json',
+                    f'--images={tmp_path}/coco',
                     report=report)
         assert row['n'] == 6 and report.total == 0
 
 
 def test_examples_come_from_the_training_split_or_where_one_says(asker, tmp_path, monkeypatch):
-    """Without a training file only the query is shown; with --shots that is refused in one line that says what to do."""
+    """Without a training file only the query is shown; with --shots that is refused in one line that says
+    what to do."""
     argv = coco(tmp_path)
     pictures_in(tmp_path / 'train', [f'{k}.png' for k in range(5)])
-    write(tmp_path / 'train.json', {'images': [{'id': k, 'file_name': f'{k}.png'} for k in range(6)],
-                                    'annotations': [{'image_id': k, 'caption': f'learned {k}'} for k in range(6)]})
+    write(
+        tmp_path / 'train.json', {
+            'images': [{'id': k, 'file_name': f'{k}.png'}
+                       for k in range(6)], 'annotations': [{'image_id': k, 'caption': f'learned {k}'}
+                                                           for k in range(6)]
+        })
     seen = saying(asker, monkeypatch, 'x')
     [row] = ask(run_official, asker, *argv)
     assert row['shots'] == 0 and all(e.support == [] for e in seen)
-    with pytest.raises(BadInput, match=r'--shots=2: --train_captions=FILE .* --train_captions=.*captions.json'):
+    with pytest.raises(BadInput,
+                       match=r'--shots=2: --train_captions=FILE .* --train_captions=.*captions.json'):
         ask(run_official, asker, *argv, '--shots=2')
     seen.clear()
     train = [f'--train_captions={tmp_path}/train.json', f'--train_images={tmp_path}/train']
@@ -121,7 +145,9 @@ def test_examples_come_from_the_training_split_or_where_one_says(asker, tmp_path
     assert [len(e.support) for e in seen] == [4] * 3
     seen.clear()
     ask(run_official, asker, *argv, *train, '--shots=0')
-    assert {(s.media, s.answer[:7]) for e in seen for s in e.support} == {(None, 'learned')}  # the paper's two, as text
+    assert {(s.media, s.answer[:7])
+            for e in seen
+            for s in e.support} == {(None, 'learned')}  # the paper's two, as text
 
 
 def test_karpathys_splits(asker, tmp_path, monkeypatch):
@@ -146,7 +172,8 @@ def test_karpathys_splits(asker, tmp_path, monkeypatch):
         ask(run_official, asker, *argv, '--split=tset')
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '{"images": 3, "annotations": []}', '{"images": [], "annotations": 3}'])
+@pytest.mark.parametrize('text',
+                         ['{', '[]', '{"images": 3, "annotations": []}', '{"images": [], "annotations": 3}'])
 def test_annotation_files_that_are_none(tmp_path, text):
     (tmp_path / 'c.json').write_text(text)
     with pytest.raises(BadInput, match='c.json: '):
@@ -160,12 +187,17 @@ def test_annotation_files_that_are_none(tmp_path, text):
 def test_vqa_with_official_results(asker, tmp_path, monkeypatch):
     """Eleven has no picture, and its second question no answer: whatever has an id gets an entry."""
     pictures_in(tmp_path / 'images', ['COCO_val2014_000000000007.jpg', '9.png'])
-    questions = [{'question_id': 100 * n + k, 'image_id': n, 'question': 'what is it?'} for n in (7, 9, 11) for k in (0, 1)]
-    answers = [{'question_id': q['question_id'], 'answers': [{'answer': 'dog', 'answer_id': k} for k in range(10)]}
-               for q in questions[:5]]
+    questions = [{'question_id': 100 * n + k, 'image_id': n, 'question': 'what is it?'} for n in (7, 9, 11)
+                 for k in (0, 1)]
+    answers = [{
+        'question_id': q['question_id'], 'answers': [{'answer': 'dog', 'answer_id': k} for k in range(10)]
+    } for q in questions[:5]]
     write(tmp_path / 'q.json', {'questions': [*questions, 'odd']})
     write(tmp_path / 'a.json', {'annotations': answers})
-    argv = [f'--vqa_questions={tmp_path}/q.json', f'--images={tmp_path}/images', f'--vqa_annotations={tmp_path}/a.json']
+    argv = [
+        f'--vqa_questions={tmp_path}/q.json', f'--images={tmp_path}/images',
+        f'--vqa_annotations={tmp_path}/a.json'
+    ]
     seen = saying(asker, monkeypatch, 'cat', 'The dog.')
     more = ['--shots=1', f'--train_questions={tmp_path}/q.json', f'--train_annotations={tmp_path}/a.json']
     report = Report()
@@ -185,37 +217,54 @@ def test_vqa_with_official_results(asker, tmp_path, monkeypatch):
 
 
 def published(folder, form):
-    """Four questions in the form of one of the benchmarks -> (--vqa_questions and so on, ids in its results file)."""
+    """Four questions in the form of one of the benchmarks -> (--vqa_questions and so on, ids in its results
+    file)."""
     if form in ('vqav2', 'okvqa'):
         pictures_in(folder / 'images', [f'val2014/COCO_val2014_{n:012d}.jpg' for n in range(1, 5)])
-        said = [{'answer': 'circle', 'answer_confidence': 'yes', 'answer_id': k, 'raw_answer': 'circles'} for k in range(10)]
+        said = [{'answer': 'circle', 'answer_confidence': 'yes', 'answer_id': k, 'raw_answer': 'circles'}
+                for k in range(10)]
         ids = [1000 + n for n in range(1, 5)]
         write(folder / 'v2_q_questions.json', {'info': {}, 'data_subtype': 'val2014', 'questions': [
             {'image_id': n, 'question': 'What shape is it?', 'question_id': 1000 + n} for n in range(1, 5)]})
         write(folder / 'v2_a_annotations.json', {'annotations': [
             {'question_type': 'what', 'multiple_choice_answer': 'circle', 'answers': said, 'image_id': n,
              'answer_type': 'other', 'question_id': 1000 + n} for n in range(1, 5)]})
-        return [f'--vqa_questions={folder}/v2_q_questions.json', f'--vqa_annotations={folder}/v2_a_annotations.json'], ids
+        return [
+            f'--vqa_questions={folder}/v2_q_questions.json',
+            f'--vqa_annotations={folder}/v2_a_annotations.json'
+        ], ids
     if form == 'textvqa':  # ids of pictures are hexadecimal, some of digits only; answers are plain texts
         names = ['003a8ae2ef43b901', '0054c91397f2fe05', '0000000000000042', '00685bc495504d61']
         pictures_in(folder / 'images', [f'train_images/{name}.jpg' for name in names])
-        write(folder / 'TextVQA_0.5.1_val.json', {'dataset_type': 'val', 'data': [
-            {'question': 'what is the brand?', 'image_id': name, 'answers': ['nokia'] * 10, 'question_id': 34602 + k,
-             'question_tokens': ['what'], 'set_name': 'val'} for k, name in enumerate(names)]})
+        write(
+            folder / 'TextVQA_0.5.1_val.json', {
+                'dataset_type': 'val', 'data': [{
+                    'question': 'what is the brand?', 'image_id': name, 'answers': ['nokia'] * 10,
+                    'question_id': 34602 + k, 'question_tokens': ['what'], 'set_name': 'val'
+                } for k, name in enumerate(names)]
+            })
         return [f'--vqa_questions={folder}/TextVQA_0.5.1_val.json'], [34602 + k for k in range(4)]
     if form == 'textvqa as vqa':  # two files, picture ids as texts, question ids as texts
         names = [f'00{k}ae2ef43b901' for k in range(4)]
         pictures_in(folder / 'images', [f'{name}.jpg' for name in names])
-        write(folder / 'Q.json', {'questions': [{'question_id': f'q{k}', 'image_id': name, 'question': 'What shape?'}
-                                                for k, name in enumerate(names)]})
-        write(folder / 'A.json', {'annotations': [{'question_id': f'q{k}', 'answers': [{'answer': 'circle'}] * 10}
-                                                  for k in range(4)]})
-        return [f'--vqa_questions={folder}/Q.json', f'--vqa_annotations={folder}/A.json'], [f'q{k}' for k in range(4)]
+        write(
+            folder / 'Q.json', {
+                'questions': [{'question_id': f'q{k}', 'image_id': name, 'question': 'What shape?'}
+                              for k, name in enumerate(names)]
+            })
+        write(folder / 'A.json', {
+            'annotations': [{'question_id': f'q{k}', 'answers': [{'answer': 'circle'}] * 10}
+                            for k in range(4)]
+        })
+        return [f'--vqa_questions={folder}/Q.json',
+                f'--vqa_annotations={folder}/A.json'], [f'q{k}' for k in range(4)]
     names = [f'VizWiz_val_{k:08d}.jpg' for k in range(4)]
     pictures_in(folder / 'images', names)
     said = [{'answer': 'circle', 'answer_confidence': 'yes'}] * 10
-    write(folder / 'val.json', [{'image': name, 'question': 'What is it?', 'answers': said, 'answer_type': 'other',
-                                 'answerable': 1} for name in names])
+    write(
+        folder / 'val.json',
+        [{'image': name, 'question': 'What is it?', 'answers': said, 'answer_type': 'other', 'answerable': 1}
+         for name in names])
     return [f'--vqa_questions={folder}/val.json'], names
 
 
@@ -230,7 +279,8 @@ def test_questions_as_published(asker, tmp_path, monkeypatch, form):
     assert (row['value'], row['n'], report.total) == (0.5, 4, 0)
     key = 'image' if form == 'vizwiz' else 'question_id'
     assert json.load(open(file)) == [{key: i, 'answer': a} for i, a in zip(ids, ['circle', 'nokia'] * 2)]
-    assert all(len(e.people) == 10 and len(e.support) == 2 and PIXELS(e.query.media) is not None for e in seen)
+    assert all(
+        len(e.people) == 10 and len(e.support) == 2 and PIXELS(e.query.media) is not None for e in seen)
     assert len({e.query.media.key for e in seen}) == 4
 
 
@@ -243,7 +293,9 @@ def test_questions_without_answers_give_predictions(asker, tmp_path, monkeypatch
     if form == 'vizwiz':
         questions = [{k: q[k] for k in ('image', 'question')} for q in questions]
     train = [a.replace('--vqa_', '--train_') for a in argv]
-    test = [f'--vqa_questions={write(tmp_path / "test" / "q.json", questions)}', f'--images={tmp_path}/images']
+    test = [
+        f'--vqa_questions={write(tmp_path / "test" / "q.json", questions)}', f'--images={tmp_path}/images'
+    ]
     saying(asker, monkeypatch, 'circle')
     assert ask(run_official, asker, *test, *train, '--shots=2', f'--predictions={tmp_path}/p.json') == []
     assert [list(p.values()) for p in json.load(open(tmp_path / 'p.json'))] == [[i, 'circle'] for i in ids]
@@ -256,18 +308,22 @@ def test_questions_without_answers_give_predictions(asker, tmp_path, monkeypatch
 def test_answers_beside_the_training_questions_are_found(asker, tmp_path, monkeypatch):
     argv, _ = published(tmp_path, 'vqav2')
     seen = saying(asker, monkeypatch, 'circle')
-    ask(run_official, asker, *argv, '--shots=3', f'--images={tmp_path}/images', argv[0].replace('--vqa_', '--train_'))
+    ask(run_official, asker, *argv, '--shots=3', f'--images={tmp_path}/images',
+        argv[0].replace('--vqa_', '--train_'))
     assert [[s.answer for s in e.support] for e in seen] == [['circle'] * 3] * 4
 
 
 def test_few_human_answers_are_warned_of(asker, tmp_path, monkeypatch, capsys):
     """Three people, all of one mind: leaving one out leaves two, and the best answer there is gets 2/3."""
     pictures_in(tmp_path, ['1.png', '2.png'])
-    write(tmp_path / 'q.json', {'questions': [{'question_id': k, 'image_id': k, 'question': 'what?'} for k in (1, 2)]})
+    write(tmp_path / 'q.json',
+          {'questions': [{'question_id': k, 'image_id': k, 'question': 'what?'} for k in (1, 2)]})
     write(tmp_path / 'a.json', {'annotations': [{'question_id': 1, 'answers': [{'answer': 'dog'}] * 3},
                                                 {'question_id': 2, 'answers': [{'answer': 'dog'}] * 10}]})
     saying(asker, monkeypatch, 'dog')
-    argv = [f'--vqa_questions={tmp_path}/q.json', f'--vqa_annotations={tmp_path}/a.json', f'--images={tmp_path}']
+    argv = [
+        f'--vqa_questions={tmp_path}/q.json', f'--vqa_annotations={tmp_path}/a.json', f'--images={tmp_path}'
+    ]
     [row] = ask(run_official, asker, *argv)
     assert row['value'] == pytest.approx((2 / 3 + 1) / 2)
     assert 'warning: 1 of 2 questions have fewer than four human answers' in capsys.readouterr().err

@@ -31,7 +31,8 @@ def test_a_prompt_is_texts_and_pictures(out):
     assert as_text(Document(pieces, 'prompt')).startswith(f'<image:{path}>Output: dax<EOC>so')
 
 
-@pytest.mark.parametrize('text, message', [('<image>Output:', '1 <image> tags and 0 pictures'), ('<image:a.png><image>', '2 <image> tags and 1 pictures'),
+@pytest.mark.parametrize('text, message', [('<image>Output:', '1 <image> tags and 0 pictures'),
+                                           ('<image:a.png><image>', '2 <image> tags and 1 pictures'),
                                            ('<image:>x', 'names no file'), ('', 'is empty')])
 def test_prompts_that_cannot_be_shown(text, message):
     with pytest.raises(BadInput, match=message):
@@ -51,7 +52,8 @@ def test_a_prompt_without_any_picture_is_refused_with_the_numbers(monkeypatch, c
 def test_the_nearest_comes_last_and_the_query_is_not_among_them(loaded, out):
     asker, contrastive = loaded
     pairs = open_folder(str(out / 'pictures'), split=None)
-    items, embeddings = rices.folder_embeddings(pairs, contrastive, asker.features, str(out / 'r.pt'), Report())
+    items, embeddings = rices.folder_embeddings(pairs, contrastive, asker.features, str(out / 'r.pt'),
+                                                Report())
     assert embeddings.norm(dim=-1).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
     query = file_media(str(out / 'pictures' / 'q.png'))
     found = rices.nearest(query, items, embeddings, contrastive, asker.features, 3)
@@ -67,7 +69,8 @@ def test_a_picture_with_many_captions_is_one_example(loaded, out):
     asker, contrastive = loaded
     pairs = open_folder(str(out / 'pictures'), split=None)
     twice = [replace(item, text=f'{item.text}, {k}') for item in pairs.items for k in range(3)]
-    items, embeddings = rices.folder_embeddings(Pairs(twice, 'x'), contrastive, asker.features, str(out / 'r3.pt'), Report())
+    items, embeddings = rices.folder_embeddings(Pairs(twice, 'x'), contrastive, asker.features,
+                                                str(out / 'r3.pt'), Report())
     query = file_media(str(out / 'pictures' / 'q.png'))
     said = [items[k].text for k in rices.nearest(query, items, embeddings, contrastive, asker.features, 8)]
     assert len(said) == 3 and all(text.endswith(', 0') for text in said) and said[-1] == 'thing a, 0'
@@ -76,12 +79,15 @@ def test_a_picture_with_many_captions_is_one_example(loaded, out):
 def test_embeddings_are_kept_until_a_picture_or_the_encoder_changes(loaded, out, monkeypatch, tmp_path):
     asker, contrastive = loaded
     asked, embed = [], embed_media
-    monkeypatch.setattr(rices, 'embed_media', lambda vision, features, media: asked.append(len(media)) or embed(vision, features, media))
+    monkeypatch.setattr(
+        rices, 'embed_media',
+        lambda vision, features, media: asked.append(len(media)) or embed(vision, features, media))
     cache = str(tmp_path / 'r.pt')
 
     def ask(contrastive=contrastive):
         asked.clear()
-        found = rices.folder_embeddings(open_folder(str(out / 'pictures'), split=None), contrastive, asker.features, cache, Report())
+        found = rices.folder_embeddings(open_folder(str(out / 'pictures'), split=None), contrastive,
+                                        asker.features, cache, Report())
         return sum(asked), found
     n, (_, first) = ask()
     assert n == 4
@@ -102,8 +108,11 @@ def test_embeddings_are_kept_until_a_picture_or_the_encoder_changes(loaded, out,
 
 def test_rices_from_the_command_line(monkeypatch, capsys, loaded, out):
     q = out / 'pictures' / 'q.png'
-    said = json.loads(run(monkeypatch, capsys, loaded, f'--out_dir={out}', f'--prompt=<image:{q}>Output:', f'--rices={out}/pictures', '--shots=2', '--json=True').out)
-    assert said['prompt'].count('<image:') == 3 and said['prompt'].count('<EOC>') == 2 and said['prompt'].endswith(f'<image:{q}>Output:')
+    said = json.loads(
+        run(monkeypatch, capsys, loaded, f'--out_dir={out}', f'--prompt=<image:{q}>Output:',
+            f'--rices={out}/pictures', '--shots=2', '--json=True').out)
+    assert said['prompt'].count('<image:') == 3 and said['prompt'].count(
+        '<EOC>') == 2 and said['prompt'].endswith(f'<image:{q}>Output:')
     assert 'thing a<EOC>' in said['prompt'] and any(name.startswith('rices-') for name in os.listdir(out))
     with pytest.raises(BadInput, match='--rices'):
         run(monkeypatch, capsys, loaded, f'--out_dir={out}', f'--rices={out}/pictures')
@@ -125,14 +134,18 @@ ENDS = ['', ' ', '  ', '\n', '\r\n', ' \r\n\n', '\t']
 
 
 def test_the_end_of_a_prompt_is_trimmed_wherever_it_comes_from(monkeypatch, capsys, loaded, out, tmp_path):
-    """As a key, as a file, after RICES' examples; written and chosen from: the answer is that of the trimmed prompt."""
+    """As a key, as a file, after RICES' examples; written and chosen from: the answer is that of the trimmed
+    prompt."""
     prompt = f'<image:{out}/pictures/a.png>Output: a red circle.<EOC><image:{out}/pictures/b.png>Output:'
     answers = {}
     for number, end in enumerate(ENDS):
         (tmp_path / f'{number}.txt').write_bytes((prompt + end).encode())
-        for how, given in (('key', f'--prompt={prompt}{end}'), ('file', f'--prompt_file={tmp_path}/{number}.txt')):
-            for more in (['--choices=a blue circle.|a red circle.'], [], [f'--rices={out}/pictures', '--shots=1']):
-                said = json.loads(run(monkeypatch, capsys, loaded, f'--out_dir={out}', given, '--json=True', *more).out)
+        for how, given in (('key', f'--prompt={prompt}{end}'), ('file',
+                                                                f'--prompt_file={tmp_path}/{number}.txt')):
+            for more in (['--choices=a blue circle.|a red circle.'], [],
+                         [f'--rices={out}/pictures', '--shots=1']):
+                said = json.loads(
+                    run(monkeypatch, capsys, loaded, f'--out_dir={out}', given, '--json=True', *more).out)
                 said.pop('prompt', None)
                 answers.setdefault(tuple(more), []).append(said)
     for said in answers.values():
@@ -156,10 +169,12 @@ def clip(folder, n, name='clip', seconds=None):
     return folder / name
 
 
-@pytest.mark.parametrize('n_frame, fps, of_folder, of_gif', [(0, 1.0, 8, 8), (30, 3.0, 30, 30), (30, 1.0, 30, 10),
-                                                            (4, 1.0, 4, 4), (30, 0.5, 30, 5)])
+@pytest.mark.parametrize('n_frame, fps, of_folder, of_gif', [(0, 1.0, 8, 8), (30, 3.0, 30, 30),
+                                                             (30, 1.0, 30, 10), (4, 1.0, 4, 4),
+                                                             (30, 0.5, 30, 5)])
 def test_clips_have_as_many_frames_as_are_wanted(out, tmp_path, n_frame, fps, of_folder, of_gif):
-    """In prompts, episodes, COCO files and folders alike: 8 as in training, or 30 of ten seconds at 3 a second."""
+    """In prompts, episodes, COCO files and folders alike: 8 as in training, or 30 of ten seconds at 3 a
+    second."""
     asker, _ = load(str(out / 'flamingo.pt'), n_frame=n_frame, fps=fps)
     folder, gif = clip(tmp_path, 40), clip(tmp_path, 30, seconds=10)
     line = {'support': [], 'query': {'image': 'clip.gif', 'prompt': 'Output:'}, 'answer': 'x'}
@@ -180,13 +195,15 @@ def test_clips_have_as_many_frames_as_are_wanted(out, tmp_path, n_frame, fps, of
 
 
 def test_more_frames_reach_the_model(out, tmp_path):
-    """Frames beyond those of training change the answer's probability: they are read, with stretched embeddings."""
+    """Frames beyond those of training change the answer's probability: they are read, with stretched
+    embeddings."""
     folder, answers = clip(tmp_path, 30), []
     for n_frame in (8, 30):
         asker, _ = load(str(out / 'flamingo.pt'), n_frame=n_frame)
         prompts = asker.prompts([parse_prompt(f'<image:{folder}>Output:', media=asker.media)])
         assert prompts['frame_mask'].shape == (1, 1, n_frame)
-        answers.append(asker.choose([Episode([], Example(asker.media(folder), 'Output:', 'a'), ['a', 'b'])])[0]['a'])
+        answers.append(
+            asker.choose([Episode([], Example(asker.media(folder), 'Output:', 'a'), ['a', 'b'])])[0]['a'])
     assert answers[0] != pytest.approx(answers[1], abs=1e-6)
 
 

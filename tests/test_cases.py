@@ -28,6 +28,8 @@ from kit.sources.decode import read_frames
 from kit.sources.fewshot import Pages
 from kit.sources.finding import Finder, given_path, split_in
 from kit.sources.forms import open_folder, open_path, open_source, split_spec
+from kit.tasks.files import read_episodes
+from kit.tasks.prompts import parse_prompt
 from kit.tokenizer import Tokenizer
 
 COLOURS = ['red', 'blue', 'green', 'gold']
@@ -363,7 +365,8 @@ def test_splits_of_lists(tmp_path):
         assert (found['val'], found['test']) == ([SAID[2]], [SAID[3]]), folder
         assert len(found['train']) == 2 and SAID[0] in found['train'], folder
     assert open_folder(tmp_path / 'file').report.as_dict() == {'a list of no split beside others': 1}
-    assert open_folder(tmp_path / 'file' / 'test.csv').splits == {'train': 1}  # what is named itself is wanted
+    # what is named itself is wanted
+    assert open_folder(tmp_path / 'file' / 'test.csv').splits == {'train': 1}
     assert len(open_folder(tmp_path / 'column', split='validation')) == 1  # asked for by any of its names
 
 
@@ -488,6 +491,20 @@ def test_pictures_of_ids(tmp_path):
     for number in (5, 43, 'x', None):
         with pytest.raises(BadItem, match='several' if number == 5 else 'missing'):
             find.by_id(number)
+
+
+def test_episodes_and_prompts_find_their_pictures_in_the_same_way(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    pictures(tmp_path / 'data' / 'val2014', '0.JPG', unicodedata.normalize('NFD', 'é.png'))
+    picture(tmp_path / 'home' / 'h.png'), picture(tmp_path / 'outside.png')
+    names = 'val2014\\0.jpg', 'é.png', '~/h.png', '../outside.png', str(tmp_path / 'outside.png')
+    file = text(tmp_path / 'data' / 'e.jsonl', lines(*(
+        {'support': [], 'query': {'image': name, 'prompt': 'Output:'}, 'answer': 'x'} for name in names)))
+    report = Report()
+    for episode in read_episodes(str(file), report):
+        assert episode.query.media.load()[0].size == (48, 48)
+    assert not report.total
+    assert parse_prompt('<image:~/h.png>Output:').pieces[0].load()[0].size == (48, 48)
 
 
 def test_backslashes_and_letters_of_another_system(tmp_path):

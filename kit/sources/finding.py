@@ -5,6 +5,7 @@ stands for.
     split_of('Training')              ──►  'train'
     Place(path).files                 ──►  every file below it, walked once
 """
+import itertools
 import os
 import re
 import unicodedata
@@ -14,6 +15,9 @@ from functools import cached_property
 from kit.files import BadItem
 from kit.sources.base import FolderSpec, locate, Report, split_of
 from kit.sources.decode import is_picture, is_video, natural
+
+
+LIMIT_FILES = 5_000_000  # looked through below a folder for a name that is not there as it stands
 
 
 # ---------------------------------------------------------------------------------------------
@@ -148,7 +152,7 @@ class Finder:
         made = []
         for root in self.roots:
             names, stems, tops = {}, {}, set()
-            for parts, name in walk(root):
+            for parts, name in itertools.islice(walk(root), LIMIT_FILES):
                 path, folders = os.path.join(*parts, name), [fold(part) for part in parts]
                 names.setdefault(fold(name), []).append((folders, path))
                 tops.update(folders[:1])

@@ -18,6 +18,7 @@ from kit.episode import Episode
 from kit.files import BadInput, BadItem, whole_file
 from kit.sources.base import parse_json, read_lines, usual_answer
 from kit.sources.decode import Inside
+from kit.sources.finding import Finder
 from kit.tasks.encoders import further_rows
 from kit.tasks.metrics import METRICS
 from kit.tasks.options import listed
@@ -33,10 +34,10 @@ def read_episodes(path, report, media=file_media):
 
     media: path -> Media.
     """
-    folder, episodes, before = os.path.dirname(os.path.abspath(path)), [], report.total
+    find, episodes, before = Finder(os.path.dirname(os.path.abspath(path))), [], report.total
     for number, _, line in read_lines(path, report):
         try:
-            episode = read_episode(line, folder, f'{path}:{number}', media)
+            episode = read_episode(line, find, f'{path}:{number}', media)
             episodes += [None] * (report.total - before) + [episode]  # those left out since the last good one
             before = report.total
         except BadItem as e:
@@ -44,11 +45,11 @@ def read_episodes(path, report, media=file_media):
     return episodes + [None] * (report.total - before)
 
 
-def read_episode(line, folder, where, media=file_media):
-    """One line (bytes) -> Episode. Raises BadItem."""
+def read_episode(line, find, where, media=file_media):
+    """One line (bytes) -> Episode. find: a Finder of the file's folder. Raises BadItem."""
     def example(entry, answer):
         image = entry.get('image')
-        shown = None if image is None else media(os.path.join(folder, image))
+        shown = None if image is None else media(find.anywhere(image))
         return Example(shown, entry['prompt'].rstrip(), answer)
 
     entry = parse_json(line, where)

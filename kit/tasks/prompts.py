@@ -11,12 +11,14 @@ from functools import partial
 
 from data import Document, EndOfChunk, Given, Media
 from kit.files import BadInput
-from kit.sources.decode import read_frames
+from kit.sources.decode import Inside, read_frames
+from kit.sources.finding import given_path
 
 
 def file_media(path, n_frame=8, fps=1.0):
     """A picture, animation or folder of frames on disk, or in a shard (decode.Inside), as Media: of a clip up
     to n_frame frames, of an animation fps a second."""
+    path = path if isinstance(path, Inside) else given_path(path)
     return Media(os.path.abspath(str(path)), partial(read_frames, path, n_frame, fps=fps))
 
 

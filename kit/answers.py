@@ -143,7 +143,17 @@ def score(model, tokens, length, image_index, candidates, media=None, features=N
         raise ValueError(f'{t} tokens are more than the context of {model.lm.n_context}')
     pictures = dict(media=media, features=features, frame_mask=frame_mask)
     cache, logits, index = prefill(model, tokens, length, image_index, longest, **pictures)
-    device = tokens.device
+    total, n = [], at_once(model, cache, longest)
+    for start in range(0, len(rows), n):
+        total += score_some(model, copy(cache), logits, index, rows[start:start + n])
+    total = iter(total)
+    return [[next(total) for _ in answers] for answers in candidates]
+
+
+def score_some(model, cache, logits, index, rows):
+    """rows: [(number of a prompt, token ids of an answer)] -> Σ log p of each. cache, logits (B,V+2) and
+    index (B,1): of the prompts; the cache's rows become those of the answers."""
+    device, longest = logits.device, max(len(ids) for _, ids in rows)
     owner = torch.tensor([row for row, _ in rows], device=device)              # (answers,) the prompt of each
     words = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids in rows], device=device)
     n_word = torch.tensor([len(ids) for _, ids in rows], device=device)        # (answers,)
@@ -154,8 +164,18 @@ def score(model, tokens, length, image_index, candidates, media=None, features=N
         rest = model.head(read(model, cache, words[:, :-1], index[owner].expand(-1, longest - 1)))
         logits = torch.cat([logits, rest], dim=1)                              # (answers,longest,V+2)
     log_p = F.log_softmax(logits.float(), dim=-1).gather(2, words.unsqueeze(-1)).squeeze(-1)
-    total = iter((log_p * real).sum(1).tolist())
-    return [[next(total) for _ in answers] for answers in candidates]
+    return (log_p * real).sum(1).tolist()
+
+
+AT_ONCE = 256 << 20  # bytes of answers that are scored together: their keys, values and logits
+
+
+def at_once(model, cache, longest):
+    """How many answers of up to `longest` tokens are scored together: each holds the prompt's keys and values
+    once more, and what the model says of every word after each of its own."""
+    kept = [*cache.text, *(x for kv in cache.visual or [] for x in kv)]
+    kept = sum(x[0].nbytes for x in kept)
+    return max(1, AT_ONCE // (kept + 4 * longest * (model.config.n_vocab + 2)))
 
 
 # ---------------------------------------------------------------------------------------------

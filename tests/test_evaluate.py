@@ -11,6 +11,7 @@ from PIL import Image
 
 import evaluate
 from data import encode, EndOfChunk, Example, Given, Media, question_prompt
+from kit import answers as answers_file
 from kit.episode import dialogue_prompt, Episode, statement_prompt
 from kit.files import BadInput
 from kit.sources.base import Report
@@ -24,7 +25,7 @@ from kit.tasks.results import control_rows, measure, row, value_of
 from kit.tasks.tables import control_text, tables
 from kit.weights.small import halve
 from kit.world.draw import clip, EVENTS, scene
-from kit.world.words import clip_questions, happening, phrase
+from kit.world.words import clip_questions, happening, made_up_names, phrase
 from rounding import near_log_p
 
 
@@ -234,33 +235,42 @@ def test_a_prompt_with_blank_examples_is_that_of_an_episode_with_blank_support()
 
 def test_batches_that_do_not_fit(asker, monkeypatch):
     """A long prompt beside a long answer, which together are longer than the context: the scores of each
-    alone. More choices than memory has room for are asked one by one. And a choice that is there twice counts
-    once."""
-    [short] = episodes_of('naming', 1, 1, ways=2)
-    long = episodes_of('naming', 10, 1, ways=2)[0]
+    alone. And a choice that is there twice counts once."""
+    [short], [long] = episodes_of('naming', 1, 1, ways=2), episodes_of('naming', 10, 1, ways=2)
     wordy = Episode(short.support, short.query, [*short.choices, short.choices[0], 'a ' * 140])
-    prompt, answer = (int(asker.prompts([long.document()])['length']),
-                      len(asker.tokenizer.encode(' ' + wordy.choices[-1])) + 1)
+    prompt = int(asker.prompts([long.document()])['length'])
+    answer = len(asker.tokenizer.encode(' ' + wordy.choices[-1])) + 1
     assert prompt + answer > 257  # tokens: a context of 256, and one more that is never read
     asker.ensemble = 2
     alone = [asker.choose([e])[0] for e in (long, wordy)]
-    sizes, score = [], asker_file.score
-    monkeypatch.setattr(
-        asker_file, 'score',
-        lambda model, tokens, **more: sizes.append(len(tokens)) or score(model, tokens, **more))
     for a, b in zip(asker.choose([long, wordy]), alone):
         assert a == near_log_p(b, n_word=144)
-    assert sizes == [2] * 2 and len(alone[1]) == 3
+    assert len(alone[1]) == 3
     asker.ensemble = 1
-    assert asker.choose([wordy])[0][short.choices[0]] == near_log_p(asker.choose([short
-                                                                                  ])[0][short.choices[0]],
-                                                                    n_word=8)
-    sizes.clear()
+    [few], [many] = asker.choose([short]), asker.choose([wordy])
+    assert many[short.choices[0]] == near_log_p(few[short.choices[0]], n_word=8)
     monkeypatch.setattr(asker_file, 'MOST_CHOICES', 3)
-    asker.choose([short, short])
-    assert sizes == [1, 1]
     with pytest.raises(BadInput, match='4 choices are more than 3'):
         asker.choose([wordy])
+
+
+def test_choices_are_scored_in_parts(asker, monkeypatch):
+    """Whatever their number, what is in memory is bounded; and the scores are those of all at once."""
+    [e] = episodes_of('naming', 1, 1, ways=2)
+    names = made_up_names(np.random.default_rng(0), 60)
+    episodes = [Episode(e.support, e.query, names), Episode([], e.query, names[:7])]
+    together, sizes, read = asker.choose(episodes), [], answers_file.read
+    monkeypatch.setattr(answers_file, 'read', lambda model, cache, tokens, index:
+                        sizes.append(len(tokens)) or read(model, cache, tokens, index))
+    monkeypatch.setattr(answers_file, 'AT_ONCE', 1 << 20)
+    for a, b in zip(asker.choose(episodes), together):
+        assert a == near_log_p(b, n_word=8)
+    config, longest = asker.model.config, max(len(asker.tokenizer.encode(' ' + n)) + 1 for n in names)
+    length = int(asker.prompts([e.document()])['length'])
+    text = 4 * 2 * config.lm_dim * config.lm_layer * (length + longest)         # float32 keys and values
+    visual = 4 * 2 * config.xattn_head * config.xattn_head_dim * config.n_latent * 2  # of two gated layers
+    each = text + visual + 4 * longest * (config.n_vocab + 2)
+    assert max(sizes[1:]) == (1 << 20) // each and sum(sizes[1:]) == 67         # the first reads the prompts
 
 
 def asked(answer, choices=None, **more):
@@ -345,7 +355,7 @@ def test_mistakes_are_named(asker, loaded, argv):
 def test_written_answers_end_at_the_next_prompt(asker, monkeypatch, said, kept):
     assert trim(said) == kept
     ids = asker.tokenizer.encode(said)
-    monkeypatch.setattr(asker.model, 'generate', lambda **more: [(ids, -2.5)])
+    monkeypatch.setattr(asker_file, 'generate', lambda model, **more: [(ids, -2.5)])
     [answer] = asker.answer([asked(kept or 'x')])
     assert (answer['prediction'], answer['logprob'], answer['correct']) == (kept, -2.5, bool(kept))
 

@@ -21,7 +21,7 @@ from kit.weights.flamingo import read_flamingo
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # of the project
 NANO = os.path.join(ROOT, 'assets', 'nano.pt')  # trained already, for the impatient
 CHECKPOINT = 'flamingo.pt'
-MOST_CHOICES = 1000  # of one episode: each takes the memory of a prompt
+MOST_CHOICES = 10_000  # of one episode
 MOST_BEAMS = 64      # of generation: each takes the memory of a prompt
 MOST_FRAMES = 1000   # of a clip, and in a second
 LEAST_FPS = 0.001
@@ -150,8 +150,6 @@ class Asker:
         prompts = self.prompts([e.document() for e in episodes])
         ids = [self.candidates(e.choices, n, e.where or 'episode')
                for e, n in zip(episodes, prompts['length'].tolist())]
-        if len(episodes) > 1 and sum(map(len, ids)) > MOST_CHOICES:  # more than memory may have room for
-            return [scores for e in episodes for scores in self.score([e])]
         return score(self.model, candidates=ids, **prompts)
 
     def scores(self, episodes):

@@ -20,14 +20,15 @@ def text_to_visual(layer, y, image_index, kv):
     score = torch.einsum('thd,nhrd->thnr', layer.queries(y)[0], kv[0][0]) / math.sqrt(layer.head_dim)
     seen = sees(image_index[0], score.shape[2], layer.attend)                         # (T,N)
     score = score.masked_fill(~seen[:, None, :, None], -torch.inf)
-    return score.flatten(2).softmax(-1).nan_to_num(0.0).view_as(score).mean(1)        # NaN where nothing is seen
+    weight = score.flatten(2).softmax(-1).nan_to_num(0.0)  # NaN where nothing is seen
+    return weight.view_as(score).mean(1)
 
 
 def visual_to_places(layer, latents, features, time):
     """The weights of one resampler layer on the places, mean over heads, for what the layer is given:
     latents (B,R,D), features (B,F,S,D), time (F,1,D) -> (B,R,F*S), which sum to less than 1: latents look at
     each other, too."""
-    q, k, _ = layer.queries_keys_values(latents, features, time)                      # (B,H,R,d), (B,H,F*S+R,d)
+    q, k, _ = layer.queries_keys_values(latents, features, time)             # (B,H,R,d), (B,H,F*S+R,d)
     score = q @ k.transpose(2, 3) / math.sqrt(layer.head_dim)
     return score.softmax(-1).mean(1)[..., :-latents.shape[1]]
 
@@ -50,24 +51,28 @@ def look(model, tokens, image_index, features, frame_mask):
     of them, or to 0 where it sees none."""
     visual = model.resample(features=features, frame_mask=frame_mask)
     from_text, kept = [], iter(model.visual_keys_values(visual))
-    with watching(model.gated, lambda layer, args: from_text.append(text_to_visual(layer, args[0], args[2], next(kept)))):
+
+    def at_gated(layer, args):
+        from_text.append(text_to_visual(layer, args[0], args[2], next(kept)))
+
+    with watching(model.gated, at_gated):
         model(tokens, image_index, features=features, frame_mask=frame_mask)
-    from_text = sum(from_text) / len(from_text)                                           # (T,N,R)
+    from_text = sum(from_text) / len(from_text)                                       # (T,N,R)
     n_place = features.shape[1]
     out = torch.zeros(len(from_text), *frame_mask.shape[1:], n_place, device=features.device)
-    for n, clip in enumerate(features.split(frame_mask[0].sum(-1).tolist())):             # one by one: clips differ in length
+    for n, clip in enumerate(features.split(frame_mask[0].sum(-1).tolist())):  # clips differ in length
         maps, real = [], len(clip)
-        with watching(model.resampler.layers, lambda layer, args: maps.append(visual_to_places(layer, *args))):
+        with watching(model.resampler.layers, lambda at, args: maps.append(visual_to_places(at, *args))):
             model.resample(features=clip[None, None])
         to_places = sum(maps)[0]
-        to_places = to_places / to_places.sum(-1, keepdim=True)                           # (R,F*S)
+        to_places = to_places / to_places.sum(-1, keepdim=True)                       # (R,F*S)
         out[:, n, :real] = (from_text[:, n] @ to_places).unflatten(-1, (real, n_place))
     return out
 
 
 def words(asker, document, answer, most=48):
-    """The last `most` words of a prompt and of the answer to it, for pictures.attention_sheet, and the gates
-    in words.
+    """The last `most` words of a prompt and of the answer to it, for sheets.attention_sheet, and the gates in
+    words.
 
     document: data.Document; answer: token ids, read as far as they fit the context. -> ([{'word', 'picture',
     'weights'}], title). Words that see no picture are left out. The picture is the one most looked at, of a
@@ -81,25 +86,33 @@ def words(asker, document, answer, most=48):
     index = torch.cat([prompts['image_index'], prompts['image_index'][:, -1:].expand(-1, len(answer))], dim=1)
     weights = look(asker.model, tokens, index, prompts['features'], prompts['frame_mask']).cpu()  # (T,N,F,S)
     pixels = [asker.features.pixels(piece) for piece in document.pieces if hasattr(piece, 'load')]
-    n_prompt, tokenizer, parts = prompts['tokens'].shape[1], asker.tokenizer, []
-    for t, token in enumerate(tokens[0].tolist()):
-        if token >= tokenizer.image or token in (tokenizer.bos, tokenizer.pad):
-            continue
-        text = tokenizer.decode([token])
+    n_prompt, steps = prompts['tokens'].shape[1], []
+    for part in whole_words(tokens[0].tolist(), n_prompt, asker.tokenizer)[-most:]:
         # A word is predicted by the token before it, so that is the one whose look counts.
-        goes_on = parts and parts[-1][-1][0] == t - 1 and t != n_prompt and not text.startswith((' ', '\n'))
-        (parts[-1].append if goes_on else lambda part: parts.append([part]))((t, token))
-    steps = []
-    for part in parts[-most:]:
-        seen = torch.stack([weights[t - 1] for t, _ in part]).mean(0)                     # (N,F,S)
+        seen = torch.stack([weights[t - 1] for t, _ in part]).mean(0)                 # (N,F,S)
         if seen.sum() == 0:
             continue
         image = int(seen.sum((1, 2)).argmax())
         frame = int(seen[image].sum(1).argmax())
         side = math.isqrt(seen.shape[-1])
         picture = Image.fromarray(pixels[image][frame].permute(1, 2, 0).numpy())
-        word = tokenizer.decode([token for _, token in part]).strip()
-        steps.append({'word': f'{"answer" if part[0][0] >= n_prompt else "prompt"}, picture {image + 1}: {word}', 'picture': picture,
+        word = asker.tokenizer.decode([token for _, token in part]).strip()
+        where = 'answer' if part[0][0] >= n_prompt else 'prompt'
+        steps.append({'word': f'{where}, picture {image + 1}: {word}', 'picture': picture,
                       'weights': seen[image, frame].view(side, -1).numpy()})
     gates = '  '.join(f'{x:.2f} {d:.2f}' for x, d in asker.model.gates())
     return steps, f'Where it looks. How far the gates are open, by depth: {gates}'
+
+
+def whole_words(tokens, n_prompt, tokenizer):
+    """Token ids of a prompt of n_prompt and of its answer -> [[(place, id), …] of each word]; tags are
+    none."""
+    parts = []
+    for t, token in enumerate(tokens):
+        if token >= tokenizer.image or token in (tokenizer.bos, tokenizer.pad):
+            continue
+        begins = t == n_prompt or tokenizer.decode([token]).startswith((' ', '\n'))
+        if begins or not parts or parts[-1][-1][0] != t - 1:
+            parts.append([])
+        parts[-1].append((t, token))
+    return parts

@@ -15,9 +15,9 @@ On your own data (docs/evaluation.md has an example of every form):
     linear classifier on the frozen features python evaluate.py --retrieval=my_pictures --split=val     #
     which caption belongs to which picture?
 
-A task gives `kit.episode.Episode`s (kit/tasks). Where an episode has choices, each is scored by log-likelihood and
-the best one is the prediction; elsewhere the answer is generated (§4). Rows of results are written to
-out_dir/evaluate.json.
+A task gives `kit.episode.Episode`s (kit/tasks). Where an episode has choices, each is scored by
+log-likelihood and the best one is the prediction; elsewhere the answer is generated (§4). Rows of results are
+written to out_dir/evaluate.json.
 """
 import json
 import os

@@ -25,7 +25,8 @@ from kit.tasks.results import control_rows, measure, row, value_of
 from kit.tasks.tables import control_text, tables
 from kit.weights.small import halve
 from kit.world.draw import clip, EVENTS, scene
-from kit.world.words import clip_questions, happening, made_up_names, phrase
+from kit.world.names import made_up_names
+from kit.world.words import clip_questions, happening, phrase
 from rounding import near_log_p
 
 

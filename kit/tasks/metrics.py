@@ -248,8 +248,9 @@ def bootstrap(statistic, n, times=1000, seed=0):
 
 @dataclass(frozen=True)
 class Metric:
-    """each(episodes, answers) -> (N,…), what it takes of each of N episodes (kit.episode.Episode) and of the answer
-    to it (see Asker.answer); whole: of any of these rows -> the value, or ValueError where there is none.
+    """each(episodes, answers) -> (N,…), what it takes of each of N episodes (kit.episode.Episode) and of the
+    answer to it (see Asker.answer); whole: of any of these rows -> the value, or ValueError where there is
+    none.
 
     needs: fields of an episode without which it is not defined. proportion: of right and wrong. percent:
     printed as such; else times 100 without a sign. times: draws of the bootstrap.

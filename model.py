@@ -1,8 +1,8 @@
 """Flamingo: a frozen encoder and a frozen language model, and between them what is trained (§3).
 
     media ─► NFNet (frozen) ─► features (B,N,F,S,D_v) ─► PerceiverResampler ─► visual (B,N,R,D)
-    tokens ─► embed ─► [ GatedCrossAttention(visual, image_index) ─► GPT block (frozen) ] × L ─► logits
-    (B,T,V+2)
+    tokens ─► embed ─► [ GatedCrossAttention(visual, image_index) ─► GPT block (frozen) ] × L
+           ─► logits (B,T,V+2)
 
 The second line is `Flamingo.stream`. Text is written by functions over a Flamingo, in kit/answers.py.
 
@@ -24,8 +24,8 @@ from xattn import find_route, GatedCrossAttention, SEES
 
 
 class Flamingo(nn.Module):
-    """forward(tokens (B,T), image_index (B,T), media, targets=None) -> (logits (B,T,V+2), None) or (None,
-    loss).
+    """forward(tokens (B,T), image_index (B,T), media, targets=None) -> logits (B,T,V+2) and None; with
+    targets, None and the loss.
 
     tokens:       ids V and V+1 are <image> and <EOC>
     image_index:  the paper's φ, which image each token may look at, counted from 1; 0 = none
@@ -35,8 +35,7 @@ class Flamingo(nn.Module):
     targets:      (B,T), -100 where there is nothing to learn -> the mean loss over the others, of none 0;
                   with `each` the loss of every one, row by row
     position:     (B,T), where in the context each token stands; its place in the row unless said
-    document:     (B,T), where several share a row, which of them a token belongs to; they do not see each
-    other
+    document:     (B,T), where several share a row, which of them a token belongs to; none sees another
 
     Raises ValueError where T is longer than the context.
     """
@@ -54,9 +53,9 @@ class Flamingo(nn.Module):
         self.gated = nn.ModuleList(
             GatedCrossAttention(c.lm_dim, visual_dim, c.xattn_head, c.xattn_head_dim, c.attend)
             for _ in range(0, c.lm_layer, c.xattn_every))
-        # <image> and <EOC>: the only words the frozen model does not know. Their rows live apart from its
-        # table and are trained (left frozen at random they cost OpenFlamingo 12 points of VQAv2); tied like
-        # its own.
+        # <image> and <EOC>: the only words the frozen model does not know. Their rows are apart from its
+        # table, tied like its own, and trained (left frozen at random they cost OpenFlamingo 12 points of
+        # VQAv2).
         self.new_rows = nn.Parameter(torch.randn(2, c.lm_dim) * 0.02)
         self.image, self.eoc = c.n_vocab, c.n_vocab + 1
         self.freeze()
@@ -71,7 +70,9 @@ class Flamingo(nn.Module):
         not needed.
         """
         every = self.config.xattn_every
-        route = find_route(image_index, visual, kv, self.config.attend)  # once for all gated layers
+        images = kv[0][0] if kv else visual                              # (B,N,…)
+        n_image = 0 if images is None else images.shape[1]
+        route = find_route(image_index, n_image, self.config.attend)     # once for all gated layers
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:

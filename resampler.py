@@ -50,7 +50,8 @@ class ResamplerLayer(nn.Module):
         """-> q (B,H,R,d), k and v (B,H,F*S+R,d)"""
         latents = self.norm_latents(latents)
         # Latents stand among the keys, too (unlike DETR): they can see what the others already hold.
-        # kv = to_kv(cat([norm_media(features + time), norm_latents(latents)])), in two parts.
+        # kv = to_kv(cat([norm_media(features + time), norm_latents(latents)])), in two parts: features that
+        # come frozen need no gradient, and normed_linear, which equals to_kv(norm_media(…)), saves its cost.
         kv = torch.cat([normed_linear(features, time, self.norm_media, self.to_kv.weight).flatten(1, 2),
                         self.to_kv(latents)], dim=1)                                  # (B,F*S+R,2*H*d)
         heads = (self.n_head, self.head_dim)

@@ -42,8 +42,7 @@ GROUPS = {
     'What to train': {
         'stage': ('all', 'all, vision, language, flamingo or finetune'),
         'out_dir': ('out', 'folder for everything the run writes'),
-        'init_from': ('auto', 'auto: continue, or fill in what is missing; scratch: start over; '
-                              'resume: continue, or fail'),
+        'init_from': ('auto', 'auto: continue, or fill in; scratch: start over; resume: continue, or fail'),
         'preset': ('nano', f'sizes of everything: {", ".join(PRESETS)}'),
         'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
     },

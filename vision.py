@@ -34,8 +34,7 @@ GAMMA = 1.7015043497085571
 
 
 class WSConv2d(nn.Conv2d):
-    """Convolution of scale · x with standardised weights Ŵ = g · (W − μ) / √(fan_in · var), μ and var per
-    output.
+    """Convolution of scale · x with the weights Ŵ = g · (W − μ) / √(fan_in · var), μ and var per output.
 
     With a unit-variance input of mean zero, the output has unit variance too, whatever the raw weights are.
     Pads like TensorFlow's SAME, as the published weights expect: where the padding is odd, the extra pixel
@@ -107,7 +106,9 @@ class NFBlock(nn.Module):
         self.skip_gain = nn.Parameter(torch.zeros(()))  # SkipInit: the branch starts silent
 
     def forward(self, x):
-        h = F.gelu(x)  # the factors that follow it, β and γ, are the scale of the convolution that reads it
+        # β · γ·gelu(x): a convolution takes these factors as the scale of its input, which costs nothing
+        # there.
+        h = F.gelu(x)
         shortcut = x if self.shortcut is None else self.shortcut(self.pool(h), self.beta * GAMMA)
         h = self.conv1(h, self.beta * GAMMA)
         h = self.conv2(F.gelu(h), GAMMA)
@@ -123,11 +124,10 @@ class NFNet(nn.Module):
     """NFNet F0–F6 and `nano` (see SIZES). Raises ValueError for another size.
 
     forward(images (B,3,height,width) float, normalised) -> (B,S,D): the grid that Flamingo reads, after the
-    last
-        1x1 convolution and its activation. S = ⌈height/32⌉·⌈width/32⌉ (nano: by 16, 9 places at 48 pixels),
-        D = `dim` = twice the last stage's width.
-    embed(images) -> (B,E): mean over space, projected, of length 1, to compare with text. Needs dim_embed =
-    E. normalise(pixels uint8) -> float: what `forward` expects.
+        last 1x1 convolution and its activation. S = ⌈height/32⌉·⌈width/32⌉ (nano: by 16, 9 places at 48
+        pixels), D = `dim` = twice the last stage's width.
+    embed(images) -> (B,E): mean over space, projected, of length 1, to compare with text; needs dim_embed = E
+    normalise(pixels uint8) -> float: what `forward` expects
     """
 
     def __init__(self, size='nano', dim_embed=0, per_image=False):
@@ -194,9 +194,9 @@ class TextTower(nn.Module):
 
     embed(tokens (B,T) int, mask (B,T) bool, True where real) -> (B,E) of length 1.
 
-    Without layers it is a bag of words: what it says of "a red star" is red plus star, so the encoder must
-    find red and star each for itself to match it, and has seen most of a new pair before. (Pairs held out
-    from the nano model: 82 % zero-shot with no layer, 75 % with one.) Many real captions need the layers.
+    Without layers it is little more than a sum of words: what it says of "a red star" is red plus star, so
+    the encoder must find red and star each for itself to match it, and has seen most of a new pair before.
+    Many real captions need the layers.
     """
 
     def __init__(self, n_vocab, dim, n_layer, n_head, n_context, dim_embed):
@@ -255,7 +255,7 @@ class Contrastive(nn.Module):
     def __init__(self, vision, text):
         super().__init__()
         self.vision, self.text = vision, text
-        # β, the inverse temperature, learned as its logarithm. Where it starts, the paper does not say: as
+        # β, the inverse temperature, learned as its logarithm. The paper does not say where it starts: as
         # in CLIP.
         self.log_beta = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
@@ -296,8 +296,8 @@ def contrastive_loss(v, l, beta, all_v=None, all_l=None, first=0, label_smoothin
 
 @torch.no_grad()
 def adaptive_gradient_clip(parameters, clip=0.01, eps=1e-3):
-    """AGC: no unit's gradient may be longer than `clip` times its weight; in place (Brock et al. 2021, eq.
-    3).
+    """AGC: no unit's gradient may be longer than `clip` times its weight (Brock et al. 2021, eq. 3). In
+    place.
 
     G_i ← G_i · clip·max(‖W_i‖, eps) / ‖G_i‖  where that is smaller. A unit is an output channel or feature
     of a weight, and the whole of a vector or scalar. Without normalisation layers, a large step on a small

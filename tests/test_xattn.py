@@ -234,7 +234,7 @@ def test_kept_keys_and_route_give_the_same(attend):
     index = torch.tensor([[0, 1, 1, 3, 3, 2, 4], [1, 0, 2, 2, 2, 2, 3]])
     y, visual = inputs(2, 7, 3)
     out = layer(y, visual, index)
-    kv, route = layer.keys_values(visual), find_route(index, visual, None, attend)
+    kv, route = layer.keys_values(visual), find_route(index, visual.shape[1], attend)
     for options in (dict(kv=kv), dict(kv=kv, route=route)):
         assert torch.equal(layer(y, None, index, **options), out)
     assert torch.equal(layer(y, visual, index, route=route), out)

@@ -263,8 +263,7 @@ def load_frozen(run):
 
 
 def train_stage(run, stage, missing, progress=None):
-    """Train one stage, from where `progress` left it -> whether it came to its end. What is around the steps
-    is in kit/run/loop.py."""
+    """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
     kind = getattr(run.config, 'schedule_' + ('flamingo' if stage.mixes else stage.name))
     loop = Loop(run, stage, missing, progress)
     for step, number, sources in loop:                    # from where it stopped; ends on a signal or on time
@@ -297,7 +296,7 @@ def gradients(run, stage, sources, number):
 
 
 def not_finite(run, stage, sources, number):
-    """Which sources gave a loss or gradient that is not finite? Each is computed once more, alone."""
+    """Which sources gave a loss or gradient that is not finite? Each alone, once more: it is seldom asked."""
     found = []
     for source in sources:
         stage.optimizer.zero_grad(set_to_none=True)

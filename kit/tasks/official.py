@@ -1,11 +1,8 @@
-"""Captions and questions as their makers publish them: COCO, Karpathy's splits; VQAv2, OK-VQA, TextVQA,
-VizWiz.
+"""Captions and questions as published: COCO, Karpathy's splits; VQAv2, OK-VQA, TextVQA, VizWiz.
 
-    python evaluate.py --coco_annotations=captions_val2014.json --train_captions=captions_train2014.json
-    --images=coco python evaluate.py --coco_annotations=dataset_coco.json --images=coco
-    --predictions=captions.json python evaluate.py --vqa_questions=Q.json --vqa_annotations=A.json
-    --train_questions=TQ.json \
-                       --train_annotations=TA.json --images=coco --predictions=answers.json
+    python evaluate.py --coco_annotations=captions_val2014.json --images=coco
+    python evaluate.py --coco_annotations=dataset_coco.json --images=coco --shots=4
+    python evaluate.py --vqa_questions=Q.json --vqa_annotations=A.json --train_questions=TQ.json --images=coco
 
 The examples of a prompt come from the training split, as in the paper. Where that is not given, nothing is
 shown but the query: only a file that is named as --train_captions or --train_questions gives examples, be it

@@ -595,7 +595,7 @@ def rewritten(out, tmp_path, change):
 @pytest.mark.parametrize('sizes, word', [
     ({'lm_dim': 1 << 20}, 'new_rows of shape (2, 32), expected (2, 1048576)'),
     ({'lm_dim': 10 ** 12}, 'lm_dim'), ({'lm_layer': 10 ** 9}, 'lm_layer'), ({'lm_layer': 2}, 'lm.h.1'),
-    ({'n_context': 1 << 20}, 'wpe'), ({'lm_dim': -32}, 'lm_dim'), ({'lm_dim': '32'}, 'lm_dim'),
+    ({'n_context': 1 << 16}, 'wpe'), ({'lm_dim': -32}, 'lm_dim'), ({'lm_dim': '32'}, 'lm_dim'),
     ({'lm_head': 3}, 'lm_head'), ({'n_latent': 0}, 'n_latent'),
     ({'vision': 'F6'}, 'vision'), ({'vision': '../x'}, 'vision'), ({'n_vocab': 1 << 20}, 'words'),
     ({'attend': 'all'}, 'attend'), ({'image_size': 10 ** 6}, 'image_size'),

@@ -1,6 +1,6 @@
 """Does it learn from its prompt? Few-shot tasks, and the numbers that answer.
 
-    python evaluate.py                                         # all tasks of the embedded world, 0 to 32 shots
+    python evaluate.py                                         # all tasks of the embedded world
     python evaluate.py --controls=True                         # does it look at the pictures in its prompt?
     python evaluate.py --tasks=caption,question --shots=0,8    # some of it
 
@@ -10,7 +10,7 @@ On your own data (docs/evaluation.md has an example of every form):
     python evaluate.py --folder=my_classes --ways=5 --shots=1  # new names for the classes of a folder
     python evaluate.py --coco_annotations=captions_val2014.json --images=val2014
     python evaluate.py --vqa_questions=Q.json --vqa_annotations=A.json --images=val2014
-    python evaluate.py --classify=my_classes --shots=16        # class names as answers, examples by similarity
+    python evaluate.py --classify=my_classes --shots=16        # class names as answers (RICES)
     python evaluate.py --zero_shot=my_classes                  # the CLIP way: class names in templates
     python evaluate.py --probe=my_classes                      # a linear classifier on the frozen features
     python evaluate.py --retrieval=my_pictures --split=val     # which caption belongs to which picture?

@@ -16,7 +16,12 @@ from xattn import GatedCrossAttention
 
 def encode_clip(asker):
     """A picture, then a clip of eight frames."""
-    p = asker.prompts([Document([picture_media('held', 1), Given('Output: dax'), clip_media('held', 2), Given('Output:')], 'prompt')])
+    p = asker.prompts([
+        Document([picture_media('held', 1),
+                  Given('Output: dax'),
+                  clip_media('held', 2),
+                  Given('Output:')], 'prompt')
+    ])
     return attention.look(asker.model, p['tokens'], p['image_index'], p['features'], p['frame_mask'])
 
 
@@ -24,9 +29,16 @@ def encode_clip(asker):
 def test_each_word_looks_at_its_own_picture(tmp_path, attend):
     save_tiny(tmp_path / 'm.pt', attend=attend)
     asker, _ = load(str(tmp_path / 'm.pt'))
-    document = Document([Given('hello '), picture_media('held', 1), Given('Output: dax'), picture_media('held', 2), Given('Output:')], 'prompt')
+    document = Document([
+        Given('hello '),
+        picture_media('held', 1),
+        Given('Output: dax'),
+        picture_media('held', 2),
+        Given('Output:')
+    ], 'prompt')
     p = asker.prompts([document])
-    weights = attention.look(asker.model, p['tokens'], p['image_index'], p['features'], p['frame_mask'])  # (T,N,F,S)
+    weights = attention.look(asker.model, p['tokens'], p['image_index'], p['features'],
+                             p['frame_mask'])  # (T,N,F,S)
     index = p['image_index'][0]
     total = weights.sum((1, 2, 3))
     assert torch.allclose(total, (index > 0).float(), atol=1e-5)
@@ -34,9 +46,13 @@ def test_each_word_looks_at_its_own_picture(tmp_path, attend):
     assert (by_image[index == 1][:, 1] == 0).all() and (by_image[index == 1][:, 0] > 0.99).all()
     second = by_image[index == 2]
     clip = encode_clip(asker)
-    assert clip.shape[2] == 8 and torch.allclose(clip.sum((2, 3))[-1], torch.tensor([0.0, 1.0]) if attend == 'last' else clip.sum((2, 3))[-1], atol=1e-5)
+    assert clip.shape[2] == 8 and torch.allclose(clip.sum((2, 3))[-1],
+                                                 torch.tensor([0.0, 1.0]) if attend == 'last' else clip.sum(
+                                                     (2, 3))[-1],
+                                                 atol=1e-5)
     assert (clip[:, 0, 1:] == 0).all()  # a picture beside a clip has one frame
-    assert (second[:, 0] == 0).all() if attend == 'last' else ((second > 0.01).all() and torch.allclose(second.sum(1), torch.ones(len(second)), atol=1e-5))
+    assert (second[:, 0] == 0).all() if attend == 'last' else (
+        (second > 0.01).all() and torch.allclose(second.sum(1), torch.ones(len(second)), atol=1e-5))
 
 
 @pytest.mark.parametrize('attend', ['last', 'all_previous'])
@@ -55,8 +71,8 @@ def test_the_weights_are_those_that_the_layer_uses(attend):
 
 @torch.no_grad()
 def test_the_resamplers_weights_are_those_it_uses():
-    """Where both heads have the same values, what they give is Σ weights · v over the places, and the rest of the weight, up to
-    one, lies on the latents: a mixture of their values."""
+    """Where both heads have the same values, what they give is Σ weights · v over the places, and the rest of
+    the weight, up to one, lies on the latents: a mixture of their values."""
     torch.manual_seed(0)
     layer = ResamplerLayer(16, 2, 8)
     latents, features, time = torch.randn(3, 4, 16), torch.randn(3, 2, 3, 16), torch.randn(2, 1, 16)
@@ -69,14 +85,23 @@ def test_the_resamplers_weights_are_those_it_uses():
     full = layer.attention(latents, features, time).unflatten(-1, (2, 8)).mean(2)                  # (N,R,d)
     assert (weights > 0).all() and (weights.sum(-1) < 1).all()
     rest, own = (full - weights @ values[:, :6]) / (1 - weights.sum(-1, keepdim=True)), values[:, 6:]
-    assert (rest <= own.max(1, keepdim=True).values + 1e-4).all() and (rest >= own.min(1, keepdim=True).values - 1e-4).all()
+    assert (rest <= own.max(1, keepdim=True).values +
+            1e-4).all() and (rest >= own.min(1, keepdim=True).values - 1e-4).all()
 
 
 def test_attention_from_the_command_line(monkeypatch, capsys, loaded, out):
     run(monkeypatch, capsys, loaded, f'--out_dir={out}', f'--attention={out}/look.png', '--ways=2')
     assert Image.open(out / 'look.png').width > 200
-    steps, title = attention.words(loaded[0], Document([picture_media('held', 1), Given('Output: a red'), picture_media('held', 2), Given('Output:')], 'prompt'),
-                                   loaded[0].tokenizer.encode(' ring'))
-    assert [s['word'] for s in steps] == ['prompt, picture 1: Output:', 'prompt, picture 1: a', 'prompt, picture 1: red', 'prompt, picture 2: Output:',
-                                          'answer, picture 2: ring']
-    assert all(s['weights'].shape[0] == s['weights'].shape[1] and np.isfinite(s['weights']).all() for s in steps) and '0.76' in title  # tanh(1)
+    steps, title = attention.words(
+        loaded[0],
+        Document(
+            [picture_media('held', 1),
+             Given('Output: a red'),
+             picture_media('held', 2),
+             Given('Output:')], 'prompt'), loaded[0].tokenizer.encode(' ring'))
+    assert [s['word'] for s in steps] == [
+        'prompt, picture 1: Output:', 'prompt, picture 1: a', 'prompt, picture 1: red',
+        'prompt, picture 2: Output:', 'answer, picture 2: ring'
+    ]
+    assert all(s['weights'].shape[0] == s['weights'].shape[1] and np.isfinite(s['weights']).all()
+               for s in steps) and '0.76' in title  # tanh(1)

@@ -29,13 +29,17 @@ def next_word(chat):
     cached = chat.read(ids, chat.n_image)
     chat.cache.keep(length, chat.n_image)
     prompts = chat.asker.prompts([Document(chat.document().pieces + [Given(' and')], 'prompt')])
-    plain, _ = model(prompts['tokens'], prompts['image_index'], features=prompts['features'], frame_mask=prompts['frame_mask'])
+    plain, _ = model(prompts['tokens'],
+                     prompts['image_index'],
+                     features=prompts['features'],
+                     frame_mask=prompts['frame_mask'])
     return cached, plain[:, -1]
 
 
 def test_a_chat_says_what_reading_it_from_the_beginning_says(chat):
-    for step in (lambda: chat.ask('is anybody there?'), lambda: chat.image(picture_media('held', 1)), lambda: chat.ask('what color is it?'),
-                 lambda: chat.image(picture_media('held', 2)), lambda: chat.ask('and now?'), lambda: chat.ask('what shape is it?'), chat.undo):
+    for step in (lambda: chat.ask('is anybody there?'), lambda: chat.image(picture_media('held', 1)),
+                 lambda: chat.ask('what color is it?'), lambda: chat.image(picture_media('held', 2)),
+                 lambda: chat.ask('and now?'), lambda: chat.ask('what shape is it?'), chat.undo):
         step()
         cached, plain = next_word(chat)
         assert torch.allclose(cached, plain, atol=LOG_P)
@@ -44,7 +48,8 @@ def test_a_chat_says_what_reading_it_from_the_beginning_says(chat):
 
 @pytest.mark.parametrize('attend', ['last', 'all_previous'])
 def test_the_cache_of_a_chat_keeps_all_pictures(tmp_path, attend):
-    """An answer needs one picture, and the chat may go back to an earlier one: an answer takes none away, of either kind."""
+    """An answer needs one picture, and the chat may go back to an earlier one: an answer takes none away, of
+    either kind."""
     save_tiny(tmp_path / 'm.pt', attend=attend)
     chat = Chat(load(str(tmp_path / 'm.pt'))[0], max_new_tokens=2)
     for n in (1, 2, 3):
@@ -79,13 +84,17 @@ def test_the_answers_are_those_of_generate(chat):
 def test_history_is_not_read_again(chat, monkeypatch):
     read = []
     stream = chat.model.stream
-    monkeypatch.setattr(chat.model, 'stream', lambda tokens, *rest, **more: read.append(tokens.shape[1]) or stream(tokens, *rest, **more))
+    monkeypatch.setattr(
+        chat.model, 'stream',
+        lambda tokens, *rest, **more: read.append(tokens.shape[1]) or stream(tokens, *rest, **more))
     chat.image(picture_media('held', 1))
     chat.ask('what color is it?')
     read.clear()
     chat.ask('why?')
-    asked, said = len(chat.tokenizer.encode(' Question: why? Answer:')), len(chat.tokenizer.encode(chat.pieces[-1]))
-    assert read[0] == asked and sum(read[1:]) <= 3 + said  # the question, then the answer: word by word, and once more to keep it
+    asked, said = len(chat.tokenizer.encode(' Question: why? Answer:')), len(
+        chat.tokenizer.encode(chat.pieces[-1]))
+    assert read[0] == asked and sum(
+        read[1:]) <= 3 + said  # the question, then the answer: word by word, and once more to keep it
 
 
 def test_undo_forgets_the_last_step_and_nothing_else(chat):
@@ -105,11 +114,13 @@ def test_undo_forgets_the_last_step_and_nothing_else(chat):
     assert chat.pieces == [] and int(chat.cache.length) == 1
 
 
-@pytest.mark.parametrize('line, message', [('/image nowhere.png', 'missing'), ('/image', '/image PATH'), ('/bad', '/image PATH'), ('word ' * 300, 'context of 256')])
+@pytest.mark.parametrize('line, message', [('/image nowhere.png', 'missing'), ('/image', '/image PATH'),
+                                           ('/bad', '/image PATH'), ('word ' * 300, 'context of 256')])
 def test_a_command_that_fails_leaves_the_chat_as_it_was(chat, out, line, message):
     chat.image(picture_media('held', 1))
     chat.ask('what color is it?')
-    pieces, length, steps, before = list(chat.pieces), int(chat.cache.length), len(chat.before), next_word(chat)[0]
+    pieces, length, steps, before = list(chat.pieces), int(chat.cache.length), len(
+        chat.before), next_word(chat)[0]
     with pytest.raises((BadInput, BadItem), match=message):
         chat_turn(chat, line, str(out))
     assert (chat.pieces, int(chat.cache.length), len(chat.before)) == (pieces, length, steps)
@@ -118,13 +129,17 @@ def test_a_command_that_fails_leaves_the_chat_as_it_was(chat, out, line, message
 
 def test_a_chat_goes_on_after_lines_of_any_kind(chat, out, monkeypatch, capsys):
     """Each gets one line, on stderr where it is a mistake, and none moves the cursor."""
-    lines = [f'/image {out}/pictures/a.png', 'what is \x1b[2J \u202e it? \ufffd', '/image /dev/zero', '/image \0', '', '/image', '/bad', '/undo', '/undo', '/undo', '/reset', '/quit', 'never']
+    lines = [
+        f'/image {out}/pictures/a.png', 'what is \x1b[2J \u202e it? \ufffd', '/image /dev/zero', '/image \0',
+        '', '/image', '/bad', '/undo', '/undo', '/undo', '/reset', '/quit', 'never'
+    ]
     monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(lines)))
     run_chat(chat, str(out))
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 5 and printed.out.splitlines()[0] == 'picture 1'
     errors = [line for line in printed.err.splitlines() if 'error: ' in line]
-    assert len(errors) == 5 == len(printed.err.splitlines()) - 1 and '\x1b' not in printed.out + printed.err and '\u202e' not in printed.out + printed.err
+    assert len(errors) == 5 == len(printed.err.splitlines(
+    )) - 1 and '\x1b' not in printed.out + printed.err and '\u202e' not in printed.out + printed.err
     assert chat.pieces == []
 
 

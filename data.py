@@ -131,7 +131,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
     Raises BadInput if the Document is a prompt and longer than n_token, or has more than n_image pictures.
     """
     total = sum(isinstance(piece, Media) for piece in document.pieces)
-    text_first = document.kind == 'page' and rng is not None and rng.random() < p_next  # text, then its picture
+    text_first = document.kind == 'page' and rng is not None and rng.random() < p_next
     index = min(1, total) if text_first else 0      # which picture text sees now
     entries, media = [(tokenizer.bos, 0, False)], []  # (token, image_index, learned)
     open_chunk = False                      # is there anything since the last <EOC>?

@@ -1,10 +1,11 @@
 """Heads that copy: "after A B came C last time, so after A B comes C" (an induction head, Olsson et al. 2022,
 that goes by two tokens).
 
-Two heads note for each token its predecessor and the one before; a head of the next block finds the token that
-came after the same two, and says it. Two, since parts of names recur: by the last token alone "hammer" goes on
-as "hammmm". Large models grow such heads by themselves and in-context learning hangs on them; a model of a few
-layers takes longer to than all of its training here. So a language model that starts from nothing begins with
+Two heads note for each token its predecessor and the one before; a head of the next block finds the token
+that came after the same two, and says it. Two, since parts of names recur: by the last token alone "hammer"
+goes on as "hammmm". Large models grow such heads by themselves and in-context learning hangs on them; a
+model of a few layers takes longer to than all of its training here. So a language model that starts from
+nothing begins with
 them: their projections are random, as all others, but matched to each other, and training goes on from there.
 (docs/results.md: what they are worth.)
 """
@@ -29,8 +30,8 @@ def find_predecessors(lm):
     """The first head of the first block looks at the token before, the second one at the one before that.
     -> n, of which positions take 2n dimensions.
 
-    Positions become sinusoids p(t) = (sin wt, cos wt) in dimensions of their own, n of each; a head's query is
-    p turned back by one step, or two: Σ_w cos(w (t-1-s)) is largest at s = t-1.
+    Positions become sinusoids p(t) = (sin wt, cos wt) in dimensions of their own, n of each; a head's query
+    is p turned back by one step, or two: Σ_w cos(w (t-1-s)) is largest at s = t-1.
     """
     dim, n_head = lm.wte.weight.shape[1], lm.h[0].attn.n_head
     d = dim // n_head
@@ -55,9 +56,9 @@ def copy_what_followed(lm, n):
     """The first head of the second block finds what came after the same two tokens, and says it.
 
     P, R, R': orthonormal rows, blind to positions and to each other. The head that looks at the predecessor
-    reads P x of it and notes Rᵀ P x; the other notes R'ᵀ P x. Of the token y at hand, P y is itself and R y its
-    predecessor; of one further back, R y and R' y are the two before it. They agree where both are the same. A
-    random turn keeps the two apart.
+    reads P x of it and notes Rᵀ P x; the other notes R'ᵀ P x. Of the token y at hand, P y is itself and R y
+    its predecessor; of one further back, R y and R' y are the two before it. They agree where both are the
+    same. A random turn keeps the two apart.
     """
     dim, n_head = lm.wte.weight.shape[1], lm.h[0].attn.n_head
     d = dim // n_head

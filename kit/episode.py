@@ -11,7 +11,7 @@ class Episode:
 
     choices:     answers to choose from, by log-likelihood; None: the answer is generated
     check(text): whether a generated answer is right; by default when it is the same text
-    people:      all answers or captions that people gave, where the metric wants several (VQA accuracy, CIDEr)
+    people:      all answers or captions that people gave, if the metric wants several (VQA accuracy, CIDEr)
     relevance:   how right each choice is, where that is a matter of degree (VisDial's NDCG)
     where:       file and line, for messages
     induction:   text that opens the prompt (Frozen's "Answer with dax or blicket.")

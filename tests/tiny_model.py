@@ -23,5 +23,5 @@ def save_tiny(path, seed=0, **changes):
     for layer in model.gated:
         open_gates(layer, 0.76, 0.46)
     text = {k: v for k, v in contrastive.state_dict().items() if not k.startswith('vision.')}
-    checkpoint.save(str(path), 'flamingo', config=asdict(config), tokenizer=tokenizer.state(), keys={'seed': seed, 'n_latent': 4}, given=['n_latent'],
+    checkpoint.save(str(path), 'flamingo', config=asdict(config), tokenizer=tokenizer.state(), keys={'seed': seed, 'n_latent': 4}, given=['--n_latent=4', '--device=cpu'],
                     flamingo=model.state_dict(), contrastive=text)

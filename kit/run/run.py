@@ -61,7 +61,8 @@ class Run:
         preset = {k: v for k, v in PRESETS[config.preset].items() if k in defaults and k not in config.given}
         self.config = SimpleNamespace(**{name: preset.get(name, getattr(config, name)) for name in defaults})
         self.n_row = self.take_sizes(config.given)
-        self.given = [name for name in defaults if getattr(config, name) != defaults[name]]
+        given = {name: getattr(config, name) for name in defaults if getattr(config, name) != defaults[name]}
+        self.given = spell(given, keys)  # what a command line must say to get these keys
         self.device = distributed.begin(pick_device(config.device, meta=False), config.shard)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.report = Report()

@@ -24,7 +24,7 @@ def halve(source, target):
     """A trained flamingo.pt with its weights in float16, for others to try, and beside it a .json with the
     command that made it and the table of its results.json. Loading turns them back into float32. Raises
     BadInput."""
-    content = load(source, 'flamingo', keys=dict, flamingo=dict, contrastive=dict)
+    content = load(source, 'flamingo', given=list, flamingo=dict, contrastive=dict)
     name, extension = os.path.splitext(target)
     if extension != '.pt':
         raise BadInput(f'{target}: must end in .pt')
@@ -35,14 +35,14 @@ def halve(source, target):
         except (ValueError, RecursionError) as e:
             raise BadInput(f'{results}: not JSON ({e})') from e
     # Without the stage: where they were trained one by one, this is the command for all of them.
-    given = {k: content['keys'][k] for k in content.get('given', content['keys'])
-             if k not in ('stage', 'out_dir', 'init_from', 'device')}
+    given = [argument for argument in content['given']
+             if argument.split('=')[0] not in ('--stage', '--out_dir', '--init_from', '--device')]
     for part in ('flamingo', 'contrastive'):
         content[part] = {k: v.half() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
                          for k, v in content[part].items()}
     save(target, 'flamingo', **{k: v for k, v in content.items() if k not in ('format', 'kind')})
     with whole_file(name + '.json', 'w') as f:
-        made_by = shlex.join(['python', 'train.py', *(f'--{k}={v}' for k, v in given.items())])
+        made_by = shlex.join(['python', 'train.py', *given])
         json.dump({'made by': made_by, 'rows': rows}, f, indent=1)
     print(f'{target}: {os.path.getsize(target) / 1e6:.1f} MB, and {name}.json')
 

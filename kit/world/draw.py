@@ -1,13 +1,14 @@
-"""A small world to learn from: pictures, clips, pages and text, drawn and written here, so that nothing has to be
-downloaded and everything is known about what the model has and has not seen.
+"""A small world to learn from: pictures, clips, pages and text, drawn and written here, so that nothing has
+to be downloaded and everything is known about what the model has and has not seen.
 
-*Held out for good, in every stage:* 16 of the 64 colour–shape pairs, two for each colour and two for each shape
-(so every colour and every shape is known, their meeting is new), and a sixth of the made-up names. Nothing below
-ever draws or writes them for training; split 'held' gives them for evaluation. (Most settings were chosen on
-another cut of the table, diagonals 3 and 4; the page mix and the learning rate schedule were chosen on this one.)
+*Held out for good, in every stage:* 16 of the 64 colour–shape pairs, two for each colour and two for each
+shape (so every colour and every shape is known, their meeting is new), and a sixth of the made-up names.
+Nothing below ever draws or writes them for training; split 'held' gives them for evaluation. (Most settings
+were chosen on another cut of the table, diagonals 3 and 4; the page mix and the learning rate schedule were
+chosen on this one.)
 
-Everything is made from a number: picture 17 of a split is always the same picture, and document 5 of a source is
-always the same document. So nothing needs storing, and a resumed run simply goes on counting.
+Everything is made from a number: picture 17 of a split is always the same picture, and document 5 of a
+source is always the same document. So nothing needs storing, and a resumed run simply goes on counting.
 """
 import math
 from dataclasses import dataclass
@@ -29,12 +30,25 @@ SHAPES = ('circle', 'square', 'triangle', 'star', 'ring', 'cross', 'heart', 'moo
 FILLS = ('plain', 'striped', 'dotted')
 SIZES = ('small', 'large')
 PLACES = {'left': (-1, 0), 'right': (1, 0), 'top': (0, -1), 'bottom': (0, 1), 'middle': (0, 0)}
-PLACE_WORDS = {'left': 'on the left', 'right': 'on the right', 'top': 'at the top', 'bottom': 'at the bottom', 'middle': 'in the middle'}
+PLACE_WORDS = {
+    'left': 'on the left',
+    'right': 'on the right',
+    'top': 'at the top',
+    'bottom': 'at the bottom',
+    'middle': 'in the middle',
+}
 BACKGROUNDS = {'white': (246, 246, 242), 'grey': (186, 190, 194), 'dark': (38, 42, 52)}
 GLYPHS = 'ABEHKMTX2347'
 NUMBERS = ('no', 'one', 'two', 'three')
-EVENTS = {'moves to the left': (-1, 0), 'moves to the right': (1, 0), 'moves up': (0, -1), 'moves down': (0, 1),
-          'grows': None, 'shrinks': None, 'turns': None}
+EVENTS = {
+    'moves to the left': (-1, 0),
+    'moves to the right': (1, 0),
+    'moves up': (0, -1),
+    'moves down': (0, 1),
+    'grows': None,
+    'shrinks': None,
+    'turns': None,
+}
 DIRECTIONS = tuple(EVENTS)[:4]
 
 PAIRS = [(c, s) for c in COLOURS for s in SHAPES]
@@ -44,7 +58,10 @@ TRAIN_PAIRS = [p for p in PAIRS if p not in HELD_PAIRS]
 
 # Which pictures there are, by split: (pairs, how many pictures, a number to draw them from).
 SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 160, 1), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 160, 2)}
-CLIP_SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 40, 3), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 40, 4)}
+CLIP_SPLITS = {
+    'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 40, 3),
+    'held': (HELD_PAIRS, len(HELD_PAIRS) * 40, 4),
+}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -65,14 +82,34 @@ def _outlines():
     third = np.arange(3) * 2 * math.pi / 3 - math.pi / 2
     return {
         'circle': _circle(0.95),
-        'square': np.array([(-.82, -.82), (.82, -.82), (.82, .82), (-.82, .82)]),
+        'square': np.array([(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)]),
         'triangle': 1.15 * np.stack([np.cos(third), np.sin(third) + 0.15], 1),
         'star': np.stack([spikes * np.cos(angle), spikes * np.sin(angle)], 1),
         'ring': np.concatenate([_circle(1.0), _circle(0.52)[::-1]]),  # out and back: the seam has no width
-        'cross': np.array([(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm),
-                           (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)]),
-        'heart': np.stack([16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))], 1) / 16.5,
-        'moon': np.concatenate([_circle(1.0, 0.9, 2 * math.pi - 0.9), _circle(0.85, 2 * math.pi - 1.15, 1.15, centre=(0.28, 0))]),
+        'cross': np.array(
+            [
+                (-arm, -1),
+                (arm, -1),
+                (arm, -arm),
+                (1, -arm),
+                (1, arm),
+                (arm, arm),
+                (arm, 1),
+                (-arm, 1),
+                (-arm, arm),
+                (-1, arm),
+                (-1, -arm),
+                (-arm, -arm),
+            ]
+        ),
+        'heart': np.stack(
+            [16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))],
+            1,
+        )
+        / 16.5,
+        'moon': np.concatenate(
+            [_circle(1.0, 0.9, 2 * math.pi - 0.9), _circle(0.85, 2 * math.pi - 1.15, 1.15, centre=(0.28, 0))]
+        ),
     }
 
 
@@ -150,23 +187,40 @@ def _put(image, outline, x, y, radius, tilt, rgb, fill):
 
 
 def draw(scene, centre=None, radius=None, rgb=None):
-    """Scene -> PIL picture, SIZE × SIZE. A clip moves the centre, radius or colour away from the scene's own."""
+    """Scene -> PIL picture, SIZE × SIZE. A clip moves the centre, radius or colour away from the scene's
+    own."""
     rng = np.random.default_rng(scene.seed)
     image = _canvas(scene, rng)
     if rgb is None:
         rgb = COLOURS[scene.colour]
-    rgb = tuple(int(v) for v in np.clip(np.array(rgb) * rng.uniform(0.88, 1.12) + rng.integers(-12, 13, 3), 0, 255))  # of a shade
+    rgb = tuple(
+        int(v) for v in np.clip(np.array(rgb) * rng.uniform(0.88, 1.12) + rng.integers(-12, 13, 3), 0, 255)
+    )  # of a shade
     tilt = rng.uniform(-0.2, 0.2)
     if radius is None:
         radius = rng.uniform(6.5, 8.0) if scene.size == 'small' else rng.uniform(12.5, 15.0)
     reach = 13.0 if scene.size == 'small' else 9.0  # how far from the middle "left" is
     middle = np.array([SIZE / 2, SIZE / 2])
     if scene.count == 1:
-        where = [middle + np.array(PLACES[scene.place]) * reach + rng.uniform(-1.8, 1.8, 2) if centre is None else np.array(centre)]
+        where = [
+            middle + np.array(PLACES[scene.place]) * reach + rng.uniform(-1.8, 1.8, 2)
+            if centre is None
+            else np.array(centre)
+        ]
     else:  # spread around the middle, not touching
         start = rng.uniform(0, 2 * math.pi)
-        where = [middle + 13 * np.array([math.cos(start + 2 * math.pi * i / scene.count), math.sin(start + 2 * math.pi * i / scene.count)])
-                 + rng.uniform(-1.5, 1.5, 2) for i in range(scene.count)]
+        where = [
+            middle
+            + 13
+            * np.array(
+                [
+                    math.cos(start + 2 * math.pi * i / scene.count),
+                    math.sin(start + 2 * math.pi * i / scene.count),
+                ]
+            )
+            + rng.uniform(-1.5, 1.5, 2)
+            for i in range(scene.count)
+        ]
     for x, y in where:
         _put(image, OUTLINES[scene.shape], x, y, radius, tilt, rgb, scene.fill)
     if scene.glyph:  # in a corner, away from the object
@@ -216,9 +270,21 @@ def scene(split, i):
     size = str(rng.choice(SIZES)) if count == 1 else 'small'
     glyph = str(rng.choice(list(GLYPHS))) if count == 1 and size == 'small' and rng.random() < 0.9 else ''
     places = [p for p in PLACES if not (glyph and p == 'middle')]
-    fill = str(rng.choice(FILLS, p=[0.5, 0.25, 0.25])) if size == 'large' else 'plain'  # a pattern needs room to be seen
-    return Scene(colour, shape, size, fill, str(rng.choice(places)) if count == 1 else 'middle',
-                 count, glyph, str(rng.choice(list(BACKGROUNDS))), bool(rng.random() < 0.4), int(rng.integers(2 ** 31)))
+    fill = (
+        str(rng.choice(FILLS, p=[0.5, 0.25, 0.25])) if size == 'large' else 'plain'
+    )  # a pattern needs room to be seen
+    return Scene(
+        colour,
+        shape,
+        size,
+        fill,
+        str(rng.choice(places)) if count == 1 else 'middle',
+        count,
+        glyph,
+        str(rng.choice(list(BACKGROUNDS))),
+        bool(rng.random() < 0.4),
+        int(rng.integers(2**31)),
+    )
 
 
 @lru_cache(maxsize=None)
@@ -227,9 +293,23 @@ def clip(split, i):
     colour, shape = pairs[i % len(pairs)]
     rng = np.random.default_rng([seed, i])
     event = str(rng.choice(list(EVENTS), p=[0.16, 0.16, 0.16, 0.16, 0.12, 0.12, 0.12]))
-    becomes = str(rng.choice([c for c in COLOURS if c != colour and (c, shape) in pairs])) if event == 'turns' else ''
-    return Clip(Scene(colour, shape, 'small', background=str(rng.choice(list(BACKGROUNDS))), busy=bool(rng.random() < 0.2),
-                      seed=int(rng.integers(2 ** 31))), event, becomes)
+    becomes = (
+        str(rng.choice([c for c in COLOURS if c != colour and (c, shape) in pairs]))
+        if event == 'turns'
+        else ''
+    )
+    return Clip(
+        Scene(
+            colour,
+            shape,
+            'small',
+            background=str(rng.choice(list(BACKGROUNDS))),
+            busy=bool(rng.random() < 0.2),
+            seed=int(rng.integers(2**31)),
+        ),
+        event,
+        becomes,
+    )
 
 
 def load_picture(split, i):

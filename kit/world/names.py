@@ -13,11 +13,20 @@ BEGINNINGS = [a + b for a in (*'bdfgklmnpz', 'bl', 'gr') for b in 'aeiu']
 ENDINGS = [a + b for a in ('ck', *'dfglmnprstx') for b in ('et', 'o', 'us', 'in')]
 
 # Of all sounds. What stands twice or more is drawn more often: names are mostly simple.
-ONSETS = (*2 * ('',), *2 * tuple('bcdfghjklmnprstvwz'), *'qxy',
-          *'bl br ch cl cr dr fl fr gl gr kn pl pr ph qu sc sh sk sl sm sn sp st str sw th tr tw wh wr'.split())
+ONSETS = (
+    *2 * ('',),
+    *2 * tuple('bcdfghjklmnprstvwz'),
+    *'qxy',
+    *'bl br ch cl cr dr fl fr gl gr kn pl pr ph qu sc sh sk sl sm sn sp st str sw th tr tw wh wr'.split(),
+)
 NUCLEI = (*3 * 'aeiou', *'y', *'ai ay ea ee ie oa oo ou au io'.split())
-ENDS = (*2 * 'bdgklmnprstx', *'cfvz', *'aeo',
-        *'ble ck ff ft ght ld le ll lt mp nce nd ne ng nk nt ss rd re rk rn rt se sh sk st tch te th tle zz'.split())
+ENDS = (
+    *2 * 'bdgklmnprstx',
+    *'cfvz',
+    *'aeo',
+    *'ble ck ff ft ght ld le ll lt mp nce nd ne ng nk nt ss rd re rk rn'.split(),
+    *'rt se sh sk st tch te th tle zz'.split(),
+)
 CODAS = ('',) * 6 + ENDS
 LETTERS, DIGITS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ', '0123456789'
 

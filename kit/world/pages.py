@@ -19,8 +19,9 @@ from kit.world.words import (
 def naming_page(rng, n_image=(8, 13), ways=(2, 6)):
     """Pictures of a few kinds of thing, each kind with a name made up for this page alone.
 
-    *Why.* The name can only come from the page: from an earlier picture that looks alike. Whoever predicts it has
-    learned to learn from the prompt. A name's first showing cannot be known, so it is given, not learned.
+    *Why.* The name can only come from the page: from an earlier picture that looks alike. Whoever predicts
+    it has learned to learn from the prompt. A name's first showing cannot be known, so it is given, not
+    learned.
     """
     pairs = rng.choice(len(TRAIN_PAIRS), int(rng.integers(*ways)), replace=False)
     names = made_up_names(rng, len(pairs))
@@ -42,9 +43,10 @@ def caption_page(rng, n_image=(4, 12)):
 
 
 def question_page(rng, n_image=(5, 12), p_long=0.33):
-    """One in three may be as long as a prompt of 32 examples, and so are the rows of the language stage. *Why.* Where no page had been
-    longer than 11, questions were answered less and less after more examples than that (24 % after 32). Now 80 to 92 % are, by the
-    run, of 93 to 95 % after 4. Captions and clips need no such pages."""
+    """One in three may be as long as a prompt of 32 examples, and so are the rows of the language stage.
+    *Why.* Where no page had been longer than 11, questions were answered less and less after more examples
+    than that (24 % after 32). Now 80 to 92 % are, by the run, of 93 to 95 % after 4. Captions and clips
+    need no such pages."""
     n = int(rng.integers(n_image[0], 34 if rng.random() < p_long else n_image[1]))
     return Document([piece for _ in range(n) for piece in question_example(rng).pieces()], 'examples')
 
@@ -86,24 +88,26 @@ def clip_page(rng, n_clip=(2, 10)):
 
 PAGES = ((naming_page, 0.35), (caption_page, 0.29), (question_page, 0.24), (clip_page, 0.07),
          (story_page, 0.05))
-# The first pages have captions only; the others come in over as many again. *Why.* Captions tie what the encoder sees
-# to words that the language model knows, and that opens the gates. Names mean nothing to it; while the gates are shut
-# their loss is pure noise, and enough of it keeps them shut (with 45 % naming pages from the start, still at chance
-# after 400 steps; captions alone were learned in 125).
+# The first pages have captions only; the others come in over as many again. *Why.* Captions tie what the
+# encoder sees to words that the language model knows, and that opens the gates. Names mean nothing to it;
+# while the gates are shut their loss is pure noise, and enough of it keeps them shut (with 45 % naming
+# pages from the start, still at chance after 400 steps; captions alone were learned in 125).
 ONLY_CAPTIONS = 1500
 
 
 class Shapes:
-    """The embedded world as one of the four sources: role 'm3w' (pages), 'align' (short noisy pairs), 'ltip' (long
-    pairs) or 'vtp' (clips).
+    """The embedded world as one of the four sources: role 'm3w' (pages), 'align' (short noisy pairs),
+    'ltip' (long pairs) or 'vtp' (clips).
 
-    document(i, rng) -> Document; text(i, rng) -> str for the language stage. Both are endless and drawn from rng,
-    but that pair number i of 'align' and of 'ltip' show the same picture, another one with another seed: it is encoded once for the two.
+    document(i, rng) -> Document; text(i, rng) -> str for the language stage. Both are endless and drawn
+    from rng, but that pair number i of 'align' and of 'ltip' show the same picture, another one with
+    another seed: it is encoded once for the two.
     """
     name = 'shapes'
 
     def __init__(self, role, share=1.0, seed=0):
-        """share: of this world in a mix; the later pages come in when all parts together have shown so many."""
+        """share: of this world in a mix; the later pages come in when all parts together have shown so
+        many."""
         self.role, self.only_captions, self.seed = role, ONLY_CAPTIONS * share, seed
 
     def document(self, i, rng):
@@ -114,7 +118,9 @@ class Shapes:
             return make[int(rng.choice(len(make), p=share))](rng)
         if self.role == 'vtp':
             return clip_page(rng, n_clip=(1, 4))
-        media, s = training_picture(np.random.default_rng([self.seed, i]))  # the same in both roles: a picture has two captions
+        media, s = training_picture(
+            np.random.default_rng([self.seed, i])
+        )  # the same in both roles: a picture has two captions
         return Document([media, noisy_caption(s, rng) if self.role == 'align' else long_caption(s)], 'pair')
 
     def text(self, i, rng):
@@ -125,14 +131,16 @@ class Shapes:
 # ---------------------------------------------------------------------------------------------
 # Plain text for the language model, which must learn to copy before it is frozen
 #
-# A colour never stands before a shape in it. *Why.* From captions as they are it learns which pairs there are, and then
-# holds a new one for impossible: a frozen model's prejudice, against which the picture has to argue for ever. (Its
-# log-probability of the right shape after the colour of a held-out pair was −2.7, where knowing nothing gives −2.1;
-# with the prejudice subtracted, 84 % of the shapes were right, and 76 % with it.)
+# A colour never stands before a shape in it. *Why.* From captions as they are it learns which pairs there
+# are, and then holds a new one for impossible: a frozen model's prejudice, against which the picture has to
+# argue for ever. (Its log-probability of the right shape after the colour of a held-out pair was −2.7,
+# where knowing nothing gives −2.1; with the prejudice subtracted, 84 % of the shapes were right, and 76 %
+# with it.)
 
 
 def copy_text(rng):
-    """The same random words again and again: nothing but copying predicts them (this grows induction heads)."""
+    """The same random words again and again: nothing but copying predicts them (this grows induction
+    heads)."""
     words = made_up_names(rng, int(rng.integers(3, 7)))
     pool = list(COLOURS) + list(SHAPES) + list(PLACES)
     words += [str(w) for w in rng.choice(pool, int(rng.integers(1, 7)), replace=False)]
@@ -145,11 +153,16 @@ def copy_text(rng):
 def naming_text(rng):
     """Made-up names that recur next to what they name, in random order: a naming page without its pictures.
 
-    Mostly the thing is a single word, next to its name: looking that up is the simplest copying there is, and on a
-    page with pictures, where every token sees its picture, the look-up is as short.
+    Mostly the thing is a single word, next to its name: looking that up is the simplest copying there is,
+    and on a page with pictures, where every token sees its picture, the look-up is as short.
     """
     if rng.random() < 0.7:
-        things = [str(w) for w in rng.choice([*COLOURS, *SHAPES, *PLACES, *FILLS, *SIZES], int(rng.integers(2, 7)), replace=False)]
+        things = [
+            str(w)
+            for w in rng.choice(
+                [*COLOURS, *SHAPES, *PLACES, *FILLS, *SIZES], int(rng.integers(2, 7)), replace=False
+            )
+        ]
         link, end = [(' ', '. '), (': ', '. '), (' ', ' ')][int(rng.integers(3))]
     else:
         pairs = [f'{a} {b}' for a in (*SIZES, *FILLS) for b in (*COLOURS, *SHAPES)]
@@ -161,9 +174,12 @@ def naming_text(rng):
 
 
 def plain_text(rng):
-    """Any training page, its pictures left out, and of each colour with its shape one of the two replaced by a made-up word."""
+    """Any training page, its pictures left out, and of each colour with its shape one of the two replaced
+    by a made-up word."""
     make = [caption_page, question_page, story_page, clip_page][int(rng.choice(4, p=[0.3, 0.45, 0.1, 0.15]))]
-    text = ' '.join(piece.strip() for piece in make(rng, (3, 33)).pieces if isinstance(piece, str))  # as long as a prompt may get
+    text = ' '.join(
+        piece.strip() for piece in make(rng, (3, 33)).pieces if isinstance(piece, str)
+    )  # as long as a prompt may get
 
     names = made_up_names(rng, int(rng.integers(2, 6)))  # that recur: a name said once is noise to learn from
 

@@ -14,16 +14,17 @@ from kit.world.words import caption, clip_caption, clip_questions, happening, ph
 
 
 # ---------------------------------------------------------------------------------------------
-# Few-shot tasks about pairs and names that were never trained on. A query is drawn before its examples, so that it is
-# the same for any number of them.
+# Few-shot tasks about pairs and names that were never trained on. A query is drawn before its examples, so
+# that it is the same for any number of them.
 
 
 def naming_episode(rng, split, ways, shots, turn=None):
-    """Which of the made-up names has the thing in the last picture? `shots` examples of each of `ways` kinds, in
-    random order. Kinds and names are drawn for this episode; no picture appears twice.
+    """Which of the made-up names has the thing in the last picture? `shots` examples of each of `ways`
+    kinds, in random order. Kinds and names are drawn for this episode; no picture appears twice.
 
-    turn: the query shows the kind of support picture number `turn`. Taking them in turn makes chance exactly 1/ways
-    for whoever goes by place (by luck, "the last one" can be right in a third of 400 four-way episodes).
+    turn: the query shows the kind of support picture number `turn`. Taking them in turn makes chance
+    exactly 1/ways for whoever goes by place (by luck, "the last one" can be right in a third of 400
+    four-way episodes).
     """
     pairs, n_picture, _ = SPLITS[split]
     kinds = rng.choice(len(pairs), ways, replace=False)
@@ -69,7 +70,10 @@ def clip_episode(rng, split, shots):
         while True:
             i = int(rng.integers(CLIP_SPLITS[split][1]))
             if clip(split, i).event in DIRECTIONS:
-                return Example(clip_media(split, i), CAPTION_PROMPT, clip_caption(clip(split, i))), clip(split, i)
+                return Example(clip_media(split, i), CAPTION_PROMPT, clip_caption(clip(split, i))), clip(
+                    split, i
+                )
+
     query, truth = one(split)
     return Episode([one('train')[0] for _ in range(shots)], query, check=partial(direction_is_right, truth))
 
@@ -77,16 +81,28 @@ def clip_episode(rng, split, shots):
 def caption_is_right(scene, text):
     """Every attribute that the text names is the scene's, and it names at least colour and shape."""
     words = text.lower().replace('.', ' ').replace(',', ' ').split()
-    true = {'colour': scene.colour, 'shape': scene.shape, 'size': scene.size if scene.count == 1 else None, 'fill': scene.fill,
-            'count': NUMBERS[scene.count]}
+    true = {
+        'colour': scene.colour,
+        'shape': scene.shape,
+        'size': scene.size if scene.count == 1 else None,
+        'fill': scene.fill,
+        'count': NUMBERS[scene.count],
+    }
     singular = {plural(s): s for s in SHAPES} | {s: s for s in SHAPES}
-    named = {'colour': [w for w in words if w in COLOURS], 'shape': [singular[w] for w in words if w in singular],
-             'size': [w for w in words if w in SIZES], 'fill': [w for w in words if w in FILLS], 'count': [w for w in words if w in NUMBERS]}
+    named = {
+        'colour': [w for w in words if w in COLOURS],
+        'shape': [singular[w] for w in words if w in singular],
+        'size': [w for w in words if w in SIZES],
+        'fill': [w for w in words if w in FILLS],
+        'count': [w for w in words if w in NUMBERS],
+    }
     if not named['count'] and ('a' in words or 'an' in words):
         named['count'].append('one')
     if scene.count > 1:
         named['size'] = []  # several are always small; saying so is neither asked nor wrong
-    return bool(named['colour'] and named['shape']) and all(w == true[kind] for kind, said in named.items() for w in said)
+    return bool(named['colour'] and named['shape']) and all(
+        w == true[kind] for kind, said in named.items() for w in said
+    )
 
 
 def direction_is_right(clip, text):
@@ -100,7 +116,9 @@ def zero_shot_classes():
 
 def zero_shot_pictures(split, n):
     """n pictures of a split, and which of PAIRS each shows."""
-    return [picture_media(split, i) for i in range(n)], [PAIRS.index(SPLITS[split][0][i % len(SPLITS[split][0])]) for i in range(n)]
+    return [picture_media(split, i) for i in range(n)], [
+        PAIRS.index(SPLITS[split][0][i % len(SPLITS[split][0])]) for i in range(n)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -113,7 +131,10 @@ def reading_episode(rng, split, shots):
         while True:
             i = random_picture(rng, split)
             if scene(split, i).glyph:
-                return Example(picture_media(split, i), question_prompt('what does the sign say?'), scene(split, i).glyph)
+                return Example(
+                    picture_media(split, i), question_prompt('what does the sign say?'), scene(split, i).glyph
+                )
+
     query = one(split)
     return Episode([one('train') for _ in range(shots)], query)
 
@@ -133,7 +154,10 @@ def choice_episode(rng, split, shots, ways=4):
     """What does it do: one of four (STAR: multiple choice over clips)."""
     def one(split):
         i = random_clip(rng, split)
-        return Example(clip_media(split, i), question_prompt('what does it do?'), happening(clip(split, i))), clip(split, i)
+        return Example(
+            clip_media(split, i), question_prompt('what does it do?'), happening(clip(split, i))
+        ), clip(split, i)
+
     query, truth = one(split)
     others = [e if e != 'turns' else f'turns {rng.choice(list(COLOURS))}' for e in EVENTS if e != truth.event]
     choices = [query.answer, *(str(e) for e in rng.choice(others, ways - 1, replace=False))]
@@ -150,13 +174,31 @@ def dialogue_episode(rng, split, shots):
         i = random_picture(rng, split)
         s = scene(split, i)
         asked = questions(s)
-        *before, (kind, question, answer) = [asked[k] for k in rng.permutation(len(asked))[:int(rng.integers(2, 4))]]
+        *before, (kind, question, answer) = [
+            asked[k] for k in rng.permutation(len(asked))[: int(rng.integers(2, 4))]
+        ]
         caption = f'a {s.colour} thing.' if kind != 'colour' else 'a thing.'
-        example = Example(picture_media(split, i), dialogue_prompt(caption, [(q, a) for _, q, a in before], question), answer)
+        example = Example(
+            picture_media(split, i),
+            dialogue_prompt(caption, [(q, a) for _, q, a in before], question),
+            answer,
+        )
         return example, s, kind
     query, s, kind = one(split)
-    right = {query.answer: 1.0, phrase(s, size=kind == 'size', fill=False): 0.5 if kind in ('colour', 'shape', 'count', 'size') else 0.0}
-    wrong = {'colour': COLOURS, 'shape': SHAPES, 'count': NUMBERS[1:], 'size': SIZES, 'place': PLACE_WORDS.values(), 'sign': GLYPHS}
+    right = {
+        query.answer: 1.0,
+        phrase(s, size=kind == 'size', fill=False): 0.5
+        if kind in ('colour', 'shape', 'count', 'size')
+        else 0.0,
+    }
+    wrong = {
+        'colour': COLOURS,
+        'shape': SHAPES,
+        'count': NUMBERS[1:],
+        'size': SIZES,
+        'place': PLACE_WORDS.values(),
+        'sign': GLYPHS,
+    }
     pool = [w for words in wrong.values() for w in words if w not in right and w != query.answer]
     pool = [w for w in wrong[kind] if w not in right] + [str(w) for w in rng.choice(pool, 6, replace=False)]
     choices = [*right, *dict.fromkeys(pool)][:12]
@@ -166,8 +208,8 @@ def dialogue_episode(rng, split, shots):
 
 
 def statement_episode(rng, split, shots, turn=None):
-    """Is a written statement true of the picture? Yes or no (the form of HatefulMemes). A false one is wrong in its colour
-    or in its shape. turn: odd for a true statement; by chance unless said."""
+    """Is a written statement true of the picture? Yes or no (the form of HatefulMemes). A false one is
+    wrong in its colour or in its shape. turn: odd for a true statement; by chance unless said."""
     def one(split, true):
         i = random_picture(rng, split)
         s = scene(split, i)
@@ -175,19 +217,29 @@ def statement_episode(rng, split, shots, turn=None):
         if not true:
             kind, values = (('colour', list(COLOURS)), ('shape', SHAPES))[int(rng.integers(2))]
             told = replace(s, **{kind: str(rng.choice([v for v in values if v != getattr(s, kind)]))})
-        return Example(picture_media(split, i), statement_prompt(phrase(told, size=False, fill=False), 'Is it true?'), 'yes' if true else 'no')
+        return Example(
+            picture_media(split, i),
+            statement_prompt(phrase(told, size=False, fill=False), 'Is it true?'),
+            'yes' if true else 'no',
+        )
+
     query = one(split, bool(rng.integers(2) if turn is None else turn % 2))
     return Episode([one('train', bool(rng.integers(2))) for _ in range(shots)], query, choices=['yes', 'no'])
 
 
 def action_episode(rng, split, shots):
-    """Every action there is, as a caption of this clip (RareAct: things do what nobody saw them do before). The choices
-    are in the order of EVENTS."""
+    """Every action there is, as a caption of this clip (RareAct: things do what nobody saw them do before).
+    The choices are in the order of EVENTS."""
     def one(split):
         i = random_clip(rng, split)
         c = clip(split, i)
-        thing, new = phrase(c.scene, size=False, fill=False), str(rng.choice([n for n in COLOURS if n != c.scene.colour]))
-        said = [f'{thing} {happening(c) if e == c.event else f"{e} {new}" if e == "turns" else e}' for e in EVENTS]
+        thing, new = (
+            phrase(c.scene, size=False, fill=False),
+            str(rng.choice([n for n in COLOURS if n != c.scene.colour])),
+        )
+        said = [
+            f'{thing} {happening(c) if e == c.event else f"{e} {new}" if e == "turns" else e}' for e in EVENTS
+        ]
         return Example(clip_media(split, i), ACTION_PROMPT, said[list(EVENTS).index(c.event)]), said
     query, said = one(split)
     return Episode([one('train')[0] for _ in range(shots)], query, choices=said)

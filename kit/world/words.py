@@ -3,9 +3,13 @@ from kit.world.draw import COLOURS, NUMBERS, PLACE_WORDS, SHAPES
 from kit.world.names import one_of
 
 
-# One token each where the tokenizer was trained on the sources (kit.run.Run.choose_tokenizer adds them to its texts).
-# With a capital letter, so that they are no parts of the made-up names on pages.
-SYLLABLES = [consonant + vowel for vowel in ('a', 'e', 'i', 'o', 'u', 'ai', 'au', 'ei', 'oo') for consonant in 'BCDFGHJKLMNPRSTVWXYZ']
+# One token each where the tokenizer was trained on the sources (kit.run.Run.choose_tokenizer adds them to
+# its texts). With a capital letter, so that they are no parts of the made-up names on pages.
+SYLLABLES = [
+    consonant + vowel
+    for vowel in ('a', 'e', 'i', 'o', 'u', 'ai', 'au', 'ei', 'oo')
+    for consonant in 'BCDFGHJKLMNPRSTVWXYZ'
+]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -41,10 +45,11 @@ def long_caption(s):
 
 
 def noisy_caption(s, rng):
-    """Short and careless, as ALIGN's alt texts are: something is always missing, in any order, with odd words.
+    """Short and careless, as ALIGN's alt texts are: something is always missing, in any order, with odd
+    words.
 
-    What is missing matters: from 'red' and 'three stars' the encoder learns colour and shape each for itself. Where
-    captions always name both, it learns the pairs by heart, and a new pair is a stranger.
+    What is missing matters: from 'red' and 'three stars' the encoder learns colour and shape each for
+    itself. Where captions always name both, it learns the pairs by heart, and a new pair is a stranger.
     """
     named = {'count': NUMBERS[s.count] if s.count > 1 else '', 'size': s.size if s.count == 1 else '',
              'fill': s.fill if s.fill != 'plain' else '', 'colour': s.colour,
@@ -64,7 +69,11 @@ def clip_caption(c):
 
 def questions(s):
     """Every question a scene can answer, as (kind, question, answer)."""
-    asked = [('colour', 'what color is it?', s.colour), ('shape', 'what shape is it?', s.shape), ('count', 'how many are there?', NUMBERS[s.count])]
+    asked = [
+        ('colour', 'what color is it?', s.colour),
+        ('shape', 'what shape is it?', s.shape),
+        ('count', 'how many are there?', NUMBERS[s.count]),
+    ]
     if s.count == 1:
         asked += [('size', 'is it small or large?', s.size), ('place', 'where is it?', PLACE_WORDS[s.place])]
     return asked + ([('sign', 'what does the sign say?', s.glyph)] if s.glyph else [])
@@ -88,4 +97,8 @@ def happening(c):
 def clip_questions(c):
     """Every question a clip can answer, as (kind, question, answer)."""
     asked = [('event', 'what does it do?', happening(c)), ('shape', 'what shape is it?', c.scene.shape)]
-    return asked + ([('becomes', 'what color does it turn?', c.becomes)] if c.becomes else [('colour', 'what color is it?', c.scene.colour)])
+    return asked + (
+        [('becomes', 'what color does it turn?', c.becomes)]
+        if c.becomes
+        else [('colour', 'what color is it?', c.scene.colour)]
+    )

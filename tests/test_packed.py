@@ -11,12 +11,14 @@ from kit.fast import packed
 from model import Flamingo, FlamingoConfig
 from rounding import EPS, near_log_p
 
-needs_operator = pytest.mark.skipif(packed.OPERATOR is None, reason='this build of PyTorch has no oneDNN; then nothing is packed')
+needs_operator = pytest.mark.skipif(packed.OPERATOR is None,
+                                    reason='this build of PyTorch has no oneDNN; then nothing is packed')
 
 
 def tiny(**changes):
     torch.manual_seed(0)
-    sizes = dict(n_vocab=50, bos=48, pad=49, lm_layer=3, lm_dim=32, lm_head=2, n_context=64, xattn_every=2, xattn_head=2, xattn_head_dim=16, resampler_layer=1,
+    sizes = dict(n_vocab=50, bos=48, pad=49, lm_layer=3, lm_dim=32, lm_head=2, n_context=64, xattn_every=2,
+                 xattn_head=2, xattn_head_dim=16, resampler_layer=1,
                  resampler_dim=32, resampler_head=2, resampler_head_dim=16, n_latent=4, n_image=2)
     model = Flamingo(FlamingoConfig(**sizes | changes)).eval()
     for layer in model.gated:
@@ -35,7 +37,8 @@ def ask(model, n_new=12, **options):
     tokens[:, 1] = model.image
     index = (tokens == model.image).cumsum(1)
     media = torch.randn(2, 1, 1, 3, 48, 48, generator=g)
-    return generate(model, tokens, torch.tensor([9, 7]), index, n_new, media=media, generator=torch.Generator().manual_seed(2), **options)
+    return generate(model, tokens, torch.tensor([9, 7]), index, n_new, media=media,
+                    generator=torch.Generator().manual_seed(2), **options)
 
 
 @pytest.fixture
@@ -68,12 +71,14 @@ def test_answers_are_the_same(small_pays, monkeypatch, options):
     model = tiny()
     answers = ask(model, **options)
     n = 1 if 'temperature' in options else options['beam_size']
-    # Every matrix of the language model, those of the gated layers before blocks 0 and 2 (but for keys and values), and the head.
+    # Every matrix of the language model, those of the gated layers before blocks 0 and 2 (but for keys and
+    # values), and the head.
     block, gated = [(96, 32), (32, 32), (128, 32), (32, 128)], [(32, 32), (32, 32), (128, 32), (32, 128)]
     assert sorted(small_pays) == sorted((*shape, 2 * n) for shape in 3 * block + 2 * gated + [(52, 32)])
     monkeypatch.setattr(packed, 'OPERATOR', None)
     plain = ask(model, **options)
-    assert [words for words, _ in answers] == [words for words, _ in plain] and any(words for words, _ in plain)
+    assert [words for words, _ in answers] == [words for words, _ in plain]
+    assert any(words for words, _ in plain)
     assert [p for _, p in answers] == near_log_p([p for _, p in plain], n_word=12)
 
 
@@ -83,7 +88,8 @@ def test_the_model_is_afterwards_what_it_was(small_pays):
     before = [(m, set(m.__dict__), set(m._modules)) for m in model.modules()]
     ask(model)
     fast = packed.packed(model, 2, 12)
-    assert type(fast.lm.h[0].attn.c_attn) is packed.Packed and fast.vision is model.vision and fast.lm.wte is model.lm.wte
+    assert type(fast.lm.h[0].attn.c_attn) is packed.Packed and fast.vision is model.vision
+    assert fast.lm.wte is model.lm.wte
     assert type(model.lm.h[0].attn.c_attn) is nn.Linear and 'head' not in model.__dict__
     assert [(m, set(m.__dict__), set(m._modules)) for m in model.modules()] == before
     with torch.no_grad():  # new weights are used, not those that were packed
@@ -91,7 +97,8 @@ def test_the_model_is_afterwards_what_it_was(small_pays):
     first = ask(model)
     model.load_state_dict(model.state_dict())
     assert ask(model) == first and first != ask(tiny())
-    loss = model(torch.tensor([[1, 2]]), torch.zeros(1, 2, dtype=torch.long), targets=torch.tensor([[2, 3]]))[1]
+    loss = model(torch.tensor([[1, 2]]), torch.zeros(1, 2, dtype=torch.long),
+                 targets=torch.tensor([[2, 3]]))[1]
     loss.backward()
     assert model.new_rows.grad is not None
 
@@ -121,9 +128,11 @@ def test_what_another_thread_asks_meanwhile_has_its_gradients(small_pays):
     packed.packed(model, 2, 12)
     with torch.inference_mode(), ThreadPoolExecutor(1) as other:
         def train():
-            model(torch.tensor([[1, 2, 3]]), torch.zeros(1, 3, dtype=torch.long), targets=torch.tensor([[2, 3, 4]]))[1].backward()
+            model(torch.tensor([[1, 2, 3]]), torch.zeros(1, 3, dtype=torch.long),
+                  targets=torch.tensor([[2, 3, 4]]))[1].backward()
         other.submit(train).result()
-    assert small_pays and model.new_rows.grad.abs().sum() > 0 and model.gated[0].feed_forward.up.weight.grad is not None
+    assert small_pays and model.new_rows.grad.abs().sum() > 0
+    assert model.gated[0].feed_forward.up.weight.grad is not None
 
 
 @needs_operator

@@ -1,4 +1,5 @@
-"""Perceiver Resampler: the paper's loop, and that padding, clip length and frame order do what they should."""
+"""Perceiver Resampler: the paper's loop, and that padding, clip length and frame order do what they
+should."""
 import numpy as np
 import pytest
 import torch
@@ -29,7 +30,8 @@ def first_frames(*rows):
 
 
 def interpolated(embedding, n):
-    """n frames over a table of embeddings (n_trained,D): as they are, or stretched over a longer clip, one dimension at a time."""
+    """n frames over a table of embeddings (n_trained,D): as they are, or stretched over a longer clip, one
+    dimension at a time."""
     n_trained = len(embedding)
     if n <= n_trained:
         return embedding[:n]
@@ -37,30 +39,42 @@ def interpolated(embedding, n):
     return np.stack([np.interp(moments, range(n_trained), column) for column in embedding.T], axis=1)
 
 
-# float64 and float32: of the largest, some 40 roundings of the sums. bfloat16: of each, what it is rounded to at the end.
-@pytest.mark.parametrize('dtype, rounding', [(torch.float64, 40 * 2 ** -52), (torch.float32, 40 * 2 ** -23), (torch.bfloat16, 2 ** -8)])
+# float64 and float32: of the largest, some 40 roundings of the sums. bfloat16: of each, what it is rounded
+# to at the end.
+@pytest.mark.parametrize('dtype, rounding',
+                         [(torch.float64, 40 * 2 ** -52), (torch.float32, 40 * 2 ** -23),
+                          (torch.bfloat16, 2 ** -8)])
 @pytest.mark.parametrize('kind', ['all', 'causal', 'bool', 'added'])
 def test_attention_rounds_no_more_than_its_output(dtype, rounding, kind):
-    """softmax(q kᵀ / √d) v in float64, and its gradient, are met as nearly as dtype can say them: also in bfloat16, under autocast."""
+    """softmax(q kᵀ / √d) v in float64, and its gradient, are met as nearly as dtype can say them: also in
+    bfloat16, under autocast."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 5, 4, dtype=dtype, requires_grad=True) for _ in range(3))
-    seen = {'all': torch.ones(5, 5), 'causal': torch.ones(5, 5).tril()}.get(kind, torch.rand(2, 1, 5, 5) < 0.6).bool() | torch.eye(5).bool()
-    mask = {'bool': seen, 'added': torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)}.get(kind)
+    some = torch.rand(2, 1, 5, 5) < 0.6
+    seen = {'all': torch.ones(5, 5), 'causal': torch.ones(5, 5).tril()}.get(kind, some).bool()
+    seen = seen | torch.eye(5).bool()
+    added = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)
+    mask = {'bool': seen, 'added': added}.get(kind)
     with torch.autocast('cpu', torch.bfloat16, enabled=dtype is torch.bfloat16):
         out = attention(q, k, v, mask, causal=kind == 'causal')
     assert out.dtype == dtype
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     score = (exact[0] @ exact[1].transpose(-1, -2) / 4 ** 0.5).masked_fill(~seen, -torch.inf)
     expected = score.softmax(-1) @ exact[2]
-    near = lambda x, e: torch.testing.assert_close(x.double(), e, rtol=rounding, atol=rounding / 8 * max(1.0, e.abs().max().item()))
+
+    def near(x, e):
+        largest = max(1.0, e.abs().max().item())
+        torch.testing.assert_close(x.double(), e, rtol=rounding, atol=rounding / 8 * largest)
     near(out, expected)
     weight = torch.randn(out.shape).to(dtype)  # what comes back is rounded, too
-    for g, e in zip(torch.autograd.grad(out, (q, k, v), weight), torch.autograd.grad(expected, exact, weight.double())):
+    gradients = torch.autograd.grad(out, (q, k, v), weight)
+    for g, e in zip(gradients, torch.autograd.grad(expected, exact, weight.double())):
         near(g, e)
 
 
 def slow_resampler(model, media, frame_mask):
-    """Figure 5 of the paper in loops, float64: one clip, one latent, one head at a time. Padded frames are left out, not masked."""
+    """Figure 5 of the paper in loops, float64: one clip, one latent, one head at a time. Padded frames are
+    left out, not masked."""
     w = {name: p.detach().numpy() for name, p in model.named_parameters()}
 
     def norm(x, name):
@@ -71,7 +85,8 @@ def slow_resampler(model, media, frame_mask):
         clip = media[b, n][frame_mask[b, n]].numpy()                         # (F,S,D_in), real frames only
         x_f = []
         for frame, time in zip(clip, interpolated(w['time_embedding'], len(clip))):
-            x_f += [(w['project.weight'] @ patch if 'project.weight' in w else patch) + time for patch in frame]
+            x_f += [(w['project.weight'] @ patch if 'project.weight' in w else patch) + time
+                    for patch in frame]
         x = list(w['latents'])
         for i, layer in enumerate(model.layers):
             name, d = f'layers.{i}.', layer.head_dim
@@ -89,7 +104,8 @@ def slow_resampler(model, media, frame_mask):
                 attended.append(w[name + 'to_out.weight'] @ np.concatenate(heads))
             x = [z + a for z, a in zip(x, attended)]
             for r, z in enumerate(x):
-                hidden = np.maximum(w[name + 'feed_forward.up.weight'] @ norm(z, name + 'feed_forward.norm'), 0) ** 2
+                hidden = w[name + 'feed_forward.up.weight'] @ norm(z, name + 'feed_forward.norm')
+                hidden = np.maximum(hidden, 0) ** 2
                 x[r] = z + w[name + 'feed_forward.down.weight'] @ hidden
         out[b, n] = [norm(z, 'norm') for z in x]
     return torch.from_numpy(out)
@@ -99,24 +115,30 @@ def slow_resampler(model, media, frame_mask):
 # The equations
 
 
-@pytest.mark.parametrize('options', [{}, dict(dim_media=6), dict(head_dim=5, n_layer=1), dict(dim_media=12, head_dim=3, n_head=3)])
+@pytest.mark.parametrize('options',
+                         [{}, dict(dim_media=6), dict(head_dim=5, n_layer=1),
+                          dict(dim_media=12, head_dim=3, n_head=3)])
 def test_equals_the_slow_loop(options):
-    """Clips of 1 to 6 frames, some longer than training's 4: the latents among the keys, the squared ReLU, every norm."""
+    """Clips of 1 to 6 frames, some longer than training's 4: the latents among the keys, the squared ReLU,
+    every norm."""
     model = resampler(**options)
     mask = first_frames([1, 3], [6, 4])
     media = torch.randn(2, 2, 6, 2, options.get('dim_media', 8), dtype=torch.float64)
     torch.testing.assert_close(model(media, mask), slow_resampler(model, media, mask), rtol=1e-5, atol=1e-5)
     short = torch.ones(2, 2, 3, dtype=torch.bool)  # no stretched frame, no mask: equal to rounding
-    torch.testing.assert_close(model(media[:, :, :3]), slow_resampler(model, media[:, :, :3], short), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model(media[:, :, :3]), slow_resampler(model, media[:, :, :3], short),
+                               rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize('options', [{}, dict(dim_media=6)])
 @pytest.mark.parametrize('frozen', [True, False])
 def test_gradients_are_those_of_the_slow_loop(options, frozen):
-    """Of all weights, the moments among them, by differences of the slow loop; and of the features, where the encoder is trained too."""
+    """Of all weights, the moments among them, by differences of the slow loop; and of the features, where
+    the encoder is trained too."""
     model = resampler(n_layer=1, **options)
     mask = first_frames([1, 3], [6, 3])
-    media = torch.randn(2, 2, 6, 2, options.get('dim_media', 8), dtype=torch.float64, requires_grad=not frozen)
+    media = torch.randn(2, 2, 6, 2, options.get('dim_media', 8), dtype=torch.float64,
+                        requires_grad=not frozen)
     weight = torch.randn(2, 2, 3, 8, dtype=torch.float64)
     (model(media, mask) * weight).sum().backward()
     assert (media.grad is None) == frozen
@@ -132,7 +154,8 @@ def test_gradients_are_those_of_the_slow_loop(options, frozen):
 
 
 def test_the_papers_parameter_count():
-    """194 M (Table 5) comes out with heads of 128 and a projection from the NFNet's 3072, not with the 96 of Table 4."""
+    """194 M (Table 5) comes out with heads of 128 and a projection from the NFNet's 3072, not with the 96
+    of Table 4."""
     def millions(head_dim):
         with torch.device('meta'):
             model = PerceiverResampler(1536, 3072, n_latent=64, n_layer=6, n_head=16, head_dim=head_dim)
@@ -159,7 +182,8 @@ def test_projects_only_where_widths_differ():
 
 @pytest.mark.parametrize('n_frame', [1, 2, 8])
 def test_first_and_last_frame_are_exact_at_any_length(n_frame):
-    """However long the clip, it starts at the first learned moment and ends at the last, to the bit, and never runs past it."""
+    """However long the clip, it starts at the first learned moment and ends at the last, to the bit, and
+    never runs past it."""
     model = PerceiverResampler(4, n_latent=1, n_layer=1, n_head=1, n_frame=n_frame)
     learned = model.time_embedding
     for n in range(n_frame + 1, 300):
@@ -168,12 +192,15 @@ def test_first_and_last_frame_are_exact_at_any_length(n_frame):
 
 
 def test_thirty_frames_over_eight_learned_ones():
-    """The paper trains on 8 frames and reads 30 by interpolating (appendix A.1.1): against np.interp, also through the whole module."""
+    """The paper trains on 8 frames and reads 30 by interpolating (appendix A.1.1): against np.interp, also
+    through the whole module."""
     model = resampler(n_frame=8)
     time = interpolated(model.time_embedding.detach().numpy(), 30)
     # A moment of up to 7 is float32, and so off by 7 ε; the embeddings of two moments differ by up to 4.
     np.testing.assert_allclose(model.time(30).detach(), time, rtol=0, atol=7 * 4 * 2 ** -23)
-    np.testing.assert_allclose(time[10], (model.time_embedding[2] * 17 + model.time_embedding[3] * 12).detach() / 29)  # 70/29 = 2 + 12/29
+    # 70/29 = 2 + 12/29
+    np.testing.assert_allclose(time[10],
+                               (model.time_embedding[2] * 17 + model.time_embedding[3] * 12).detach() / 29)
 
     media = torch.randn(1, 1, 30, 2, 8, dtype=torch.float64)
     out = model(media)
@@ -184,7 +211,8 @@ def test_thirty_frames_over_eight_learned_ones():
 
 @pytest.mark.parametrize('n_real', [1, 2, 4])
 def test_short_clips_use_the_first_embeddings_only(n_real):
-    """A picture uses the very first moment alone, a clip of n frames the first n: nothing is stretched below training's length."""
+    """A picture uses the very first moment alone, a clip of n frames the first n: nothing is stretched
+    below training's length."""
     model = resampler(n_frame=4)
     model(torch.randn(2, 2, n_real, 3, 8, dtype=torch.float64)).square().sum().backward()
     used = model.time_embedding.grad.abs().sum(1) > 0
@@ -217,7 +245,8 @@ def test_padded_frames_have_no_influence():
 
 
 def test_clips_padded_together_equal_the_same_clips_alone():
-    """Interpolation too counts a clip's own frames: a neighbour of 30 frames must not stretch the time of one with 12."""
+    """Interpolation too counts a clip's own frames: a neighbour of 30 frames must not stretch the time of
+    one with 12."""
     model = resampler(n_frame=8)
     lengths = [[1, 30, 8], [12, 3, 9]]
     media = JUNK * torch.randn(2, 3, 30, 2, 8, dtype=torch.float64)
@@ -232,7 +261,8 @@ def test_clips_padded_together_equal_the_same_clips_alone():
 
 @pytest.mark.parametrize('n_frame', [1, 3])
 def test_padded_images_have_no_influence_on_others(n_frame):
-    """A sequence with fewer images is filled up with junk: no NaN comes out of it, and nothing reaches the real images."""
+    """A sequence with fewer images is filled up with junk: no NaN comes out of it, and nothing reaches the
+    real images."""
     model = resampler()
     media = torch.randn(2, 3, n_frame, 2, 8, dtype=torch.float64)
     alone = [model(media[:1]), model(media[1:, :1])]
@@ -253,7 +283,8 @@ def test_padded_images_have_no_influence_on_others(n_frame):
 def test_a_linear_layer_after_a_norm_is_what_it_says(n_frame):
     """kit.fast.normed against W · LN(x + t), forward and the gradients of all that is trained, float64."""
     torch.manual_seed(0)
-    x, weight = torch.randn(4, n_frame, 5, 6, dtype=torch.float64), torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(4, n_frame, 5, 6, dtype=torch.float64)
+    weight = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
     t = torch.randn(n_frame, 1, 6, dtype=torch.float64, requires_grad=True)
     norm = torch.nn.LayerNorm(6).double()
     with torch.no_grad():
@@ -262,12 +293,14 @@ def test_a_linear_layer_after_a_norm_is_what_it_says(n_frame):
     assert type(fast.grad_fn).__name__ == 'NormedLinearBackward'
     torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
     toward, leaves = torch.randn_like(plain), [t, norm.weight, norm.bias, weight]
-    torch.testing.assert_close(*(torch.autograd.grad((y * toward).sum(), leaves) for y in (fast, plain)), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(*(torch.autograd.grad((y * toward).sum(), leaves) for y in (fast, plain)),
+                               rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize('lengths', [[2, 2, 2], [1, 3, 0, 1, 2], [0, 0], [5]])
 def test_clips_by_length_are_the_same_clips_one_by_one(lengths):
-    """kit.fast.ragged, forward and gradients: a function that is not the same for all, of frames in their order."""
+    """kit.fast.ragged, forward and gradients: a function that is not the same for all, of frames in their
+    order."""
     torch.manual_seed(0)
     frames = torch.randn(sum(lengths), 4, 6, dtype=torch.float64, requires_grad=True)
     empty = torch.full((2, 6), 7.0, dtype=torch.float64)
@@ -277,8 +310,10 @@ def test_clips_by_length_are_the_same_clips_one_by_one(lengths):
         return torch.einsum('mfsd,f->md', clips, moment).unsqueeze(1).expand(-1, 2, -1).sin()
 
     fast = by_length(function, frames, torch.tensor(lengths), empty)
-    plain = torch.stack([function(clip.unsqueeze(0))[0] if len(clip) else empty for clip in frames.split(lengths)])
+    plain = torch.stack([function(clip.unsqueeze(0))[0] if len(clip) else empty
+                         for clip in frames.split(lengths)])
     torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
     if sum(lengths):
         toward = torch.randn_like(plain)
-        torch.testing.assert_close(*(torch.autograd.grad((y * toward).sum(), frames)[0] for y in (fast, plain)), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(*(torch.autograd.grad((y * toward).sum(), frames)[0]
+                                     for y in (fast, plain)), rtol=1e-12, atol=1e-12)

@@ -47,12 +47,17 @@ def test_every_count_is_the_papers_or_says_why_not(preset):
     rows = accounting.parameter_rows(preset, model)
     assert all(abs(ours / paper - 1) <= 0.03 or why for _, ours, paper, why in rows)
     ours = {name: n for name, n, _, _ in rows}
-    assert ours['vision encoder'] == pytest.approx(435.3e6, rel=1e-3) and ours['resampler'] == pytest.approx(194e6, rel=3e-3)
+    assert ours['vision encoder'] == pytest.approx(435.3e6, rel=1e-3)
+    assert ours['resampler'] == pytest.approx(194e6, rel=3e-3)
     n_gated = {'flamingo-3b': 24, 'flamingo-9b': 10, 'flamingo-80b': 12}[preset]
-    assert len(model.gated) == n_gated and ours['gated layers'] == pytest.approx(12 * c.lm_dim ** 2 * n_gated, rel=4e-3)
-    assert ours['language model'] == pytest.approx(12 * c.lm_dim ** 2 * c.lm_layer + (32000 + 2048) * c.lm_dim, rel=1e-3)
-    assert ours['total'] == sum(p.numel() for p in model.parameters()) - model.vision.projection.weight.numel()
-    assert (c.lm_layer, c.lm_dim, c.lm_head) == {'flamingo-3b': (24, 2048, 16), 'flamingo-9b': (40, 4096, 32), 'flamingo-80b': (80, 8192, 64)}[preset]
+    assert len(model.gated) == n_gated
+    assert ours['gated layers'] == pytest.approx(12 * c.lm_dim ** 2 * n_gated, rel=4e-3)
+    lm = 12 * c.lm_dim ** 2 * c.lm_layer + (32000 + 2048) * c.lm_dim
+    assert ours['language model'] == pytest.approx(lm, rel=1e-3)
+    n = sum(p.numel() for p in model.parameters())
+    assert ours['total'] == n - model.vision.projection.weight.numel()
+    assert (c.lm_layer, c.lm_dim, c.lm_head) == {'flamingo-3b': (24, 2048, 16), 'flamingo-9b': (40, 4096, 32),
+                                                 'flamingo-80b': (80, 8192, 64)}[preset]
 
 
 def test_why_the_papers_language_models_are_larger():
@@ -63,12 +68,15 @@ def test_why_the_papers_language_models_are_larger():
 
 
 def small_config(**changes):
-    return FlamingoConfig(**dict(n_vocab=50, bos=48, pad=49, lm_layer=3, lm_dim=32, lm_head=2, n_context=40, xattn_every=2, xattn_head=2, xattn_head_dim=8,
-                                 resampler_layer=1, resampler_dim=16, resampler_head=2, resampler_head_dim=8, n_latent=4, n_token=12, n_image=2) | changes)
+    return FlamingoConfig(**dict(n_vocab=50, bos=48, pad=49, lm_layer=3, lm_dim=32, lm_head=2, n_context=40,
+                                 xattn_every=2, xattn_head=2, xattn_head_dim=8,
+                                 resampler_layer=1, resampler_dim=16, resampler_head=2, resampler_head_dim=8,
+                                 n_latent=4, n_token=12, n_image=2) | changes)
 
 
 def test_token_flops_are_what_torch_counts():
-    """Every matrix product of a real forward. The attention among all pairs counts L keys a token where the formula, causal, has L/2."""
+    """Every matrix product of a real forward. The attention among all pairs counts L keys a token where the
+    formula, causal, has L/2."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
     c = small_config(visual_dim=24)
@@ -101,7 +109,8 @@ def test_activations_are_what_autograd_keeps():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         out = block(torch.randn(1, 12, 32, requires_grad=True))
     assert out.requires_grad
-    computed = accounting.kept(lambda: Block(32, 2), lambda b: b(torch.empty(1, 12, 32, requires_grad=True)), torch.float32, torch.float32)
+    computed = accounting.kept(lambda: Block(32, 2), lambda b: b(torch.empty(1, 12, 32, requires_grad=True)),
+                               torch.float32, torch.float32)
     assert computed == pytest.approx(kept, rel=0.05)
 
 
@@ -110,7 +119,8 @@ def test_caches_are_those_of_generation():
     model = Flamingo(c)
     visual = model.visual_keys_values(model.resample(features=torch.randn(1, 2, 1, 9, model.vision.dim)))
     cache = answers.Cache(c, 1, c.n_context, 'cpu', torch.float32, visual)
-    assert accounting.caches(c, torch.float32) == (sum(x.nbytes for x in cache.text), sum(x.nbytes for kv in visual for x in kv))
+    assert accounting.caches(c, torch.float32) == (sum(x.nbytes for x in cache.text),
+                                                   sum(x.nbytes for kv in visual for x in kv))
 
 
 def test_sizes_of_ones_own_are_counted_and_no_papers():
@@ -122,8 +132,10 @@ def test_sizes_of_ones_own_are_counted_and_no_papers():
     block = sum(p.numel() for p in model.lm.h[0].parameters())
     assert frozen == sum(p.numel() for p in accounting.meta_flamingo(c).lm.parameters()) + 4 * block
     line = next(line for line in grown.splitlines() if line.startswith('language model'))
-    assert line.split()[2:] == accounting.big(frozen).split() and grown.startswith('nano, lm_layer=8, xattn_every=2: parameters')
-    assert '-6.2%' in accounting.report('flamingo-80b') and '+' not in accounting.report('flamingo-80b', {'lm_layer': 40}).split('FLOPs')[0]
+    assert line.split()[2:] == accounting.big(frozen).split()
+    assert grown.startswith('nano, lm_layer=8, xattn_every=2: parameters')
+    assert '-6.2%' in accounting.report('flamingo-80b')
+    assert '+' not in accounting.report('flamingo-80b', {'lm_layer': 40}).split('FLOPs')[0]
     with pytest.raises(ValueError, match='lm_dim=130'):
         accounting.report('nano', {'lm_dim': 130})
 
@@ -131,16 +143,21 @@ def test_sizes_of_ones_own_are_counted_and_no_papers():
 def test_the_report_is_printed_for_the_largest_without_allocating_it(capsys):
     out = accounting.report('flamingo-80b')
     fits = [line.split()[3:] for line in out.splitlines() if line.startswith('fits 80 GB')]
-    assert '1,024 GPUs' in out and fits[1] == ['no', 'yes', 'yes', 'yes']  # in bfloat16: 288 GB of weights and optimizer, over 8
+    # In bfloat16: 288 GB of weights and optimizer, over 8.
+    assert '1,024 GPUs' in out and fits[1] == ['no', 'yes', 'yes', 'yes']
 
 
 # ---------------------------------------------------------------------------------------------
 # Precision, micro-batches, activation checkpointing: one process
 
-SMALL = ['--device=cpu', '--dtype=float32', '--lm_layer=2', '--lm_dim=32', '--sizes=lm_head=2', '--sizes=xattn_head=2', '--sizes=xattn_head_dim=16', '--sizes=resampler_dim=32',
-         '--sizes=resampler_head=2', '--sizes=resampler_head_dim=16', '--sizes=resampler_layer=1', '--n_latent=4', '--n_frame=2', '--sizes=text_dim=32', '--sizes=text_head=2', '--sizes=dim_embed=32',
-         '--vision_batch=4', '--language_batch=4', '--language_tokens=32', '--n_token=96', '--n_image=6', '--batch=m3w=2', '--batch=align=2', '--ltip=',
-         '--batch=vtp=2', '--vision_iters=20', '--language_iters=20', '--flamingo_iters=20', '--log_every=1', '--eval_every=5', '--eval_n=2',
+SMALL = ['--device=cpu', '--dtype=float32', '--lm_layer=2', '--lm_dim=32', '--sizes=lm_head=2',
+         '--sizes=xattn_head=2', '--sizes=xattn_head_dim=16', '--sizes=resampler_dim=32',
+         '--sizes=resampler_head=2', '--sizes=resampler_head_dim=16', '--sizes=resampler_layer=1',
+         '--n_latent=4', '--n_frame=2', '--sizes=text_dim=32', '--sizes=text_head=2', '--sizes=dim_embed=32',
+         '--vision_batch=4', '--language_batch=4', '--language_tokens=32', '--n_token=96', '--n_image=6',
+         '--batch=m3w=2', '--batch=align=2', '--ltip=',
+         '--batch=vtp=2', '--vision_iters=20', '--language_iters=20', '--flamingo_iters=20', '--log_every=1',
+         '--eval_every=5', '--eval_n=2',
          '--finetune_iters=4']
 
 
@@ -174,17 +191,21 @@ def flamingo_gradient(folder, *arguments, exact=False):
     if exact:
         see = stage.view
         stage.module.double()
-        stage.view = lambda batch: {k: v.double() if v.is_floating_point() else v for k, v in see(batch).items()}
+        stage.view = lambda batch: {k: v.double() if v.is_floating_point() else v
+                                    for k, v in see(batch).items()}
     losses, _ = train.gradients(run, stage, ['m3w'], 0)
-    return losses['m3w'], torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad]), stage
+    gradient = torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad])
+    return losses['m3w'], gradient, stage
 
 
 def test_micro_batches_and_activation_checkpointing_change_nothing(untrained):
     loss, gradient, _ = flamingo_gradient(untrained, exact=True)
     for argument in ('--micro_batches=2', '--activation_checkpointing=True'):
         other_loss, other, _ = flamingo_gradient(untrained, argument, exact=True)
-        assert other_loss == pytest.approx(loss, rel=192 * EPS), argument  # a float32 sum of at most 2 · 96 targets
-        assert_near(other, gradient, 16 * EPS / torch.finfo(torch.float64).eps)  # a target's weight: a few float32 roundings
+        # A float32 sum of at most 2 · 96 targets.
+        assert other_loss == pytest.approx(loss, rel=192 * EPS), argument
+        # A target's weight is off by a few float32 roundings.
+        assert_near(other, gradient, 16 * EPS / torch.finfo(torch.float64).eps)
     a, b = (train.LanguageStage(small_run(untrained, f'--micro_batches={n}')) for n in (1, 2))
     b.module.load_state_dict(a.module.state_dict())
     whole, parts = (train.gradients(stage.run, stage, ['text'], 0)[0]['text'] for stage in (a, b))
@@ -211,8 +232,10 @@ def test_activation_checkpointing_keeps_less(untrained):
 
 def test_bfloat16_keeps_no_float32_copy_of_what_is_frozen(untrained, monkeypatch):
     """Nor, on a CPU or where the model is narrow, does the stream lose bits."""
-    assert frozen_dtype(torch.bfloat16, 'cpu', 768) is frozen_dtype(torch.float32, 'cuda', 768) is frozen_dtype(torch.bfloat16, 'cuda', 128) is torch.float32
-    monkeypatch.setattr(train, 'frozen_dtype', lambda dtype, device, dim: frozen_dtype(dtype, 'cuda', 768))  # here as there
+    for case in ((torch.bfloat16, 'cpu', 768), (torch.float32, 'cuda', 768), (torch.bfloat16, 'cuda', 128)):
+        assert frozen_dtype(*case) is torch.float32
+    # Here as on a GPU.
+    monkeypatch.setattr(train, 'frozen_dtype', lambda dtype, device, dim: frozen_dtype(dtype, 'cuda', 768))
     loss, gradient, _ = flamingo_gradient(untrained)
     low_loss, low, stage = flamingo_gradient(untrained, '--dtype=bfloat16')
     # bfloat16 has eight bits, ε = 2⁻⁷: some ten roundings each may add up to 0.2, in the loss's mean to less.
@@ -231,8 +254,8 @@ def published_run(out_dir, *arguments):
 
 
 def test_pretrained_weights_are_taken_as_they_are(tmp_path, tiny_nfnet):
-    """language_iters=0 and vision_iters=0: the stages save the published weights. Their sizes and their words come
-    from the files; keys that say otherwise are refused by name."""
+    """language_iters=0 and vision_iters=0: the stages save the published weights. Their sizes and their
+    words come from the files; keys that say otherwise are refused by name."""
     write_vocabulary(tmp_path, [('t', 'h')])
     state = gpt2_state(n_vocab=264, n_context=64)  # 258 words; rows that make the number round
     torch.save(state, tmp_path / 'pytorch_model.bin')
@@ -254,10 +277,12 @@ def test_pretrained_weights_are_taken_as_they_are(tmp_path, tiny_nfnet):
     assert lm.h[0].attn.n_head == 4 and lm.h[1].ln_2.eps == lm.ln_f.eps == 1e-3
     assert torch.equal(flamingo.module.vision.stem[0].weight, timm_state()['stem.conv1.weight'])
     assert math.isfinite(train.gradients(run, flamingo, ['m3w'], 0)[0]['m3w'])
-    published_run(tmp_path / 'out', *given, '--lm_layer=2', '--vision=tiny', '--sizes=lm_head=4')  # the same is fine
+    # The same is fine.
+    published_run(tmp_path / 'out', *given, '--lm_layer=2', '--vision=tiny', '--sizes=lm_head=4')
     for key, message in {'--lm_layer=3': 'has lm_layer=2: leave --lm_layer=3 out',
                          '--sizes=lm_head=2': 'has lm_head=4: leave --sizes=lm_head=2 out',
-                         '--n_context=512': 'has n_context=64', '--vision=F0': 'nfnet.pth has vision=tiny'}.items():
+                         '--n_context=512': 'has n_context=64',
+                         '--vision=F0': 'nfnet.pth has vision=tiny'}.items():
         with pytest.raises(BadInput, match=message):
             published_run(tmp_path / 'out', *given, key)
     with pytest.raises(BadInput, match='has 264 words, and --tokenizer=.*other.tiktoken 259'):
@@ -275,7 +300,8 @@ def test_configs_are_valid_and_can_be_dealt_out(name, monkeypatch):
     for n in (8, 64) if name == 'flamingo_80b' else (1, 8):
         monkeypatch.setenv('WORLD_SIZE', str(n))
         monkeypatch.setenv('RANK', '0')
-        for key in ('vision_batch', 'language_batch', *('batch_' + source for source in train.SOURCES if getattr(config, source))):
+        for key in ('vision_batch', 'language_batch',
+                    *('batch_' + source for source in train.SOURCES if getattr(config, source))):
             assert len(distributed.rows(getattr(config, key), key, config.micro_batches)) > 0
 
 
@@ -299,16 +325,20 @@ def test_batches_that_cannot_be_dealt_out(monkeypatch):
 
 
 def torchrun(*arguments, n=2):
-    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}', os.path.abspath(__file__), *map(str, arguments)],
-                          cwd=ROOT, capture_output=True, text=True, timeout=1200, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
+                           f'--nproc_per_node={n}', os.path.abspath(__file__), *map(str, arguments)],
+                          cwd=ROOT, capture_output=True, text=True, timeout=1200,
+                          env=os.environ | {'OMP_NUM_THREADS': '1'})
 
 
 def losses(rows):
-    return {(row['stage'], row['iter'], k): v for row in rows for k, v in row.items() if k.startswith('loss_')}
+    return {(row['stage'], row['iter'], k): v for row in rows for k, v in row.items()
+            if k.startswith('loss_')}
 
 
 def train_all(out_dir, other=None, *arguments):
-    """20 steps of each stage (4 of fine-tuning), and, from the 15th of `other`'s, the last 5 again -> [losses, losses], answers."""
+    """20 steps of each stage (4 of fine-tuning), and, from the 15th of `other`'s, the last 5 again ->
+    [losses, losses], answers."""
     run = small_run(out_dir, *arguments)
     first, continued = {}, {}
     for name in train.STAGES:
@@ -353,13 +383,15 @@ def alone(tmp_path_factory):
 
 
 def drift(step, value):
-    """How far `value` may be off after this many steps: each adds the roundings of one gradient, some hundred."""
+    """How far `value` may be off after this many steps: each adds the roundings of one gradient, some
+    hundred."""
     return step * 100 * EPS * max(1.0, abs(value))
 
 
 @pytest.mark.parametrize('shard', [False, True])
 def test_two_processes_are_one(alone, tmp_path, shard):
-    """DDP and sharded: the losses of 20 steps of all stages, what it answers, and checkpoints that either continues."""
+    """DDP and sharded: the losses of 20 steps of all stages, what it answers, and checkpoints that either
+    continues."""
     folder, expected, answers = alone
     done = torchrun(tmp_path / 'out', folder, tmp_path / 'said.json', f'--shard={shard}')
     assert done.returncode == 0, done.stderr[-3000:]
@@ -398,7 +430,8 @@ def main():
     both, answers = train_all(out_dir, other, *arguments)
     if distributed.rank() == 0:
         with open(file, 'w') as f:
-            json.dump({'losses': [[[*key, value] for key, value in one.items()] for one in both], 'answers': answers}, f)
+            json.dump({'losses': [[[*key, value] for key, value in one.items()] for one in both],
+                       'answers': answers}, f)
     distributed.end()
 
 

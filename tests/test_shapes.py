@@ -408,8 +408,9 @@ def test_a_story_page_speaks_of_one_side_throughout():
 
 @pytest.mark.parametrize('ways, shots', [(2, 1), (4, 2)])
 def test_naming_episodes_are_fair(ways, shots, held_names):
-    """Held-out things with held-out names; as many examples of each; never the query's own picture; and with the places
-    asked in turn, whoever always says the name at one place of the prompt is right once in `ways`."""
+    """Held-out things with held-out names; as many examples of each; never the query's own picture; and
+    with the places asked in turn, whoever always says the name at one place of the prompt is right once in
+    `ways`."""
     rng, known = np.random.default_rng(0), set(made_up_names(np.random.default_rng(1), 300))
     last = Counter()
     for i in range(64):

@@ -9,7 +9,8 @@ from torch import nn
 from kit.weights.published import Classifier
 from rounding import assert_near
 from vision import (
-    adaptive_gradient_clip, BagOfWords, Contrastive, contrastive_loss, GAMMA, NFBlock, NFNet, SIZES, SqueezeExcite,
+    adaptive_gradient_clip, BagOfWords, Contrastive, contrastive_loss, GAMMA, NFBlock, NFNet, SIZES,
+    SqueezeExcite,
     TextTower, WSConv2d)
 
 
@@ -23,10 +24,12 @@ def seeded():
 
 
 def slow_conv(x, conv, kernel, stride, groups):
-    """x (C,H,W). Weights standardised by the formula, padded as TensorFlow's SAME: ⌈H/stride⌉ outputs, an odd pixel right and below."""
+    """x (C,H,W). Weights standardised by the formula, padded as TensorFlow's SAME: ⌈H/stride⌉ outputs, an
+    odd pixel right and below."""
     w, bias, gain = (p.detach().numpy() for p in (conv.weight, conv.bias, conv.gain))
     fan_in = kernel * kernel * len(x) // groups
-    w = np.stack([g * (u - u.mean()) / math.sqrt(max(fan_in * ((u - u.mean()) ** 2).mean(), 1e-4)) for u, g in zip(w, gain)])
+    w = np.stack([g * (u - u.mean()) / math.sqrt(max(fan_in * ((u - u.mean()) ** 2).mean(), 1e-4))
+                  for u, g in zip(w, gain)])
     size = [-(-n // stride) for n in x.shape[1:]]
     before = [max((o - 1) * stride + kernel - n, 0) // 2 for o, n in zip(size, x.shape[1:])]
     out = np.zeros((len(w), *size))
@@ -79,7 +82,9 @@ def randomise(module, std=0.6):
 # Sizes
 
 
-@pytest.mark.parametrize('size, millions', [('F0', 71.5), ('F1', 132.6), ('F2', 193.8), ('F3', 254.9), ('F4', 316.1), ('F5', 377.2), ('F6', 438.4)])
+@pytest.mark.parametrize('size, millions',
+                         [('F0', 71.5), ('F1', 132.6), ('F2', 193.8), ('F3', 254.9), ('F4', 316.1),
+                          ('F5', 377.2), ('F6', 438.4)])
 def test_published_parameter_counts(size, millions):
     """With the 1000-way head; and the 435 M that the paper gives its F6 is the network without that head."""
     with torch.device('meta'):
@@ -98,7 +103,8 @@ def test_unknown_size_is_refused_and_named():
 @pytest.mark.parametrize('height, width', [(320, 320), (288, 288), (480, 480), (33, 64), (65, 31), (1, 97)])
 @pytest.mark.parametrize('size, pixels', [('F0', 32), ('nano', 16)])
 def test_number_of_positions(size, pixels, height, width):
-    """⌈H/32⌉·⌈W/32⌉ (the paper's 320 px: 100 features, 288: 81, 480: 225; nano: 16), odd and non-square pictures too."""
+    """⌈H/32⌉·⌈W/32⌉ (the paper's 320 px: 100 features, 288: 81, 480: 225; nano: 16), odd and non-square
+    pictures too."""
     with torch.device('meta'):
         net = NFNet(size)
         features = net(torch.empty(2, 3, height, width))
@@ -134,7 +140,8 @@ def randomised_gains(net):
 @pytest.mark.parametrize('height, width', [(4, 4), (5, 5), (6, 7), (3, 8), (1, 2)])
 @pytest.mark.parametrize('kernel, stride, groups', [(3, 2, 1), (3, 2, 2), (3, 1, 2), (1, 1, 1), (1, 2, 1)])
 def test_convolution_equals_the_slow_loop(kernel, stride, groups, height, width):
-    """Standardised weights (fan-in counts a group's channels only), gain, bias, and SAME padding at odd and even sizes."""
+    """Standardised weights (fan-in counts a group's channels only), gain, bias, and SAME padding at odd and
+    even sizes."""
     conv = randomise(WSConv2d(4, 6, kernel, stride, groups))
     x = torch.randn(2, 4, height, width, dtype=torch.float64)
     expected = np.stack([slow_conv(picture, conv, kernel, stride, groups) for picture in x.numpy()])
@@ -149,19 +156,23 @@ def test_a_scaled_input_is_a_scaled_weight(stride):
     fast, plain = conv(x, 1.7), conv(1.7 * x)
     torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
     toward, leaves = torch.randn_like(plain), [x, *conv.parameters()]
-    torch.testing.assert_close(*(torch.autograd.grad((y * toward).sum(), leaves) for y in (fast, plain)), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(*(torch.autograd.grad((y * toward).sum(), leaves) for y in (fast, plain)),
+                               rtol=1e-11, atol=1e-11)
 
 
 def test_same_padding_by_hand():
-    """Four pixels, kernel 3, stride 2: windows 0–2 and 2–4, where 4 is padding. (PyTorch's padding=1 would take −1–1 and 1–3.)"""
+    """Four pixels, kernel 3, stride 2: windows 0–2 and 2–4, where 4 is padding. (PyTorch's padding=1 would
+    take −1–1 and 1–3.)"""
     conv = WSConv2d(1, 1, 3, 2).double()
     left, middle, right = conv.standardised_weight()[0, 0, 1]
     out = conv(torch.tensor([[[[1.0, 10, 100, 1000]]]], dtype=torch.float64))[0, 0, 0]
-    torch.testing.assert_close(out, torch.stack([left + 10 * middle + 100 * right, 100 * left + 1000 * middle]))
+    torch.testing.assert_close(out,
+                               torch.stack([left + 10 * middle + 100 * right, 100 * left + 1000 * middle]))
 
 
 def test_raw_scale_of_a_weight_does_not_matter():
-    """Only the direction of the raw weight counts: unit variance in, unit variance out. A constant weight gives zero, not NaN."""
+    """Only the direction of the raw weight counts: unit variance in, unit variance out. A constant weight
+    gives zero, not NaN."""
     conv = WSConv2d(64, 256, 3)
     x = torch.randn(8, 64, 12, 12)
     out = conv(x)
@@ -174,7 +185,8 @@ def test_raw_scale_of_a_weight_does_not_matter():
 
 
 def test_gamma_is_the_inverse_std_of_gelu():
-    """Against the integral over a standard Gaussian. (The published value is itself a sampled one, off by 0.0006.)"""
+    """Against the integral over a standard Gaussian. (The published value is itself a sampled one, off by
+    0.0006.)"""
     x = np.linspace(-10, 10, 20001)
     p = np.exp(-x * x / 2)
     p /= p.sum()
@@ -189,7 +201,8 @@ def test_gamma_is_the_inverse_std_of_gelu():
 
 @pytest.mark.parametrize('n_in, n_out, stride', [(8, 8, 1), (4, 8, 1), (4, 8, 2), (8, 8, 2)])
 def test_block_equals_the_slow_loop(n_in, n_out, stride):
-    """The fact sheet's six steps at an odd size: pooled shortcut, β, grouped pair, squeeze-excite, skip gain, α."""
+    """The fact sheet's six steps at an odd size: pooled shortcut, β, grouped pair, squeeze-excite, skip
+    gain, α."""
     block = randomise(NFBlock(n_in, n_out, 2, stride, alpha=0.3, beta=0.7, drop_path=0.5)).eval()
     x = torch.randn(2, n_in, 5, 4, dtype=torch.float64)
     expected = np.stack([slow_block(block, picture, 2, stride) for picture in x.numpy()])
@@ -197,8 +210,8 @@ def test_block_equals_the_slow_loop(n_in, n_out, stride):
 
 
 def test_beta_and_stochastic_depth_of_f0_by_hand():
-    """β = 1/(predicted std): α = 0.2 adds 0.04 to the variance per block; a stage's first block still divides by the stage before.
-    Stochastic depth rises with depth: 0.25·i/12."""
+    """β = 1/(predicted std): α = 0.2 adds 0.04 to the variance per block; a stage's first block still
+    divides by the stage before. Stochastic depth rises with depth: 0.25·i/12."""
     with torch.device('meta'):
         blocks = NFNet('F0').blocks
     variance = [1, 1.04, 1.04, 1.08, 1.04, 1.08, 1.12, 1.16, 1.20, 1.24, 1.04, 1.08]  # stages of 1, 2, 6, 3
@@ -209,20 +222,24 @@ def test_beta_and_stochastic_depth_of_f0_by_hand():
 
 @pytest.mark.parametrize('alpha', [0.5, 1.0])
 def test_variance_follows_the_prediction(monkeypatch, alpha):
-    """White noise through fresh blocks with open gains: variance grows by α² a block, and every transition brings it back to one.
+    """White noise through fresh blocks with open gains: variance grows by α² a block, and every transition
+    brings it back to one.
 
-    The 2x2 mean of a transition's shortcut would quarter the variance of noise without neighbours (a picture's pixels
-    resemble theirs): here it takes every second pixel instead.
+    The 2x2 mean of a transition's shortcut would quarter the variance of noise without neighbours (a
+    picture's pixels resemble theirs): here it takes every second pixel instead.
     """
-    monkeypatch.setitem(SIZES, 'test', dict(stem=(8, 8, 8, 48), widths=(64, 128, 128), depths=(3, 2, 1), group=16, alpha=alpha,
-                                            drop_path=0.0))
+    monkeypatch.setitem(SIZES, 'test',
+                        dict(stem=(8, 8, 8, 48), widths=(64, 128, 128), depths=(3, 2, 1), group=16,
+                             alpha=alpha,
+                             drop_path=0.0))
     x = torch.randn(2, 48, 96, 96)
     with torch.no_grad():
         for block, variance in zip(NFNet('test').blocks, [1 + i * alpha ** 2 for i in (1, 2, 3, 1, 2, 1)]):
             block.skip_gain.fill_(1)
             if isinstance(block.pool, nn.AvgPool2d):
                 block.pool = nn.MaxPool2d(1, 2)
-            assert 1 / block.beta == pytest.approx(x[:, :, 6:-6, 6:-6].std().item(), rel=0.1)  # away from the zeros outside
+            # Away from the zeros outside.
+            assert 1 / block.beta == pytest.approx(x[:, :, 6:-6, 6:-6].std().item(), rel=0.1)
             x = block(x)
             assert x[:, :, 6:-6, 6:-6].std().item() == pytest.approx(variance ** 0.5, rel=0.1)
 
@@ -283,12 +300,14 @@ def test_each_picture_normalised_by_its_own_mean_and_deviation():
     x = NFNet('nano', per_image=True).normalise(pixels)
     p = pixels.double()
     for i in range(2):
-        torch.testing.assert_close(x[i].double(), (p[i] - p[i].mean()) / p[i].std(correction=0), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(x[i].double(), (p[i] - p[i].mean()) / p[i].std(correction=0), rtol=1e-5,
+                                   atol=1e-5)
     assert not x[2].any()
 
 
 def test_normalise_known_values():
-    """Black and white in ImageNet's statistics, channel by channel: the values any published pipeline gives."""
+    """Black and white in ImageNet's statistics, channel by channel: the values any published pipeline
+    gives."""
     pixels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 2)
     black, white = NFNet('nano').normalise(pixels)[..., 0, 0]
     torch.testing.assert_close(black, torch.tensor([-2.1179, -2.0357, -1.8044]), rtol=0, atol=1e-4)
@@ -320,23 +339,27 @@ def test_embeddings_have_length_one():
         for e in (v, l):
             torch.testing.assert_close(e.norm(dim=1), torch.ones(3))
         mean = sum(net.grid(pictures)[:, :, i, j] for i, j in np.ndindex(2, 3)) / 6 @ net.projection.weight.T
-        assert_near(v * mean.norm(dim=1, keepdim=True), mean, 1000)  # 20 sums of about 1,000 numbers each: 20 · √1000
+        # 20 sums of about 1,000 numbers each: 20 · √1000
+        assert_near(v * mean.norm(dim=1, keepdim=True), mean, 1000)
 
 
 @pytest.mark.parametrize('training', [True, False])
 def test_text_tower_ignores_padding(training):
-    """Neither what stands in the padding nor how long it is reaches a text: not by attention, not by the mean."""
+    """Neither what stands in the padding nor how long it is reaches a text: not by attention, not by the
+    mean."""
     tower = text_tower().train(training)
     tokens = torch.randint(20, (3, 9))
     length = torch.tensor([9, 4, 1])
     mask = torch.arange(9) < length[:, None]
     with torch.no_grad():
         together = tower.embed(tokens, mask)
-        torch.testing.assert_close(tower.embed(tokens.where(mask, (tokens + 7) % 20), mask), together, rtol=0, atol=0)
+        padded = tower.embed(tokens.where(mask, (tokens + 7) % 20), mask)
+        torch.testing.assert_close(padded, together, rtol=0, atol=0)
         for i, n in enumerate(length):
             alone = tower.embed(tokens[i:i + 1, :n], torch.ones(1, n, dtype=torch.bool))
             torch.testing.assert_close(together[i:i + 1], alone, rtol=1e-5, atol=1e-5)
-        assert (tower.embed((tokens + 7) % 20, mask) - together).abs().amax(1).min() > 0.01  # while real tokens do
+        # While real tokens do.
+        assert (tower.embed((tokens + 7) % 20, mask) - together).abs().amax(1).min() > 0.01
 
 
 def test_text_tower_reads_both_ways_and_in_order():
@@ -354,24 +377,29 @@ def test_text_tower_reads_both_ways_and_in_order():
 
 
 def test_without_layers_it_is_a_bag_of_words():
-    """What a text says is the sum of what its words say, each by itself, before it is brought to length one."""
+    """What a text says is the sum of what its words say, each by itself, before it is brought to length
+    one."""
     tower = TextTower(12, 8, 0, 2, 6, 5)
     with torch.no_grad():
-        words = [tower.projection(tower.norm(tower.token.weight[t] + tower.position.weight[i])) for i, t in enumerate((3, 5, 7))]
+        words = [tower.projection(tower.norm(tower.token.weight[t] + tower.position.weight[i]))
+                 for i, t in enumerate((3, 5, 7))]
         whole = tower.embed(torch.tensor([[3, 5, 7, 0]]), torch.tensor([[True, True, True, False]]))
     torch.testing.assert_close(whole[0], nn.functional.normalize(sum(words), dim=0))
 
 
 def test_plain_words_have_no_order_and_a_weight_of_their_own():
-    """The same words in another order are the same text; a word whose vector is short hardly changes what the others say."""
+    """The same words in another order are the same text; a word whose vector is short hardly changes what
+    the others say."""
     tower = BagOfWords(12, 8, 6, 5)
     nn.init.normal_(tower.token.weight)
-    embed = lambda *tokens: tower.embed(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool))[0]
+    embed = lambda *tokens: tower.embed(torch.tensor([tokens]),
+                                        torch.ones(1, len(tokens), dtype=torch.bool))[0]
     with torch.no_grad():
         torch.testing.assert_close(embed(3, 5, 7), embed(7, 3, 5))
         tower.norm.weight.normal_()
         mean = torch.stack([tower.token.weight[t] for t in (3, 5, 7)]).mean(0)
-        expected = tower.projection.weight @ ((mean - mean.mean()) / (mean.var(correction=0) + 1e-5).sqrt() * tower.norm.weight + tower.norm.bias)
+        expected = tower.projection.weight @ ((mean - mean.mean()) / (mean.var(correction=0) + 1e-5).sqrt()
+                                              * tower.norm.weight + tower.norm.bias)
         torch.testing.assert_close(embed(3, 5, 7), nn.functional.normalize(expected, dim=0))
         loud = (embed(3, 5, 9) - embed(3, 5)).norm()
         tower.token.weight[9] *= 1e-3
@@ -381,7 +409,8 @@ def test_plain_words_have_no_order_and_a_weight_of_their_own():
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 @pytest.mark.parametrize('n', [1, 2, 5])
 def test_contrastive_loss_equals_the_slow_loop(n, smoothing):
-    """Both terms of appendix B.1 in float64: the target is 1−ε on the pair plus ε spread over all N. Summed, not averaged as in CLIP."""
+    """Both terms of appendix B.1 in float64: the target is 1−ε on the pair plus ε spread over all N.
+    Summed, not averaged as in CLIP."""
     v, l = (nn.functional.normalize(torch.randn(n, 4, dtype=torch.float64), dim=1) for _ in range(2))
     beta, expected = 3.7, 0.0
     for rows, columns in ((l, v), (v, l)):
@@ -390,22 +419,29 @@ def test_contrastive_loss_equals_the_slow_loop(n, smoothing):
             for j in range(n):
                 target = smoothing / n + (1 - smoothing) * (i == j)
                 expected -= target * math.log(math.exp(beta * rows[i] @ columns[j]) / total) / n
-    assert contrastive_loss(v, l, beta, label_smoothing=smoothing).item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
-    torch.testing.assert_close(contrastive_loss(l, v, beta, label_smoothing=smoothing), contrastive_loss(v, l, beta, label_smoothing=smoothing))
+    loss = contrastive_loss(v, l, beta, label_smoothing=smoothing).item()
+    assert loss == pytest.approx(expected, rel=1e-10, abs=1e-12)
+    torch.testing.assert_close(contrastive_loss(l, v, beta, label_smoothing=smoothing),
+                               contrastive_loss(v, l, beta, label_smoothing=smoothing))
 
 
 def test_contrastive_loss_by_hand():
-    """Two orthogonal pairs at β = ln 3: each right answer has probability 3/4. Smoothed by 0.1, the target is 0.95 and 0.05."""
+    """Two orthogonal pairs at β = ln 3: each right answer has probability 3/4. Smoothed by 0.1, the target
+    is 0.95 and 0.05."""
     pairs, beta = torch.eye(2, dtype=torch.float64), math.log(3)
-    assert contrastive_loss(pairs, pairs, beta, label_smoothing=0).item() == pytest.approx(2 * math.log(4 / 3))
-    assert contrastive_loss(pairs, pairs, beta).item() == pytest.approx(-2 * (0.95 * math.log(0.75) + 0.05 * math.log(0.25)))
+    plain = contrastive_loss(pairs, pairs, beta, label_smoothing=0).item()
+    assert plain == pytest.approx(2 * math.log(4 / 3))
+    smoothed = contrastive_loss(pairs, pairs, beta).item()
+    assert smoothed == pytest.approx(-2 * (0.95 * math.log(0.75) + 0.05 * math.log(0.25)))
     swapped = contrastive_loss(pairs, pairs.flip(0), beta, label_smoothing=0).item()
     assert swapped == pytest.approx(2 * math.log(4))
 
 
-@pytest.mark.parametrize('log_beta, beta', [(None, 1 / 0.07), (math.log(20), 20), (math.log(101), 100), (10.0, 100)])
+@pytest.mark.parametrize('log_beta, beta',
+                         [(None, 1 / 0.07), (math.log(20), 20), (math.log(101), 100), (10.0, 100)])
 def test_beta_starts_at_clips_and_stops_at_100(log_beta, beta):
-    """The inverse temperature is learned as its logarithm; beyond 100 training becomes unstable, so it counts as 100."""
+    """The inverse temperature is learned as its logarithm; beyond 100 training becomes unstable, so it
+    counts as 100."""
     class Fixed(nn.Module):
         def __init__(self, e):
             super().__init__()
@@ -423,7 +459,8 @@ def test_beta_starts_at_clips_and_stops_at_100(log_beta, beta):
 
 
 def test_a_picture_with_several_captions_is_encoded_once_and_counts_for_each():
-    """Two sources, three captions each, of four pictures: losses and gradients are those of a picture encoded for each caption."""
+    """Two sources, three captions each, of four pictures: losses and gradients are those of a picture
+    encoded for each caption."""
     pair = Contrastive(randomised_gains(NFNet('nano', dim_embed=6)), text_tower()).double()
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     encoded = []
@@ -432,10 +469,12 @@ def test_a_picture_with_several_captions_is_encoded_once_and_counts_for_each():
     texts = [(torch.randint(20, (3, 5)), mask, torch.tensor(shows)) for shows in ([0, 1, 2], [2, 3, 2])]
     together = losses(pair, images, texts)
     assert encoded == [4]
-    apart = [losses(pair, images[shows], [(tokens, mask, torch.arange(3))])[0] for tokens, mask, shows in texts]
+    apart = [losses(pair, images[shows], [(tokens, mask, torch.arange(3))])[0]
+             for tokens, mask, shows in texts]
     torch.testing.assert_close(together, apart)
     parameters = list(pair.parameters())
-    for a, b in zip(torch.autograd.grad(sum(together), parameters, allow_unused=True), torch.autograd.grad(sum(apart), parameters, allow_unused=True)):
+    gradients = (torch.autograd.grad(sum(loss), parameters, allow_unused=True) for loss in (together, apart))
+    for a, b in zip(*gradients):
         torch.testing.assert_close(a, b)
 
 
@@ -444,16 +483,21 @@ def test_a_picture_with_several_captions_is_encoded_once_and_counts_for_each():
 
 
 def units(p):
-    """The parts of a parameter that are clipped on their own: output channels or features; a vector or scalar is one part."""
+    """The parts of a parameter that are clipped on their own: output channels or features; a vector or
+    scalar is one part."""
     return list(p) if p.ndim > 1 else [p]
 
 
 def test_agc_equals_the_slow_loop_and_never_lengthens():
-    """Convolutions, matrices, vectors, a scalar, a zero weight and a zero gradient, units within the limit and beyond it."""
+    """Convolutions, matrices, vectors, a scalar, a zero weight and a zero gradient, units within the limit
+    and beyond it."""
     torch.manual_seed(1)
-    parameters = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in [(6, 2, 3, 3), (5, 4), (7,), (), (3, 2), (4,), (2, 2)]]
+    parameters = [nn.Parameter(torch.randn(shape, dtype=torch.float64))
+                  for shape in [(6, 2, 3, 3), (5, 4), (7,), (), (3, 2), (4,), (2, 2)]]
     for p in parameters:
-        scale = torch.tensor(10.0) ** -torch.randint(0, 5, (len(p),) + (1,) * (p.ndim - 1)) if p.ndim > 1 else 0.001
+        scale = 0.001
+        if p.ndim > 1:
+            scale = torch.tensor(10.0) ** -torch.randint(0, 5, (len(p),) + (1,) * (p.ndim - 1))
         p.grad = torch.randn_like(p) * scale
     with torch.no_grad():
         parameters[4].zero_()  # eps keeps a unit of zeros alive

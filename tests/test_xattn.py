@@ -1,10 +1,12 @@
-"""Gated cross-attention: the mask against a loop over the equation, the gates, and what the Route promises."""
+"""Gated cross-attention: the mask against a loop over the equation, the gates, and what the Route
+promises."""
 import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gates import open_gates
@@ -37,7 +39,8 @@ def grown(out, toward, leaves):
 
 
 def slow_layer(layer, y, visual, image_index):
-    """§3.1.2 and §3.1.3 for one token, one head, one key at a time; only what a token sees is ever touched."""
+    """§3.1.2 and §3.1.3 for one token, one head, one key at a time; only what a token sees is ever
+    touched."""
     def norm(x, ln):
         return (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt() * ln.weight + ln.bias
 
@@ -105,7 +108,8 @@ def test_routed_attention_is_masked_attention(page):
     index = torch.tensor(index)
     b, t = index.shape
     torch.manual_seed(0)
-    leaves = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in [(b, t, 2, 3)] + 2 * [(b, n_image, 2, R, 3)]]
+    leaves = [torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+              for shape in [(b, t, 2, 3)] + 2 * [(b, n_image, 2, R, 3)]]
     toward = torch.randn(b, t, 2, 3, dtype=torch.float64)
     plain = masked_attention(*leaves, sees(index, n_image, 'last'))
     gradients = grown(plain, toward, leaves)
@@ -116,8 +120,8 @@ def test_routed_attention_is_masked_attention(page):
 
 
 def test_what_a_token_sees_by_hand():
-    """Before the first image nothing; of index 2 the second, or the first two; of a tag that came without its picture
-    nothing, or all there are."""
+    """Before the first image nothing; of index 2 the second, or the first two; of a tag that came without
+    its picture nothing, or all there are."""
     index = torch.tensor([[0, 2, 4]])
     assert sees(index, 3, 'last').tolist() == [[[False] * 3, [False, True, False], [False] * 3]]
     assert sees(index, 3, 'all_previous').tolist() == [[[False] * 3, [True, True, False], [True] * 3]]
@@ -147,9 +151,11 @@ def test_another_attend_is_refused():
 
 @pytest.mark.parametrize('attend', MODES)
 def test_a_token_that_sees_nothing_gets_exactly_zero(attend):
-    """A softmax over a fully masked row is uniform: such a token would get a mixture of all images, later ones too."""
+    """A softmax over a fully masked row is uniform: such a token would get a mixture of all images, later
+    ones too."""
     layer = gated_layer(attend)
-    index = torch.tensor([[0, 0, 1, 2, 0, 3, 0], [0, 1, 4, 2, 5, 1, 0]])  # N = 3: 4 and 5 came without a picture
+    # N = 3: 4 and 5 came without a picture
+    index = torch.tensor([[0, 0, 1, 2, 0, 3, 0], [0, 1, 4, 2, 5, 1, 0]])
     y, visual = inputs(2, 7, 3)
     attended = layer.cross_attention(y, visual, index)
     blind = (index == 0) | (index > 3) if attend == 'last' else index == 0
@@ -176,7 +182,8 @@ def test_changing_an_image_reaches_its_own_tokens_only(attend):
 @pytest.mark.parametrize('index', [[[0, 0, 1, 2]], [[0, 0, 0, 0]]])
 @pytest.mark.parametrize('attend', MODES)
 def test_backward_is_free_of_nan(attend, index):
-    """Blind rows: masking all of a softmax gives NaN, and zeroing the output afterwards does not keep it out of the gradient."""
+    """Blind rows: masking all of a softmax gives NaN, and zeroing the output afterwards does not keep it
+    out of the gradient."""
     layer = gated_layer(attend, torch.float32)
     y, visual = inputs(1, 4, 2, dtype=torch.float32)
     y.requires_grad_(), visual.requires_grad_()
@@ -192,7 +199,8 @@ def test_backward_is_free_of_nan(attend, index):
 
 @pytest.mark.parametrize('attend', MODES)
 def test_gates_start_shut_and_can_open(attend):
-    """A new layer changes no bit of the language model's stream, yet both gates get a gradient (and, until they open, nothing else)."""
+    """A new layer changes no bit of the language model's stream, yet both gates get a gradient (and, until
+    they open, nothing else)."""
     torch.manual_seed(0)
     layer = GatedCrossAttention(D, D_V, n_head=2, head_dim=3, attend=attend)
     y, visual = inputs(2, 5, 3, dtype=torch.float32)
@@ -214,7 +222,8 @@ def test_a_gate_is_the_papers_tanh():
 @pytest.mark.parametrize('attend', MODES)
 @pytest.mark.parametrize('n_image', [0, 3])
 def test_gates_keep_a_bf16_stream_bf16(attend, n_image):
-    """Weights in float32 under autocast: a gate of shape (1,) would turn the whole stream after it into float32."""
+    """Weights in float32 under autocast: a gate of shape (1,) would turn the whole stream after it into
+    float32."""
     layer = gated_layer(attend, torch.float32)
     y, visual = inputs(1, 5, n_image, dtype=torch.bfloat16)
     with torch.autocast('cpu', torch.bfloat16):
@@ -229,7 +238,8 @@ def test_gates_keep_a_bf16_stream_bf16(attend, n_image):
 
 @pytest.mark.parametrize('attend', MODES)
 def test_kept_keys_and_route_give_the_same(attend):
-    """keys_values and the Route are made once and shared by all steps and layers; token by token (as in generation) is the same too."""
+    """keys_values and the Route are made once and shared by all steps and layers; token by token (as in
+    generation) is the same too."""
     layer = gated_layer(attend)
     index = torch.tensor([[0, 1, 1, 3, 3, 2, 4], [1, 0, 2, 2, 2, 2, 3]])
     y, visual = inputs(2, 7, 3)
@@ -247,7 +257,8 @@ def test_kept_keys_and_route_give_the_same(attend):
 
 
 def random_page(generator, b, t, n):
-    """(B,T) indices: evenly random, one image with nearly all of the text, or a page that rises as it is read."""
+    """(B,T) indices: evenly random, one image with nearly all of the text, or a page that rises as it is
+    read."""
     index = torch.randint(0, n + 2, (b, t), generator=generator)
     kind = int(torch.randint(3, (), generator=generator))
     if kind == 1:
@@ -257,8 +268,9 @@ def random_page(generator, b, t, n):
 
 @pytest.mark.parametrize('seed', range(60))
 def test_route_reaches_every_seeing_token_and_wastes_little(seed):
-    """Each seeing token has a place of its own, in a chunk of its image. And however the text is spread, a sequence has
-    at most 2N chunks and 2T places, each meeting R visual tokens: 2T·R scores at most, where a full mask needs T·N·R."""
+    """Each seeing token has a place of its own, in a chunk of its image. And however the text is spread, a
+    sequence has at most 2N chunks and 2T places, each meeting R visual tokens: 2T·R scores at most, where a
+    full mask needs T·N·R."""
     g = torch.Generator().manual_seed(seed)
     b, t, n = (int(torch.randint(1, high, (), generator=g)) for high in (4, 60, 33))
     index = random_page(g, b, t, n)
@@ -282,12 +294,13 @@ def test_route_reaches_every_seeing_token_and_wastes_little(seed):
 
 
 def test_work_does_not_grow_with_the_number_of_images():
-    """The product of queries and keys, counted where it is computed: 32 images cost at most twice what one does."""
+    """The product of queries and keys, counted where it is computed: 32 images cost at most twice what one
+    does."""
     scores = {}
     for n in (1, 32):
         q, kv = torch.randn(1, 64, 2, 3), torch.randn(2, 1, n, 2, R, 3)
         index = torch.arange(64)[None] * n // 64 + 1
-        with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             routed_attention(q, *kv, index)
         scores[n] = counter.get_total_flops()
     assert 0 < scores[32] <= 2 * scores[1]

@@ -1187,7 +1187,7 @@ def test_every_key_of_evaluation_at_its_edges(out, tmp_path, monkeypatch):
     good = episode_lines(tmp_path)
     example = json.loads(good[0])
     long = [json.dumps(example | {'choices': ['dax', 'a ' * 400]}).encode(),
-            json.dumps(example | {'choices': ['dax'] + ['b'] * 2000}).encode(),
+            json.dumps(example | {'choices': ['dax'] + ['b'] * 20_000}).encode(),
             json.dumps(example | {'support': example['support'] * 500}).encode(),
             json.dumps(example | {'support': []} | {'choices': ['dax', 'a ' * 150]}).encode()]
     Path('e.jsonl').write_bytes(b'\n'.join([*good, *long, b'[' * 50_000, b'']))

@@ -1,7 +1,7 @@
 """From a Document to tensors: everything Flamingo reads is an ordered list of texts and pictures.
 
-A web page, a captioned picture, a captioned clip, a few-shot prompt and a chat are all a `Document`.
-This file makes tensors of a Document (Flamingo §3.1.3, §3.2 and appendix A.3):
+A web page, a captioned picture or clip, a few-shot prompt and a chat are all a `Document` (§3.1.3, §3.2,
+A.3):
 
     Document([Media, "Output: a red ring.", Media, ...])
        │  encode: insert <BOS>, <image>, <EOC>; find for each token the one picture it may look at
@@ -111,7 +111,7 @@ class Encoded:
         return int(self.loss_mask[1:].sum())
 
 
-def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5):
+def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5, earlier=False):
     """Document -> Encoded (appendices A.3.2 and B.1.2).
 
         <BOS> text <EOC> <image> text <EOC> <image> text <EOC>
@@ -128,6 +128,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
              the one before it.
     p_space: the chance of a space in front of a pair's caption: "dog" and " dog" are different tokens, and a
              prompt may end in either way
+    earlier: for attend='all_previous': text whose picture is cut off sees all those before it
     Raises BadInput if the Document is a prompt and longer than n_token, or has more than n_image pictures.
     """
     total = sum(isinstance(piece, Media) for piece in document.pieces)
@@ -156,7 +157,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
     if document.kind == 'prompt':
         check_prompt(document, len(tokens), len(media), n_token, n_image)
         return Encoded(tokens, index, learn, media)
-    return Encoded(*window(tokens, index, learn, media, tokenizer.image, n_token, n_image, rng))
+    return Encoded(*window(tokens, index, learn, media, tokenizer.image, n_token, n_image, rng, earlier))
 
 
 def check_prompt(document, length, n_media, n_token, n_image):
@@ -167,12 +168,13 @@ def check_prompt(document, length, n_media, n_token, n_image):
         raise BadInput(f'{where}: {n_media} pictures are more than {n_image}')
 
 
-def window(tokens, index, learn, media, image_token, n_token, n_image, rng):
+def window(tokens, index, learn, media, image_token, n_token, n_image, rng, earlier):
     """Cut a window of n_token tokens out of a longer sequence, at a random place (at its beginning without
     an rng), that ends before its N+1st picture; pictures are counted from 1 again.
 
     (The paper keeps the text of that picture, which then sees one that it does not speak of.) A tag is one
-    token, so no window can cut a picture from its tag; text whose picture is outside sees none.
+    token, so no window can cut a picture from its tag; text whose picture is outside sees none (or
+    `earlier`).
     """
     start, stop = 0, len(tokens)
     if n_token is not None and stop > n_token:
@@ -184,7 +186,7 @@ def window(tokens, index, learn, media, image_token, n_token, n_image, rng):
     if n_image is not None and len(kept) > n_image:
         stop, kept = int(kept[n_image]), kept[:n_image]
     tokens, index, learn = tokens[start:stop], index[start:stop] - first, learn[start:stop].copy()
-    index = np.where((index >= 1) & (index <= len(kept)), index, 0)  # pictures outside are not seen
+    index = np.where(index <= len(kept), index.clip(min=0), len(kept) if earlier else 0)
     if len(learn):
         learn[0] = False  # nothing stands before it to predict it from
     return tokens, index, learn, media[first:first + len(kept)]

@@ -14,6 +14,7 @@ from kit.features import Pixels
 from kit.files import BadInput, BadItem
 from kit.run import distributed
 from kit.run.keys import SOURCES
+from xattn import sees_its_own_only
 
 
 class Reader:
@@ -83,7 +84,7 @@ class Reader:
         while True:
             rng = np.random.default_rng([self.config.seed, 7, number, SOURCES.index(source)])
             sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng,
-                              self.config.p_next)
+                              self.config.p_next, earlier=not sees_its_own_only(self.size.attend))
             bad = self.unreadable(sequence.media)
             if not bad:
                 sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))

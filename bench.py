@@ -187,7 +187,7 @@ class SmallModel:
 def stage_step(run, stage, numbers):
     """A step as in train.train_stage, at the next place in the data."""
     def call():
-        _, n_token = train.gradients(run, stage, list(stage.weights), next(numbers))
+        _, n_token = train.gradients(run, stage, list(stage.lambdas), next(numbers))
         stage.clip()
         stage.optimizer.step()
         stage.optimizer.zero_grad()
@@ -261,7 +261,7 @@ class Whole:
     def data(self):
         def flamingo():
             i, n_token = next(self.numbers), 0
-            for name in self.flamingo.weights:
+            for name in self.flamingo.lambdas:
                 batch = collate(self.run.reader.sequences(name, i), self.run.tokenizer)
                 for m in (m for row in batch.media for m in row):
                     self.run.reader.pixels(m)
@@ -270,7 +270,7 @@ class Whole:
 
         def vision():
             i = next(self.numbers)
-            pairs = [d for name in self.vision.weights for d in self.run.reader.pairs(name, i)]
+            pairs = [d for name in self.vision.lambdas for d in self.run.reader.pairs(name, i)]
             return sum(isinstance(p, Media) for d in pairs for p in d.pieces)
 
         def language():

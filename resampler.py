@@ -50,20 +50,20 @@ class ResamplerLayer(nn.Module):
         """-> q (B,H,R,d), k and v (B,H,F*S+R,d)"""
         latents = self.norm_latents(latents)
         # Latents stand among the keys, too (unlike DETR): they can see what the others already hold.
-        # kv = to_kv(cat([norm_media(features + time), norm_latents(latents)])), in two parts: features that
-        # come frozen need no gradient, and normed_linear, which equals to_kv(norm_media(…)), saves its cost.
+        # kv = self.to_kv(torch.cat([self.norm_media(features + time).flatten(1, 2), latents], dim=1)), in two
+        # parts: frozen features need no gradient, and normed_linear, which equals the first, saves its cost.
         kv = torch.cat([normed_linear(features, time, self.norm_media, self.to_kv.weight).flatten(1, 2),
                         self.to_kv(latents)], dim=1)                                  # (B,F*S+R,2*H*d)
         heads = (self.n_head, self.head_dim)
         return [x.unflatten(-1, heads).transpose(1, 2) for x in (self.to_q(latents), *kv.chunk(2, dim=-1))]
 
-    def attention(self, latents, features, time):
+    def attend(self, latents, features, time):
         q, k, v = self.queries_keys_values(latents, features, time)
         out = attention(q, k, v)                                                      # (B,H,R,d)
         return self.to_out(out.transpose(1, 2).flatten(2))                            # (B,R,D)
 
     def forward(self, latents, features, time):
-        latents = latents + self.attention(latents, features, time)
+        latents = latents + self.attend(latents, features, time)
         latents = latents + self.feed_forward(latents)
         return latents
 

@@ -29,7 +29,7 @@ from kit.device import autocast, frozen_dtype
 from kit.features import FrozenFeatures
 from kit.files import BadInput
 from kit.run import batches, checks, class_words, distributed
-from kit.run.driver import finish, sitting, stages_to_train
+from kit.run.driver import finish, session, stages_to_train
 from kit.run.keys import GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.reading import Reader
@@ -80,7 +80,8 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 # ---------------------------------------------------------------------------------------------
 # The stages: three, and fine-tuning. Each has
 #     name, reads          its name; the method of Reader that makes its rows
-#     weights, mixes       {source: λ}; whether sources are mixed as --mixing says
+#     lambdas              {source: λ}, its sources and their weights in the loss
+#     mixing               how its sources are mixed: data.mixture
 #     module, net          what it trains; the same as training calls it (over many processes)
 #     batches(sources, i)  -> the micro-batches of batch i of these sources
 #     losses(batch)        -> {source: mean loss}
@@ -91,12 +92,12 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 
 class VisionStage:
     """Contrastive pretraining: the pictures of a batch against its captions (§3.1.1, appendix B.1)."""
-    name, mixes = 'vision', False
+    name, mixing = 'vision', 'accumulate'
 
     def __init__(self, run):
         self.run, self.config, self.reads = run, run.config, Reader.pairs
-        self.weights = {source: 1.0 for source in ('align', 'ltip') if getattr(self.config, source)}
-        if not self.weights:
+        self.lambdas = {source: 1.0 for source in ('align', 'ltip') if getattr(self.config, source)}
+        if not self.lambdas:
             raise BadInput('the vision stage needs pairs: give align or ltip')
         self.module = new_contrastive(run.size)
         if self.config.nfnet:
@@ -138,17 +139,15 @@ class VisionStage:
 
 class LanguageStage:
     """Predicting the next word, on text alone. Flamingo will freeze what is learned here."""
-    name, mixes = 'language', False
+    name, mixing = 'language', 'accumulate'
 
     def __init__(self, run):
         self.run, self.config, self.reads = run, run.config, Reader.texts
         class_words.use(run)  # only with --folders=words=N
-        self.module = wire_copying(GPT.from_config(run.size))
-        if self.config.gpt2:
-            self.module = gpt2(self.config.gpt2)
+        self.module = gpt2(self.config.gpt2) if self.config.gpt2 else wire_copying(GPT.from_config(run.size))
         if not self.config.text and self.config.language_iters:
             raise BadInput('the language stage needs text: give text')
-        self.weights = {'text': 1.0}
+        self.lambdas = {'text': 1.0}
         self.net = spread_language(run, self.module)
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config.weight_decay)
@@ -175,14 +174,14 @@ class LanguageStage:
 
 class FlamingoStage:
     """The resampler, the gated layers and two embedding rows learn, between two frozen models (§3.2)."""
-    name, mixes = 'flamingo', True
+    name = 'flamingo'
 
     def __init__(self, run):
-        self.run, self.config, self.reads = run, run.config, Reader.sequences
+        self.run, self.config, self.reads, self.mixing = run, run.config, Reader.sequences, run.config.mixing
         class_words.use(run)  # only with --folders=words=N
-        self.weights = {s: getattr(self.config, 'lambda_' + s) for s in SOURCES if getattr(self.config, s)}
-        self.weights = {source: weight for source, weight in self.weights.items() if weight}
-        if not self.weights:
+        self.lambdas = {s: getattr(self.config, 'lambda_' + s) for s in SOURCES if getattr(self.config, s)}
+        self.lambdas = {source: weight for source, weight in self.lambdas.items() if weight}
+        if not self.lambdas:
             raise BadInput('nothing to learn from: give m3w, align, ltip or vtp, and a lambda above 0')
         self.contrastive, self.module = load_frozen(run)
         self.features = FrozenFeatures(self.module.vision, run.reader.pixels, run.device)
@@ -199,7 +198,7 @@ class FlamingoStage:
         self.view = batches.frozen_view(self.features, self.config.feature_dropout)
 
     def batches(self, sources, i):
-        return batches.sequence_batches(self.run, sources, i, self.view, self.config.mixing == 'merged')
+        return batches.sequence_batches(self.run, sources, i, self.view, self.mixing == 'merged')
 
     def losses(self, batch):
         """Each source's loss is a mean over its tokens. (The paper sums; with a mean, λ weighs long pages and
@@ -245,9 +244,7 @@ STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoSt
 
 def load_frozen(run):
     """-> the trained Contrastive, and a Flamingo around its encoder and the trained GPT. Raises BadInput."""
-    # The wiring is overwritten, but it draws random numbers: without it, the same seed would give another
-    # run.
-    contrastive, lm = new_contrastive(run.size), wire_copying(GPT.from_config(run.size))
+    contrastive, lm = new_contrastive(run.size), GPT.from_config(run.size)
     encoders, text = run.load_stage('vision', 'contrastive'), run.load_stage('language', 'lm')
     checkpoint.load_into(contrastive, encoders['contrastive'], run.path('vision.pt'))
     checkpoint.load_into(lm, text['lm'], run.path('language.pt'))
@@ -264,7 +261,7 @@ def load_frozen(run):
 
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
-    kind = getattr(run.config, 'schedule_' + ('flamingo' if stage.mixes else stage.name))
+    kind = getattr(run.config, 'schedule_' + stage.name.replace('finetune', 'flamingo'))
     loop = Loop(run, stage, missing, progress)
     for step, number, sources in loop:                    # from where it stopped; ends on a signal or on time
         for group in stage.optimizer.param_groups:
@@ -288,7 +285,7 @@ def gradients(run, stage, sources, number):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
             with autocast(run.device, run.dtype, cache=False):
                 losses = stage.losses(batch)
-            sum(stage.weights.get(s, 1.0) * loss for s, loss in losses.items()).backward()  # merged: no λ
+            sum(stage.lambdas.get(s, 1.0) * loss for s, loss in losses.items()).backward()  # merged: no λ
         total |= {source: total.get(source, 0.0) + loss.item() for source, loss in losses.items()}
         n_token += batch.n_token
     distributed.average(stage.module, run.config.shard)
@@ -332,7 +329,7 @@ def schedule(kind, step, warmup, n):
 def main():
     config = configure(KEYS, usage=__doc__, groups=GROUPS, gone=GONE)
     check_values(config, KEYS)
-    with sitting(config, KEYS) as run:
+    with session(config, KEYS) as run:
         missing, progress = stages_to_train(run, STAGES)  # progress: of a stage that was interrupted
         while missing and not run.stop:
             torch.manual_seed(config.seed)

@@ -260,7 +260,7 @@ class Contrastive(nn.Module):
         self.log_beta = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, images, texts):
-        with torch.no_grad():  # not in the product of the loss, where its gradient would be lost for good
+        with torch.no_grad():  # inside the graph, clamping would leave it without gradient at the limit
             self.log_beta.clamp_(max=math.log(100))
         # In float32, whatever the encoders run in: β is large, and bfloat16 would round what tells pairs
         # apart.

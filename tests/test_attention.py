@@ -82,7 +82,7 @@ def test_the_resamplers_weights_are_those_it_uses():
     values = torch.cat([seen, layer.norm_latents(latents)], 1) @ value[0].T               # (N,F*S+R,d)
     weights = attention.visual_to_places(layer, latents, features, time)
     layer.to_out = torch.nn.Identity()
-    full = layer.attention(latents, features, time).unflatten(-1, (2, 8)).mean(2)                  # (N,R,d)
+    full = layer.attend(latents, features, time).unflatten(-1, (2, 8)).mean(2)                  # (N,R,d)
     assert (weights > 0).all() and (weights.sum(-1) < 1).all()
     rest, own = (full - weights @ values[:, :6]) / (1 - weights.sum(-1, keepdim=True)), values[:, 6:]
     assert (rest <= own.max(1, keepdim=True).values +

@@ -65,7 +65,7 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
     """One pass over all sources, several sequences in a row, adds up to Σ λ_m ∇L_m (§2.4), L_m from each
     sequence by itself."""
     stage, n = exact_stage, 0
-    lambdas = stage.weights
+    lambdas = stage.lambdas
     assert lambdas == {'m3w': 1.0, 'align': 0.2, 'ltip': 0.2, 'vtp': 0.03}
     losses, together = gradient(stage, list(lambdas))
     stage.optimizer.zero_grad()
@@ -99,7 +99,7 @@ def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monke
     in_turns = [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1), ('align', 1), ('ltip', 1)]
     together = [('m3w', 'align', 'ltip', 'vtp', i) for i in range(7)]
     for mixing, expected in (('round_robin', in_turns), ('accumulate', together)):
-        stage.run.config.mixing = mixing
+        stage.mixing = mixing
         asked.clear()
         assert train.train_stage(stage.run, stage, ['flamingo']) and asked == expected
 
@@ -111,17 +111,17 @@ def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage, monkeypa
                                                       (dict.fromkeys(names, 0.0), 1))[1])
     stage.name, stage.n_iter = 'finetune', 5
     stage.clip, stage.evaluate = lambda: torch.tensor(0.0), lambda: {}
-    stage.run.config.mixing = 'round_robin'
+    stage.mixing = 'round_robin'
     assert train.train_stage(stage.run, stage, ['finetune'])
     assert asked == [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1)]
 
 
 def test_merged_sources_count_as_one(exact_stage):
     """The mean over all tokens, whichever source they come from, and no λ."""
-    stage, names = exact_stage, list(exact_stage.weights)
+    stage, names = exact_stage, list(exact_stage.lambdas)
     apart, _ = gradient(stage, names)
     counts = {name: sum(s.n_learned for s in stage.run.reader.rows(Reader.sequences, name, 0)) for name in names}
-    stage.config.mixing = 'merged'
+    stage.mixing = 'merged'
     together, _ = gradient(stage, names)
     n = sum(counts.values())
     expected = sum(apart[name] * counts[name] for name in names) / n
@@ -137,8 +137,8 @@ def test_lambda_weighs_the_flamingo_stage_only(tmp_path, arguments, sources):
     run = small_run(tmp_path, *arguments)
     run.save_stage(train.VisionStage(run))
     run.save_stage(train.LanguageStage(run))
-    assert train.VisionStage(run).weights == {'align': 1.0, 'ltip': 1.0}
-    assert list(train.FlamingoStage(run).weights) == sources
+    assert train.VisionStage(run).lambdas == {'align': 1.0, 'ltip': 1.0}
+    assert list(train.FlamingoStage(run).lambdas) == sources
     with pytest.raises(BadInput, match='nothing to learn from'):
         train.FlamingoStage(small_run(tmp_path,
                                       *(f'--lambda_{name}=0' for name in ('m3w', 'align', 'ltip', 'vtp'))))
@@ -361,7 +361,7 @@ def test_workers_prepare_the_same_batches(tmp_path, reads, names):
         run.sources['align'] = Listed(good, good, bad, good, good)
     steps = [(i, names) for i in range(3, 8)]
     for (i, _), given in zip(steps, look_ahead(helped.reader, getattr(Reader, reads), steps), strict=True):
-        assert given == names and set(helped.reader.ahead) == {(getattr(Reader, reads), name, i) for name in names}
+        assert given == names and set(helped.reader.made) == {(getattr(Reader, reads), name, i) for name in names}
         for name in names:
             batch = helped.reader.rows(getattr(Reader, reads), name, i)
             for one, two in zip(alone.reader.rows(getattr(Reader, reads), name, i), batch, strict=True):

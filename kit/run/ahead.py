@@ -55,9 +55,9 @@ class Ahead(torch.utils.data.Dataset):
 
 
 def look_ahead(reader, method, steps):
-    """Yields the names of each step's sources; by then, reader.ahead holds their rows.
+    """Yields the names of each step's sources; by then, reader.made holds their rows.
 
-    steps: [(i, names)]; method: as of Reader.rows. Without workers, reader.ahead stays empty and
+    steps: [(i, names)]; method: as of Reader.rows. Without workers, reader.made stays empty and
     rows are made when they are asked for.
     """
     n_worker = reader.config.workers
@@ -71,7 +71,7 @@ def look_ahead(reader, method, steps):
     for (_, names), prepared in zip(steps, loader):
         if isinstance(prepared, BadInput):
             raise prepared
-        reader.ahead, pixels, bad_items = prepared
+        reader.made, pixels, bad_items = prepared
         for key, frames in pixels.items():
             if key not in reader.pixels.kept:
                 reader.pixels.kept.keep(key, torch.from_numpy(frames))

@@ -1,4 +1,4 @@
-"""One sitting of a run: which stages are missing, how it ends, and the table at the very end."""
+"""One session of a run: which stages are missing, how it ends, and the table at the very end."""
 import contextlib
 import json
 import os
@@ -20,8 +20,8 @@ ALL = ('vision', 'language', 'flamingo')
 
 
 @contextlib.contextmanager
-def sitting(config, keys):
-    """`with sitting(config, keys) as run:` opens the data and keeps out_dir to this process. Afterwards, if
+def session(config, keys):
+    """`with session(config, keys) as run:` opens the data and keeps out_dir to this process. Afterwards, if
     a signal or --max_minutes has stopped the run, it prints how to go on and exits with 128 + the signal's
     number, or with 0 when time was up.
 

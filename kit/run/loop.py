@@ -35,7 +35,7 @@ class Loop:
 
     def __iter__(self):
         run, stage = self.run, self.stage
-        steps = mixture(list(stage.weights), run.config.mixing if stage.mixes else 'accumulate', stage.n_iter)
+        steps = mixture(list(stage.lambdas), stage.mixing, stage.n_iter)
         steps = steps[self.start:]
         prepared = look_ahead(run.reader, stage.reads, steps)
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:

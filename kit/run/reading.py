@@ -32,7 +32,7 @@ class Reader:
         self.pixels = Pixels(size.image_size, size.n_frame)
         self.tried, self.failed = Counter(), Counter()  # {source: number of documents}
         self.left_out = {}                              # {where: kind} of what training could not read
-        self.ahead = {}                                 # {(method, source, i): rows} of the current step
+        self.made = {}                                 # {(method, source, i): rows} of the current step
 
     def rows(self, method, source, i):
         """This rank's rows of batch i of a source. method: Reader.pairs, Reader.texts or Reader.sequences.
@@ -40,10 +40,10 @@ class Reader:
         They are made once, for all micro-batches: here, or by a worker process, which puts them into
         `ahead` before the step (kit/run/ahead.py).
         """
-        if (method, source, i) not in self.ahead:
-            kept = {key: rows for key, rows in self.ahead.items() if key[2] == i}
-            self.ahead = kept | {(method, source, i): method(self, source, i)}
-        return self.ahead[method, source, i]
+        if (method, source, i) not in self.made:
+            kept = {key: rows for key, rows in self.made.items() if key[2] == i}
+            self.made = kept | {(method, source, i): method(self, source, i)}
+        return self.made[method, source, i]
 
     def pairs(self, source, i):
         """For the contrastive stage -> [Document of a picture and its caption]"""

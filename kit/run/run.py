@@ -72,7 +72,7 @@ class Run:
         self.reader = Reader(self.config, self.sources, self.tokenizer, self.size, self.report)
         self.held_out = self.held_out and readable_pairs(self.held_out, self.reader.pixels, self.report)
         self.rows = []             # of log.csv
-        self.complete = False  # was everything there when this sitting began?
+        self.complete = False  # was everything there when this session began?
         self.stop = None           # why to stop after this step: a signal's number, or loop.OUT_OF_TIME
         self.training = True       # would anything be lost by leaving at once?
         self.started = time.time()

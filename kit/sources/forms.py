@@ -231,10 +231,10 @@ BLOCK = 64  # documents of a mix that change places among themselves
 class Source:
     """What one of the keys m3w, align, ltip, vtp and text stands for: one or several parts, mixed by weight.
 
-    document(i) -> data.Document number i of an endless stream; text(i) -> str. Both depend on seed, role and
-    i alone, so a position in the data is one number, and rank r of R takes the numbers that leave r when
-    divided by R. Each part has numbers of its own, 0, 1, 2, ..., each of them once: of every part every item
-    comes once in an epoch of that part.
+    document(i) -> data.Document number i of an endless stream; text(i) -> str. Both depend on seed, role
+    and i alone, so a position in the data is one number, and ranks and workers need not talk. Each part has
+    numbers of its own, 0, 1, 2, ..., each of them once: of every part every item comes once in an epoch of
+    that part.
     """
 
     def __init__(self, role, parts, weights, seed):
@@ -247,7 +247,7 @@ class Source:
         *Why not drawn by weight:* a sampled part would show some items twice and others not at all. Dealt out
         evenly, as a line is drawn in pixels, the first i numbers hold i times the share of a part, rounded,
         and that needs no counting. The numbers of a block change places, or a mix of 1:1 would deal all even
-        numbers to the same part, and rows of texts (kit/run/batches.py) begin with even numbers only.
+        numbers to the same part, and rows of texts (kit/run/reading.py) begin with even numbers only.
         """
         if len(self.parts) == 1:
             return 0, i
@@ -261,7 +261,7 @@ class Source:
             i, total = i - before, total - weight
 
     def draw(self, i):
-        """-> the part, its own number, and chance for this number alone"""
+        """-> the part, its own number, and a random generator for this number alone"""
         part, own = self.whose(i)
         rng = np.random.default_rng([self.seed, *self.role.encode(), i])
         rng.random()  # once chose the part; without it, the same seed would no longer give the same runs

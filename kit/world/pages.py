@@ -112,7 +112,8 @@ class Shapes:
 
     def document(self, i, rng):
         if self.role == 'm3w':
-            if rng.random() > i / self.only_captions - 1:
+            other_pages = min(max(i / self.only_captions - 1, 0), 1)  # their share rises from 0 to 1
+            if rng.random() > other_pages:
                 return caption_page(rng)
             make, share = zip(*PAGES)
             return make[int(rng.choice(len(make), p=share))](rng)

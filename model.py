@@ -54,20 +54,17 @@ class Flamingo(nn.Module):
             GatedCrossAttention(c.lm_dim, visual_dim, c.xattn_head, c.xattn_head_dim, c.attend)
             for _ in range(0, c.lm_layer, c.xattn_every))
         # <image> and <EOC>: the only words the frozen model does not know. Their rows are apart from its
-        # table, tied like its own, and trained (left frozen at random they cost OpenFlamingo 12 points of
-        # VQAv2).
+        # table, tied like its own, and trained (frozen at random they cost OpenFlamingo 12 points of VQAv2).
         self.new_rows = nn.Parameter(torch.randn(2, c.lm_dim) * 0.02)
         self.image, self.eoc = c.n_vocab, c.n_vocab + 1
         self.freeze()
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None, kv=None):
-        """The whole tower: tokens (B,T), visual (B,N,R,D) or None -> (B,T,D), from which `head` tells the
-        next word.
+        """The whole tower: tokens (B,T), visual (B,N,R,D) or None -> (B,T,D), what `head` tells words from.
 
         position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it.
         While text is written, what was computed before is kept (kit/answers.py): `past` has for each block
-        the keys and values of earlier tokens, `kv` for each gated layer those of the images, and visual is
-        not needed.
+        the keys and values of earlier tokens, `kv` for each gated layer those of the images (no visual).
         """
         every = self.config.xattn_every
         images = kv[0][0] if kv else visual                              # (B,N,…)

@@ -83,8 +83,7 @@ class SqueezeExcite(nn.Module):
 
 
 class NFBlock(nn.Module):
-    """x ← shortcut + α · skip_gain · branch(β · γ·gelu(x)), a bottleneck with grouped 3x3 pair and
-    squeeze-excite.
+    """x ← shortcut + α · skip_gain · branch(β · γ·gelu(x)), a bottleneck with a grouped pair of 3x3.
 
     β = 1/(expected std of x): the branch sees unit variance although the stream's variance grows block by
     block. (In the contrastive loss, β is the inverse temperature.)
@@ -106,9 +105,7 @@ class NFBlock(nn.Module):
         self.skip_gain = nn.Parameter(torch.zeros(()))  # SkipInit: the branch starts silent
 
     def forward(self, x):
-        # β · γ·gelu(x): a convolution takes these factors as the scale of its input, which costs nothing
-        # there.
-        h = F.gelu(x)
+        h = F.gelu(x)  # β · γ·gelu(x): the convolution that reads it takes the factors as its scale
         shortcut = x if self.shortcut is None else self.shortcut(self.pool(h), self.beta * GAMMA)
         h = self.conv1(h, self.beta * GAMMA)
         h = self.conv2(F.gelu(h), GAMMA)
@@ -222,12 +219,10 @@ class TextTower(nn.Module):
 
 
 class BagOfWords(nn.Module):
-    """The tower for few captions, written by people, where most words come once and many say little ("of",
-    "with").
+    """The tower for few captions, written by people: most words come once, many ("of", "with") say little.
 
     embed(tokens (B,T) int, mask (B,T) bool) -> (B,E) of length 1. Words have no order, and are normalised
-    after the mean, not each before it: one that says little, or was never met, can be short and hardly
-    count.
+    after the mean, not each before it: one that says little, or is new, can be short and hardly count.
     """
     layers = ()
 
@@ -248,22 +243,19 @@ class Contrastive(nn.Module):
     """Vision encoder and text tower, side by side, and how much to trust their similarity (appendix B.1).
 
     forward(images (B,3,height,width) normalised, texts) -> (v (B,E), [l (B,E) of each of the texts], β).
-    texts: of each source (tokens (B,T) int, mask (B,T) bool); B differs, for a picture may have several
-    texts.
+    texts: of each source (tokens (B,T) int, mask (B,T) bool); a picture may have several, and B differs.
     """
 
     def __init__(self, vision, text):
         super().__init__()
         self.vision, self.text = vision, text
-        # β, the inverse temperature, learned as its logarithm. The paper does not say where it starts: as
-        # in CLIP.
+        # β, the inverse temperature, learned as its logarithm. Where it starts is not stated: as in CLIP.
         self.log_beta = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, images, texts):
         with torch.no_grad():  # inside the graph, clamping would leave it without gradient at the limit
             self.log_beta.clamp_(max=math.log(100))
-        # In float32, whatever the encoders run in: β is large, and bfloat16 would round what tells pairs
-        # apart.
+        # In float32 whatever the encoders run in: β is large, bfloat16 would round what tells pairs apart.
         v = self.vision.embed(images).to(self.log_beta)      # (B,E)
         captions = [self.text.embed(tokens, mask).to(self.log_beta) for tokens, mask in texts]
         return v, captions, self.log_beta.exp()
@@ -296,8 +288,7 @@ def contrastive_loss(v, l, beta, all_v=None, all_l=None, first=0, label_smoothin
 
 @torch.no_grad()
 def adaptive_gradient_clip(parameters, clip=0.01, eps=1e-3):
-    """AGC: no unit's gradient may be longer than `clip` times its weight (Brock et al. 2021, eq. 3). In
-    place.
+    """AGC, in place: no unit's gradient is longer than `clip` times its weight (Brock et al. 2021, eq. 3).
 
     G_i ← G_i · clip·max(‖W_i‖, eps) / ‖G_i‖  where that is smaller. A unit is an output channel or feature
     of a weight, and the whole of a vector or scalar. Without normalisation layers, a large step on a small

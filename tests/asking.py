@@ -1,4 +1,5 @@
-"""A tiny Flamingo to put questions to, pictures to ask about, and evaluate.py's keys: for tests of evaluation."""
+"""A tiny Flamingo to put questions to, pictures to ask about, and evaluate.py's keys: for tests of
+evaluation."""
 import pytest
 import torch
 from PIL import Image

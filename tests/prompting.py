@@ -32,7 +32,8 @@ def loaded(out):
 
 def run(monkeypatch, capsys, loaded, *argv):
     """sample.py in this process, with the model that is there."""
-    monkeypatch.setattr('sys.argv', ['sample.py', '--device=cpu', '--max_new_tokens=3', '--beam_size=1', *argv])
+    monkeypatch.setattr('sys.argv',
+                        ['sample.py', '--device=cpu', '--max_new_tokens=3', '--beam_size=1', *argv])
     monkeypatch.setattr(sample, 'load', lambda *_, **__: loaded)
     sample.main()
     return capsys.readouterr()

@@ -19,7 +19,8 @@ SCRIPTS = {'evaluate.py': evaluate, 'sample.py': sample}
 
 @pytest.mark.skipif(os.name == 'nt', reason='its examples are for a shell')
 def test_every_example_of_the_documentation_runs_as_written(tmp_path, monkeypatch, loaded):
-    """The blocks in order, in an empty folder, with a tiny model; each asks about as many as is said there."""
+    """The blocks in order, in an empty folder, with a tiny model; each asks about as many as is said
+    there."""
     text = (Path(evaluate.__file__).parent / 'docs' / 'evaluation.md').read_text(encoding='utf-8')
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'out').mkdir()
@@ -28,7 +29,8 @@ def test_every_example_of_the_documentation_runs_as_written(tmp_path, monkeypatc
     ran = 0
     for block in re.findall(r'^```sh\n(.*?)^```$', text, re.M | re.S):
         made = ''.join(line for line in block.splitlines(True) if not re.match(r'python \w+\.py', line))
-        done = subprocess.run(['bash', '-e'], input=made.replace('python -c', f"'{sys.executable}' -c"), text=True,
+        done = subprocess.run(['bash', '-e'], input=made.replace('python -c', f"'{sys.executable}' -c"),
+                              text=True,
                               capture_output=True)
         assert done.returncode == 0, (made, done.stderr)
         for name, arguments in re.findall(r'^python (\w+\.py)(.*)$', block, re.M):

@@ -1,5 +1,5 @@
-"""The whole tower: frozen parts stay as they were, pictures reach their own text and nothing else, and answers are
-what a slow loop over the plain forward pass says they are."""
+"""The whole tower: frozen parts stay as they were, pictures reach their own text and nothing else, and
+answers are what a slow loop over the plain forward pass says they are."""
 import itertools
 import math
 import types
@@ -18,14 +18,16 @@ from vision import NFNet
 from xattn import SEES, sees_its_own_only
 
 PIXELS = 32  # the nano encoder makes a 2x2 grid of it
-SMALL = dict(n_vocab=14, bos=12, pad=13, lm_layer=3, lm_dim=16, lm_head=2, n_context=40, xattn_head=2, xattn_head_dim=8, resampler_layer=1,
-             resampler_dim=24, resampler_head=2, resampler_head_dim=8, n_latent=3, n_frame=3, image_size=PIXELS, dim_embed=8)
+SMALL = dict(n_vocab=14, bos=12, pad=13, lm_layer=3, lm_dim=16, lm_head=2, n_context=40, xattn_head=2,
+             xattn_head_dim=8, resampler_layer=1,
+             resampler_dim=24, resampler_head=2, resampler_head_dim=8, n_latent=3, n_frame=3,
+             image_size=PIXELS, dim_embed=8)
 
 
 def flamingo(seed=0, opened=True, eoc=0.8, **changes):
-    """A small Flamingo. `opened` draws gates that are not 0, or no picture could matter; the language model is drawn
-    with large weights, or all of its words would be equally likely; `eoc` is how much its row stands out: some answers
-    shall end."""
+    """A small Flamingo. `opened` draws gates that are not 0, or no picture could matter; the language model
+    is drawn with large weights, or all of its words would be equally likely; `eoc` is how much its row
+    stands out: some answers shall end."""
     config = FlamingoConfig(**{**SMALL, **changes})
     torch.manual_seed(seed)
     vision, lm = NFNet(config.vision, config.dim_embed), GPT.from_config(config)
@@ -41,9 +43,10 @@ def flamingo(seed=0, opened=True, eoc=0.8, **changes):
 
 
 def read(model, *rows):
-    """Rows such as '^12#34$#5' (^ <BOS>, # <image>, $ <EOC>, a digit or a, b: that word) -> tokens, image_index
-    (B,T), padded on the right, and length (B,): what generate and score call their prompts."""
-    ids = {'^': model.config.bos, '#': model.image, '$': model.eoc} | {c: i for i, c in enumerate('0123456789ab')}
+    """Rows such as '^12#34$#5' (^ <BOS>, # <image>, $ <EOC>, a digit or a, b: that word) -> tokens,
+    image_index (B,T), padded on the right, and length (B,): what generate and score call their prompts."""
+    ids = {'^': model.config.bos, '#': model.image,
+           '$': model.eoc} | {c: i for i, c in enumerate('0123456789ab')}
     tokens = torch.full((len(rows), max(map(len, rows))), model.config.pad)
     for b, row in enumerate(rows):
         tokens[b, :len(row)] = torch.tensor([ids[c] for c in row])
@@ -52,9 +55,11 @@ def read(model, *rows):
 
 
 def pictures(b, n, f=1, seed=1):
-    """(B,N,F,3,H,W) uint8: a colour each, and noise on it. Noise alone would look the same to the encoder everywhere."""
+    """(B,N,F,3,H,W) uint8: a colour each, and noise on it. Noise alone would look the same to the encoder
+    everywhere."""
     generator = torch.Generator().manual_seed(seed)
-    colour, noise = (torch.randint(0, 128, (b, n, f, 3, *size), dtype=torch.uint8, generator=generator) for size in ((1, 1), (PIXELS, PIXELS)))
+    colour, noise = (torch.randint(0, 128, (b, n, f, 3, *size), dtype=torch.uint8, generator=generator)
+                     for size in ((1, 1), (PIXELS, PIXELS)))
     return colour + noise
 
 
@@ -66,7 +71,8 @@ def logits_of(model, prompts, *media, **more):
 def alone(prompts, b):
     """Row b without its padding."""
     n = int(prompts['length'][b])
-    return dict(tokens=prompts['tokens'][b:b + 1, :n], image_index=prompts['image_index'][b:b + 1, :n], length=prompts['length'][b:b + 1])
+    return dict(tokens=prompts['tokens'][b:b + 1, :n], image_index=prompts['image_index'][b:b + 1, :n],
+                length=prompts['length'][b:b + 1])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -74,7 +80,8 @@ def alone(prompts, b):
 
 
 def test_gpt_is_the_slow_sum_over_earlier_tokens():
-    """One number at a time, in float64, from GPT-2's equations: pre-norm, causal softmax, tanh GELU, tied head."""
+    """One number at a time, in float64, from GPT-2's equations: pre-norm, causal softmax, tanh GELU, tied
+    head."""
     torch.manual_seed(0)
     gpt = GPT(n_vocab=11, n_layer=2, dim=8, n_head=2, n_context=7).double()
     with torch.no_grad():
@@ -106,7 +113,8 @@ def test_gpt_is_the_slow_sum_over_earlier_tokens():
                     share = torch.stack([q @ qkv[s][8:16][at] / math.sqrt(4) for s in range(t + 1)]).exp()
                     heads.append(sum(share[s] * qkv[s][16:][at] for s in range(t + 1)) / share.sum())
                 x = stream[t] + linear(torch.cat(heads), f'h.{layer}.attn.c_proj')
-                stream[t] = x + linear(slow_gelu(linear(norm(x, f'h.{layer}.ln_2'), f'h.{layer}.mlp.c_fc')), f'h.{layer}.mlp.c_proj')
+                stream[t] = x + linear(slow_gelu(linear(norm(x, f'h.{layer}.ln_2'), f'h.{layer}.mlp.c_fc')),
+                                       f'h.{layer}.mlp.c_proj')
         for t in range(7):
             expected[b, t] = w['wte.weight'] @ norm(stream[t], 'ln_f')
     torch.testing.assert_close(gpt(tokens), expected, rtol=1e-10, atol=1e-10)
@@ -119,8 +127,8 @@ def test_gpt_is_the_slow_sum_over_earlier_tokens():
 
 
 def test_a_fresh_language_model_copies():
-    """Random tokens that come again and again, in the same order: after the first time two in five are right, where chance is one
-    in a thousand."""
+    """Random tokens that come again and again, in the same order: after the first time two in five are
+    right, where chance is one in a thousand."""
     torch.manual_seed(0)
     lm = wire_copying(GPT(1024, 4, 128, 4, 512))
     tokens = torch.stack([torch.randperm(1000)[:12].repeat(5) for _ in range(16)])
@@ -135,7 +143,8 @@ def test_a_fresh_language_model_copies_by_two_tokens():
     lm, right = wire_copying(GPT(1024, 4, 128, 4, 512)), []
     for _ in range(16):
         some = torch.randperm(1000)[:16]
-        once = torch.stack([some, some.roll(-5)], 1).flatten()           # a f b g c h …: f again, later, before k
+        # a f b g c h …: f again, later, before k
+        once = torch.stack([some, some.roll(-5)], 1).flatten()
         tokens = once.repeat(3)
         guess = lm(tokens[None, :-1]).argmax(-1)[0]
         right.append((guess == tokens[1:])[len(once) + 1:].float().mean())
@@ -162,8 +171,8 @@ def test_a_row_may_start_at_a_later_position():
 @pytest.mark.parametrize('attend', ['last', 'all_previous'])
 @pytest.mark.parametrize('n_image, n_frame', [(None, 1), (0, 1), (1, 1), (2, 1), (5, 1), (2, 3)])
 def test_a_fresh_flamingo_says_exactly_what_its_language_model_says(n_image, n_frame, attend):
-    """Whatever it is shown: nothing, fewer pictures than tags, just as many, more, or clips. A word of the language
-    model is lent to the tag, which it would not know otherwise."""
+    """Whatever it is shown: nothing, fewer pictures than tags, just as many, more, or clips. A word of the
+    language model is lent to the tag, which it would not know otherwise."""
     model = flamingo(opened=False, attend=attend)
     with torch.no_grad():
         model.new_rows[0] = model.lm.wte.weight[7]
@@ -190,7 +199,8 @@ def test_a_picture_changes_its_text_and_nothing_before_its_tag(attend, n_frame):
         changed[:, k] = other[:, k]
         after = logits_of(model, prompts, changed)
         assert torch.equal(after[:, :tag], before[:, :tag])
-        assert ((after - before).abs().amax(-1)[0, tag:] > 1e-4).all()  # itself, its own text, and through the LM what follows
+        # Itself, its own text, and through the LM what follows.
+        assert ((after - before).abs().amax(-1)[0, tag:] > 1e-4).all()
 
 
 def test_one_gated_layer_shows_a_picture_to_its_own_text_only():
@@ -215,15 +225,16 @@ def test_tags_without_pictures_see_nothing():
     blind = prompts['image_index'].clamp(max=1) * (prompts['image_index'] == 1)
     with torch.no_grad():
         kv = model.visual_keys_values(model.resample(pictures(1, 1)))[0]
-        assert torch.equal(model.gated[0](y, None, prompts['image_index'], kv), model.gated[0](y, None, blind, kv))
+        assert torch.equal(model.gated[0](y, None, prompts['image_index'], kv),
+                           model.gated[0](y, None, blind, kv))
         nothing = model.gated[0](y, None, prompts['image_index'], None)
         assert torch.equal(model.gated[0](y, None, prompts['image_index'], kv)[:, 4:], nothing[:, 4:])
 
 
 @pytest.mark.parametrize('attend', ['last', 'all_previous'])
 def test_padding_has_no_influence(attend):
-    """Garbage where tokens, pictures and frames are only padding: every real logit stays the same, and is what the row
-    says when it is alone, with no padding at all."""
+    """Garbage where tokens, pictures and frames are only padding: every real logit stays the same, and is
+    what the row says when it is alone, with no padding at all."""
     model = flamingo(attend=attend).double()
     prompts = read(model, '^12#345$#67$8#9', '^#12', '^345$6')
     real = torch.zeros(3, 3, 3, dtype=torch.bool)
@@ -244,7 +255,8 @@ def test_padding_has_no_influence(attend):
         torch.testing.assert_close(again[b, :n], logits[b, :n], rtol=1e-9, atol=1e-9)
         n_image, n_frame = int(real[b].any(-1).sum()), int(real[b].sum(-1).max())
         own = media[b:b + 1, :n_image, :n_frame], real[b:b + 1, :n_image, :n_frame]
-        single = logits_of(model, alone(prompts, b), own[0], frame_mask=own[1]) if n_image else logits_of(model, alone(prompts, b))
+        shown = dict(media=own[0], frame_mask=own[1]) if n_image else {}
+        single = logits_of(model, alone(prompts, b), **shown)
         torch.testing.assert_close(logits[b, :n], single[0], rtol=1e-9, atol=1e-9)
 
 
@@ -254,14 +266,16 @@ def test_documents_that_share_a_row_do_not_see_each_other():
     media, texts = pictures(1, 3), ('^1#23$#45', '^12#34')
     prompts = read(model, texts[0] + texts[1])
     prompts['image_index'][:, 9:12] = 0  # before its own picture the second sees none
-    one = logits_of(model, prompts, media, position=torch.tensor([[*range(9), *range(6)]]), document=torch.tensor([[1] * 9 + [2] * 6]))[0]
-    torch.testing.assert_close(one[:9], logits_of(model, read(model, texts[0]), media[:, :2])[0], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(one[9:], logits_of(model, read(model, texts[1]), media[:, 2:])[0], rtol=1e-9, atol=1e-9)
+    one = logits_of(model, prompts, media, position=torch.tensor([[*range(9), *range(6)]]),
+                    document=torch.tensor([[1] * 9 + [2] * 6]))[0]
+    for part, text, shown in ((one[:9], texts[0], media[:, :2]), (one[9:], texts[1], media[:, 2:])):
+        torch.testing.assert_close(part, logits_of(model, read(model, text), shown)[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize('attend', [*SEES, 'last_two'])
 def test_rows_are_shared_only_where_nothing_leaks(monkeypatch, attend):
-    """Two documents in one row, their pictures counted on: does another picture in the first change a word of the second?"""
+    """Two documents in one row, their pictures counted on: does another picture in the first change a word
+    of the second?"""
     monkeypatch.setitem(SEES, 'last_two', lambda image, index: (image == index) | (image == index - 1))
     model, media = flamingo(attend=attend), pictures(1, 3)
     prompts = read(model, '^1#23$#45' + '^12#34')
@@ -301,17 +315,18 @@ def test_kept_features_say_the_same_as_their_pixels():
     real = torch.tensor([[[True, True], [True, False]], [[True, False], [False, False]]])
     with torch.no_grad():
         features = model.see(media, real)
-    assert len(features) == real.sum()                                                    # what is padding is not there
+    assert len(features) == real.sum()                                             # padding is not there
     for frame, grid in zip(media[real], features):
         assert_near(grid, model.vision(model.vision.normalise(frame[None]))[0], 1000)
     logits = logits_of(model, prompts, media, frame_mask=real)
     assert torch.equal(logits_of(model, prompts, features=features, frame_mask=real), logits)
-    assert torch.equal(logits_of(model, prompts, model.vision.normalise(media), frame_mask=real), logits)  # floats are taken as normalised
+    # Floats are taken as normalised.
+    assert torch.equal(logits_of(model, prompts, model.vision.normalise(media), frame_mask=real), logits)
 
 
 def test_gated_layers_stand_before_every_kth_block():
-    """xattn_every=2 over three blocks: gates before blocks 0 and 2. With only the second one open, pictures reach what
-    goes into block 2 and no block before it."""
+    """xattn_every=2 over three blocks: gates before blocks 0 and 2. With only the second one open, pictures
+    reach what goes into block 2 and no block before it."""
     model = flamingo(opened=False, xattn_every=2)
     assert len(model.gated) == 2
     prompts, streams = read(model, '^#12'), []
@@ -353,11 +368,14 @@ def test_the_loss_is_the_mean_over_what_there_is_to_learn():
             row = logits[b, t]
             terms.append(row.exp().sum().log() - row[targets[b, t]])
     assert len(terms) == 12  # words and <EOC>s, not <BOS>, <image> or padding
-    torch.testing.assert_close(model(tokens, index, media, targets)[1], sum(terms) / len(terms), check_dtype=False, rtol=16 * EPS, atol=0)  # a float32 mean of 12
+    # The loss is a float32 mean of 12.
+    torch.testing.assert_close(model(tokens, index, media, targets)[1], sum(terms) / len(terms),
+                               check_dtype=False, rtol=16 * EPS, atol=0)
 
 
 def test_nothing_to_learn_is_a_loss_of_zero_and_no_nan():
-    """A window may hold <image> tags and given text only. A mean over nothing would be NaN, and ruin the run."""
+    """A window may hold <image> tags and given text only. A mean over nothing would be NaN, and ruin the
+    run."""
     model = flamingo()
     tokens, index, media, targets = batch(model)
     _, loss = model(tokens, index, media, torch.full_like(targets, -100))
@@ -368,12 +386,13 @@ def test_nothing_to_learn_is_a_loss_of_zero_and_no_nan():
 
 
 def test_training_moves_what_is_trained_and_not_one_bit_of_what_is_frozen():
-    """From shut gates, with weight decay, over several steps. Every trained parameter gets somewhere: the rows of <image>
-    and <EOC> among them, which others left at random."""
+    """From shut gates, with weight decay, over several steps. Every trained parameter gets somewhere: the
+    rows of <image> and <EOC> among them, which others left at random."""
     model = flamingo(opened=False).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2,
+                                  weight_decay=0.1)
     tokens, index, media, targets = batch(model)
     for _ in range(4):
         optimizer.zero_grad()
@@ -417,7 +436,8 @@ def test_frozen_parts_stay_in_eval_mode():
 
 
 def test_an_unfrozen_encoder_learns_through_padding_too():
-    """freeze(vision=False) is for fine-tuning: its gradient is that of the same pictures without padding among them."""
+    """freeze(vision=False) is for fine-tuning: its gradient is that of the same pictures without padding
+    among them."""
     model = flamingo().double()
     model.freeze(vision=False)
     prompts = read(model, '^#12$#34')
@@ -451,9 +471,11 @@ def shown_to(b, **seen):
 
 
 def next_log_p(model, prompt, words, shown, allowed=True):
-    """log p of the next word (V+2,), after one prompt and the answer so far; of what an answer may hold, or of all."""
+    """log p of the next word (V+2,), after one prompt and the answer so far; of what an answer may hold, or
+    of all."""
     tokens = torch.cat([prompt['tokens'], torch.tensor([words], dtype=torch.long)], 1)
-    logits = logits_of(model, dict(tokens=tokens, image_index=(tokens == model.image).cumsum(1)), **shown)[0, -1]
+    logits = logits_of(model, dict(tokens=tokens, image_index=(tokens == model.image).cumsum(1)),
+                       **shown)[0, -1]
     if allowed:
         logits[[model.image, model.config.bos, model.config.pad]] = -torch.inf
     return F.log_softmax(logits, -1)
@@ -493,7 +515,8 @@ def assert_answers(found, wanted):
 @pytest.mark.parametrize('attend, xattn_every', [('last', 1), ('last', 2), ('all_previous', 1)])
 @pytest.mark.parametrize('shown', [True, False])
 def test_greedy_answers_are_those_of_the_plain_forward_pass(attend, xattn_every, shown):
-    """Prompts of different lengths and numbers of pictures in one batch, with everything cached; and text alone."""
+    """Prompts of different lengths and numbers of pictures in one batch, with everything cached; and text
+    alone."""
     stopped = set()
     for seed in range(3):
         model = flamingo(seed, attend=attend, xattn_every=xattn_every)
@@ -514,8 +537,8 @@ def test_answers_about_clips_of_different_lengths():
 
 
 def test_the_picture_decides_the_answer():
-    """Otherwise all of the above could agree on never having looked. It always decides how likely the words are,
-    and of some models, random as they are, which words."""
+    """Otherwise all of the above could agree on never having looked. It always decides how likely the words
+    are, and of some models, random as they are, which words."""
     different = []
     for seed in range(4):
         model = flamingo(seed)
@@ -528,8 +551,8 @@ def test_the_picture_decides_the_answer():
 
 @pytest.mark.parametrize('attend', [*SEES, 'last_two'])
 def test_the_ten_lines_say_the_same(monkeypatch, attend):
-    """`greedy`, which reads all again for every word, and `generate`, which keeps of the pictures those that the last word sees:
-    whichever those are."""
+    """`greedy`, which reads all again for every word, and `generate`, which keeps of the pictures those
+    that the last word sees: whichever those are."""
     monkeypatch.setitem(SEES, 'last_two', lambda image, index: (image == index) | (image == index - 1))
     model = flamingo(1, attend=attend)
     prompts, media = read(model, *PROMPTS, '^#1#2#3'), pictures(5, 3)
@@ -542,14 +565,16 @@ def test_the_ten_lines_say_the_same(monkeypatch, attend):
 
 @pytest.mark.parametrize('options', [dict(beam_size=1), dict(beam_size=3), dict(temperature=1.0, top_k=1)])
 def test_near_the_contexts_end_an_answer_is_that_of_its_own_prompt(options):
-    """A prompt with room for two words beside others with room for more: each stops at its own end, and none sooner."""
+    """A prompt with room for two words beside others with room for more: each stops at its own end, and
+    none sooner."""
     model = lean(flamingo(n_context=10), eoc=-9)
     prompts = read(model, '^1#2', '^12345678', '^123456789', '^#1234')
     media = pictures(4, 1)
     found = generate(model, **prompts, max_new_tokens=5, media=media, **options)
     assert [len(words) for words, _ in found] == [5, 2, 1, 5]
     for b in range(4):
-        [(words, log_p)] = generate(model, **alone(prompts, b), max_new_tokens=5, media=media[b:b + 1], **options)
+        [(words, log_p)] = generate(model, **alone(prompts, b), max_new_tokens=5, media=media[b:b + 1],
+                                    **options)
         assert words == found[b][0] and log_p == near_log_p(found[b][1], len(words) + 1)
 
 
@@ -568,16 +593,19 @@ def test_near_the_contexts_end_a_score_is_that_of_its_own_prompt():
 
 @pytest.mark.parametrize('shown', [True, False])
 def test_a_wide_beam_finds_the_best_of_all_answers(shown):
-    """Three words and <EOC>, three steps: 40 possible answers. Of two steps there are 13: a beam of 13 drops nothing."""
+    """Three words and <EOC>, three steps: 40 possible answers. Of two steps there are 13: a beam of 13
+    drops nothing."""
     for seed in range(4):
         model = flamingo(seed, n_vocab=5, bos=3, pad=4)
-        prompts, seen = read(model, '^#12$#01$#2', '^12#01', '^#1', '^120'), dict(features=model.see(pictures(4, 3)).detach()) if shown else {}
+        prompts = read(model, '^#12$#01$#2', '^12#01', '^#1', '^120')
+        seen = dict(features=model.see(pictures(4, 3)).detach()) if shown else {}
         wanted = []
         for b in range(4):
             prompt, every = alone(prompts, b), []
             table = {(): next_log_p(model, prompt, [], shown_to(b, **seen))}
             for n in 1, 2:
-                table |= {words: next_log_p(model, prompt, list(words), shown_to(b, **seen)) for words in itertools.product(range(3), repeat=n)}
+                table |= {words: next_log_p(model, prompt, list(words), shown_to(b, **seen))
+                          for words in itertools.product(range(3), repeat=n)}
             for n in 0, 1, 2, 3:
                 for words in itertools.product(range(3), repeat=n):
                     total = sum(table[words[:i]][w].item() for i, w in enumerate(words))
@@ -589,8 +617,8 @@ def test_a_wide_beam_finds_the_best_of_all_answers(shown):
 
 @pytest.mark.parametrize('k', [1, 2, 3])
 def test_a_narrow_beam_is_a_beam(k):
-    """Against a search over plain lists, where most answers are dropped on the way, and the best one is often not the
-    one that led before. A beam of one is greedy."""
+    """Against a search over plain lists, where most answers are dropped on the way, and the best one is
+    often not the one that led before. A beam of one is greedy."""
     lengths, overtaken = set(), 0
     for seed in range(6):
         model = flamingo(seed, eoc=0.2)
@@ -604,11 +632,13 @@ def test_a_narrow_beam_is_a_beam(k):
 
 
 def test_a_finished_answer_takes_its_end_with_it_when_beams_change_places(monkeypatch):
-    """By hand, two beams, and a model for which only the last word counts. Step 1 leaves `0` (.68) and the empty answer, which
-    has ended (.25). Step 2 drops that one: `01` (.34) and `02` (.306) are both better, and neither has ended. Whoever still
-    takes the second place for ended keeps `02` at .306; in truth `02` goes on to `021` (.306 · .95 = .2907), while `01` falls."""
+    """By hand, two beams, and a model for which only the last word counts. Step 1 leaves `0` (.68) and the
+    empty answer, which has ended (.25). Step 2 drops that one: `01` (.34) and `02` (.306) are both better,
+    and neither has ended. Whoever still takes the second place for ended keeps `02` at .306; in truth `02`
+    goes on to `021` (.306 · .95 = .2907), while `01` falls."""
     model = flamingo()
-    table = {None: {0: .68, 'end': .25, 3: .07}, 0: {1: .5, 2: .45, 3: .05}, 1: {3: .5, 4: .5}, 2: {1: .95, 'end': .05}}
+    table = {None: {0: .68, 'end': .25, 3: .07}, 0: {1: .5, 2: .45, 3: .05}, 1: {3: .5, 4: .5},
+             2: {1: .95, 'end': .05}}
 
     def logits(word):
         row = torch.full((16,), 1e-9)
@@ -617,9 +647,12 @@ def test_a_finished_answer_takes_its_end_with_it_when_beams_change_places(monkey
         return row.log()
 
     cache = types.SimpleNamespace(repeat=lambda rows: None, reorder=lambda rows: None)
-    monkeypatch.setattr(answers, 'prefill', lambda *_, **__: (cache, logits(None)[None], torch.zeros(1, 1, dtype=torch.long)))
+    monkeypatch.setattr(answers, 'prefill',
+                        lambda *_, **__: (cache, logits(None)[None], torch.zeros(1, 1, dtype=torch.long)))
     monkeypatch.setattr(answers, 'read', lambda model, cache, tokens, index: tokens[:, :, None])
-    monkeypatch.setattr(model, 'head', lambda words: torch.stack([logits(w if w in table else 0) for w in words.flatten().tolist()]))
+    monkeypatch.setattr(model, 'head',
+                        lambda words: torch.stack([logits(w if w in table else 0)
+                                                   for w in words.flatten().tolist()]))
     [(words, log_p)] = generate(model, **read(model, '^1'), max_new_tokens=3, beam_size=2)
     assert words == [0, 2, 1] and log_p == pytest.approx(math.log(.68 * .45 * .95), abs=1e-5)
 
@@ -629,15 +662,19 @@ def lean(model, **strength):
     with torch.no_grad():
         direction = F.normalize(torch.randn(16), dim=0)
         model.lm.ln_f.bias.copy_(direction * 5)
-        rows = {'image': model.new_rows[0], 'eoc': model.new_rows[1], 'bos': model.lm.wte.weight[12], 'pad': model.lm.wte.weight[13]}
+        rows = {'image': model.new_rows[0], 'eoc': model.new_rows[1], 'bos': model.lm.wte.weight[12],
+                'pad': model.lm.wte.weight[13]}
         for name, much in strength.items():
             rows[name].copy_(direction * much)
     return model
 
 
-@pytest.mark.parametrize('options', [dict(beam_size=1), dict(beam_size=3), dict(temperature=1.0), dict(temperature=1.0, top_k=5)])
+@pytest.mark.parametrize('options',
+                         [dict(beam_size=1), dict(beam_size=3), dict(temperature=1.0),
+                          dict(temperature=1.0, top_k=5)])
 def test_answers_end_at_eoc_and_hold_no_tag_no_new_document_and_no_padding(options):
-    """The four are all but certain here. <EOC> ends the answer at once, and is not part of it; the others never come."""
+    """The four are all but certain here. <EOC> ends the answer at once, and is not part of it; the others
+    never come."""
     generator = torch.Generator().manual_seed(0)
     model = lean(flamingo(), image=9, bos=9, pad=9, eoc=8)
     prompts, media = read(model, *PROMPTS), pictures(4, 3)
@@ -646,14 +683,16 @@ def test_answers_end_at_eoc_and_hold_no_tag_no_new_document_and_no_padding(optio
     model.lm.h[0].register_forward_hook(lambda *_: steps.append(1))
     answers = generate(model, **prompts, max_new_tokens=8, media=media, generator=generator, **options)
     assert [words for words, _ in answers] == [[]] * 4
-    assert len(steps) <= options.get('beam_size', 1)  # the prompts are read, and nobody goes on once all beams have ended
+    # The prompts are read, and nobody goes on once all beams have ended.
+    assert len(steps) <= options.get('beam_size', 1)
     model = lean(model, eoc=-9)
     answers = generate(model, **prompts, max_new_tokens=8, media=media, generator=generator, **options)
     assert all(len(words) == 8 and max(words) < 12 for words, _ in answers)
 
 
 def test_an_answer_ends_where_the_context_ends():
-    """A prompt that leaves room for three tokens has an answer of four at most: the last needs not be read again."""
+    """A prompt that leaves room for three tokens has an answer of four at most: the last needs not be read
+    again."""
     model = lean(flamingo(n_context=10), eoc=-9)
     answers = generate(model, **read(model, '^123456'), max_new_tokens=8)
     assert len(answers[0][0]) == 4
@@ -663,7 +702,8 @@ def test_an_answer_ends_where_the_context_ends():
 def test_what_is_longer_than_the_context_is_refused_with_both_numbers():
     model = flamingo(n_context=6)
     prompts = read(model, '^123456789ab')
-    for call in (lambda: generate(model, **prompts), lambda: model(prompts['tokens'], prompts['image_index']), lambda: model.lm(prompts['tokens'])):
+    for call in (lambda: generate(model, **prompts), lambda: model(prompts['tokens'], prompts['image_index']),
+                 lambda: model.lm(prompts['tokens'])):
         with pytest.raises(ValueError, match=r'\b12\b.*\b6\b'):
             call()
     with pytest.raises(ValueError, match=r'\b8\b.*\b6\b'):  # the last of five words is never read
@@ -675,12 +715,14 @@ def test_sampling_repeats_with_its_generator_and_varies_without():
     prompts, media = read(model, *PROMPTS), pictures(4, 3)
 
     def drawn(seed):
-        return generate(model, **prompts, max_new_tokens=6, temperature=1.5, media=media, generator=torch.Generator().manual_seed(seed))
+        return generate(model, **prompts, max_new_tokens=6, temperature=1.5, media=media,
+                        generator=torch.Generator().manual_seed(seed))
 
     assert drawn(0) == drawn(0)
     assert len({str([words for words, _ in drawn(seed)]) for seed in range(5)}) > 1
     greedy = generate(model, **prompts, max_new_tokens=6, beam_size=1, media=media)
-    assert_answers(generate(model, **prompts, max_new_tokens=6, temperature=1.5, top_k=1, media=media), greedy)
+    assert_answers(generate(model, **prompts, max_new_tokens=6, temperature=1.5, top_k=1, media=media),
+                   greedy)
 
 
 def test_a_sampled_answer_comes_with_the_models_own_log_probability():
@@ -689,10 +731,12 @@ def test_a_sampled_answer_comes_with_the_models_own_log_probability():
     for seed in range(4):
         model = flamingo(seed)
         prompts, seen = read(model, *PROMPTS), dict(features=model.see(pictures(4, 3)).detach())
-        answers = generate(model, **prompts, max_new_tokens=6, temperature=1.5, generator=torch.Generator().manual_seed(seed), **seen)
+        answers = generate(model, **prompts, max_new_tokens=6, temperature=1.5,
+                           generator=torch.Generator().manual_seed(seed), **seen)
         for b, (words, total) in enumerate(answers):
             ended = words + [model.eoc] * (len(words) < 6)
-            own = [next_log_p(model, alone(prompts, b), ended[:i], shown_to(b, **seen))[w].item() for i, w in enumerate(ended)]
+            own = [next_log_p(model, alone(prompts, b), ended[:i], shown_to(b, **seen))[w].item()
+                   for i, w in enumerate(ended)]
             assert total == near_log_p(sum(own), len(own))
             lengths.add(len(words))
     assert len(lengths) > 3
@@ -711,8 +755,10 @@ def test_samples_come_as_often_as_the_model_says(temperature, top_k):
     p /= p.sum()
     many = {name: value.expand(4000, *value.shape[1:]) for name, value in prompt.items()}
     features = model.see(media).detach().expand(4000, -1, -1, -1, -1)
-    answers = generate(model, **many, max_new_tokens=1, temperature=temperature, top_k=top_k, features=features, generator=torch.Generator().manual_seed(0))
-    counts = torch.bincount(torch.tensor([words[0] if words else model.eoc for words, _ in answers]), minlength=16) / 4000
+    answers = generate(model, **many, max_new_tokens=1, temperature=temperature, top_k=top_k,
+                       features=features, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(torch.tensor([words[0] if words else model.eoc for words, _ in answers]),
+                            minlength=16) / 4000
     assert (counts[p == 0] == 0).all()
     assert (counts - p).abs().max() < 0.04  # five standard deviations
 
@@ -724,21 +770,25 @@ def test_samples_come_as_often_as_the_model_says(temperature, top_k):
 @pytest.mark.parametrize('attend', ['last', 'all_previous'])
 @pytest.mark.parametrize('shown', [True, False])
 def test_score_is_the_sum_of_log_probabilities(attend, shown):
-    """One plain forward pass for each candidate: one to five words, with and without <EOC>, different numbers of them a prompt."""
+    """One plain forward pass for each candidate: one to five words, with and without <EOC>, different
+    numbers of them a prompt."""
     model = flamingo(attend=attend)
     prompts, seen = read(model, *PROMPTS), dict(media=pictures(4, 3)) if shown else {}
-    candidates = [[[1, 2, model.eoc], [3], [4, 5, 6, 7, model.eoc]], [[1, 2, model.eoc]], [[8, 9], [8, 9, model.eoc]], [[11, 0, 11, 0], [5]]]
+    candidates = [[[1, 2, model.eoc], [3], [4, 5, 6, 7, model.eoc]], [[1, 2, model.eoc]],
+                  [[8, 9], [8, 9, model.eoc]], [[11, 0, 11, 0], [5]]]
     found = score(model, **prompts, candidates=candidates, **seen)
     for b, answers in enumerate(candidates):
         assert len(found[b]) == len(answers)
         for words, total in zip(answers, found[b]):
-            terms = [next_log_p(model, alone(prompts, b), words[:i], shown_to(b, **seen), allowed=False)[w].item() for i, w in enumerate(words)]
+            terms = [next_log_p(model, alone(prompts, b), words[:i], shown_to(b, **seen),
+                                allowed=False)[w].item() for i, w in enumerate(words)]
             assert total == near_log_p(sum(terms), len(terms))
 
 
 def test_scores_of_all_answers_of_one_length_add_up_to_one():
     model = flamingo()
-    prompts, every = read(model, '^#12', '^1234#'), [list(words) for words in itertools.product(range(16), repeat=2)]
+    prompts = read(model, '^#12', '^1234#')
+    every = [list(words) for words in itertools.product(range(16), repeat=2)]
     for row in score(model, **prompts, candidates=[every, every], media=pictures(2, 1)):
         assert sum(math.exp(p) for p in row) == near_log_p(1, 2)  # d eᵖ = eᵖ dp
 
@@ -762,7 +812,8 @@ def test_scores_and_answers_survive_half_precision():
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.3)
     for b, (words, total) in enumerate(answers):
         words = words + [model.eoc] * (len(words) < 4)
-        own = sum(next_log_p(model, alone(prompts, b), words[:i], shown_to(b, **seen))[w].item() for i, w in enumerate(words))
+        own = sum(next_log_p(model, alone(prompts, b), words[:i], shown_to(b, **seen))[w].item()
+                  for i, w in enumerate(words))
         assert total == pytest.approx(own, rel=0.05, abs=0.3)
 
 
@@ -776,8 +827,9 @@ def millions(module):
 
 @pytest.mark.parametrize('name', PRESETS)
 def test_presets_are_those_of_the_papers(name):
-    """Built without memory. GPT-2 small has 124.4 M parameters; Flamingo's Tables 4 and 5 give 24, 10 and 12 gated layers,
-    435 M for the encoder, 194 M for the resampler, and for the 3B model 1.2 B of gated layers and a 1.4 B language model."""
+    """Built without memory. GPT-2 small has 124.4 M parameters; Flamingo's Tables 4 and 5 give 24, 10 and
+    12 gated layers, 435 M for the encoder, 194 M for the resampler, and for the 3B model 1.2 B of gated
+    layers and a 1.4 B language model."""
     with torch.device('meta'):
         model = Flamingo(FlamingoConfig(**PRESETS[name]))
     if name == 'gpt2':
@@ -792,7 +844,8 @@ def test_presets_are_those_of_the_papers(name):
 
 
 def test_padded_pictures_are_not_resampled():
-    """Rows of 1, 3 and no pictures: four go through the resampler, and what comes out stands where they stood."""
+    """Rows of 1, 3 and no pictures: four go through the resampler, and what comes out stands where they
+    stood."""
     model = flamingo()
     mask = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)[:, :, None]
     features = torch.randn(3, 3, 1, 4, model.vision.dim)
@@ -801,8 +854,11 @@ def test_padded_pictures_are_not_resampled():
     with torch.no_grad():
         visual = model.resample(features=features, frame_mask=mask)
         for b, n in itertools.product(range(3), range(3)):
-            expected = model.resample(features=features[b:b + 1, n:n + 1])[0, 0] if mask[b, n, 0] else torch.zeros_like(visual[b, n])
-            torch.testing.assert_close(visual[b, n], expected, rtol=0, atol=400 * EPS)  # 100 roundings of up to 4
+            expected = torch.zeros_like(visual[b, n])
+            if mask[b, n, 0]:
+                expected = model.resample(features=features[b:b + 1, n:n + 1])[0, 0]
+            # 100 roundings of numbers up to 4.
+            torch.testing.assert_close(visual[b, n], expected, rtol=0, atol=400 * EPS)
         again = model.resample(features=features[mask], frame_mask=mask)  # real ones alone, no padding given
         torch.testing.assert_close(again, visual, rtol=0, atol=400 * EPS)
     assert seen[0] == 4

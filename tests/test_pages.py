@@ -152,7 +152,8 @@ def site(folder, **pages):
 
 
 PAGE = '''<!DOCTYPE html>
-<html><head><title>Not on the page</title><base href="pics/"><meta charset="utf-8"><style>p { color: red }</style></head>
+<html><head><title>Not on the page</title><base href="pics/"><meta charset="utf-8">
+<style>p { color: red }</style></head>
 <body class=x><nav><a href="/">Home</a><img src="a.png"></nav><!-- a comment with <img src="a.png"> and -> -->
 <h1>Salt &amp; pepper &#8212; <em>a his</em>tory</h1>
 <script>document.write('<img src="a.png">')</script><noscript><img src="a.png"></noscript>
@@ -163,7 +164,8 @@ on two lines<br>and a third.
 <tr><td>last row</table>
 <div hidden>hidden <p>still hidden <img src="a.png"></p></div><p style="DISPLAY : none">neither<p>visible
 <ul><li>one<li aria-hidden="true">two<li>three</ul></section>
-<template><p>no</p></template><dialog>no <img src="a.png"></dialog><dialog open>yes</dialog><p>a < b, &lt;image&gt;<img src="sub/c%20d.png?v=1#x">
+<template><p>no</p></template><dialog>no <img src="a.png"></dialog><dialog open>yes</dialog>
+<p>a < b, &lt;image&gt;<img src="sub/c%20d.png?v=1#x">
 <img src="https://example.org/a.png"><img><img src="gone.png"></body></html>
 trailing &amp'''
 
@@ -178,9 +180,9 @@ def test_html(tmp_path):
         'Salt & pepper — a history\nFirst paragraph, on two lines\nand a third.\nThen', ('pics/a.png',),
         'a picture\nouter\nin ner', ('b.png',), 'last row\nvisible\none\nthree\nyes\na < b, <image>',
         ('pics/sub/c d.png',), 'trailing &']
-    assert dropped(document) == [('remote picture', 'page.html:14:1'),
-                                 ('picture without a name', 'page.html:14:38'),
-                                 ('missing', 'page.html:14:43')]
+    assert dropped(document) == [('remote picture', 'page.html:16:1'),
+                                 ('picture without a name', 'page.html:16:38'),
+                                 ('missing', 'page.html:16:43')]
     assert document.kind == 'page' and document.where == str(tmp_path / 'page.html')
     texts = open_path(tmp_path).at(0, pictures=False)
     assert len(texts.pieces) == 1 and texts.pieces[0].split('\n')[3:5] == ['Then a picture', 'outer']

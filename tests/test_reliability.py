@@ -773,7 +773,8 @@ def tables(folder):
 
 
 def read_table(path):
-    """As each of them, down to the items: nothing but what was said of the picture, or an error of one line."""
+    """As each of them, down to the items: nothing but what was said of the picture, or an error of one
+    line."""
     root, wounded = path.parent / 'list', path.read_bytes()
     root.mkdir(exist_ok=True)
     Image.new('RGB', (4, 4)).save(root / 'a.png')
@@ -793,11 +794,14 @@ def read_table(path):
 def data_sets(folder):
     """COCO, Karpathy, rows, names with captions, VQA, VizWiz."""
     return [json.dumps(content).encode() for content in (
-        {'images': [{'id': 1, 'file_name': 'a.png'}], 'annotations': [{'id': 2, 'image_id': 1, 'caption': 'a fox'}]},
-        {'images': [{'filename': 'a.png', 'split': 'train', 'sentences': [{'raw': 'a fox'}, {'raw': 'red'}]}]},
+        {'images': [{'id': 1, 'file_name': 'a.png'}],
+         'annotations': [{'id': 2, 'image_id': 1, 'caption': 'a fox'}]},
+        {'images': [{'filename': 'a.png', 'split': 'train',
+                     'sentences': [{'raw': 'a fox'}, {'raw': 'red'}]}]},
         [{'image': 'a.png', 'caption': 'a fox'}, {'image': 'val/a.png', 'caption': ['a fox', 'red']}],
         {'a.png': 'a fox', 'b.png': ['gone']},
-        {'questions': [{'question_id': 1, 'image_id': 'a', 'question': 'What?', 'answers': [{'answer': 'fox'}]}]},
+        {'questions': [{'question_id': 1, 'image_id': 'a', 'question': 'What?',
+                        'answers': [{'answer': 'fox'}]}]},
         [{'image': 'a.png', 'question': 'What?', 'answers': [{'answer': 'fox'}]}])]
 
 
@@ -991,7 +995,8 @@ def read_official(path):
     for items in (read_captions(str(path), images, report), read_vqa(str(path), str(path), images, report)):
         for item in items:
             if item.example:
-                encode(Episode([item.example], item.example, people=item.people).document(), TOKENS, n_token=300)
+                encode(Episode([item.example], item.example, people=item.people).document(), TOKENS,
+                       n_token=300)
     if report.total:
         raise BadItem('counted', str(path))
 

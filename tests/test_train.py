@@ -120,7 +120,8 @@ def test_merged_sources_count_as_one(exact_stage):
     """The mean over all tokens, whichever source they come from, and no λ."""
     stage, names = exact_stage, list(exact_stage.lambdas)
     apart, _ = gradient(stage, names)
-    counts = {name: sum(s.n_learned for s in stage.run.reader.rows(Reader.sequences, name, 0)) for name in names}
+    counts = {name: sum(s.n_learned for s in stage.run.reader.rows(Reader.sequences, name, 0))
+              for name in names}
     stage.mixing = 'merged'
     together, _ = gradient(stage, names)
     n = sum(counts.values())
@@ -361,7 +362,8 @@ def test_workers_prepare_the_same_batches(tmp_path, reads, names):
         run.sources['align'] = Listed(good, good, bad, good, good)
     steps = [(i, names) for i in range(3, 8)]
     for (i, _), given in zip(steps, look_ahead(helped.reader, getattr(Reader, reads), steps), strict=True):
-        assert given == names and set(helped.reader.made) == {(getattr(Reader, reads), name, i) for name in names}
+        assert given == names
+        assert set(helped.reader.made) == {(getattr(Reader, reads), name, i) for name in names}
         for name in names:
             batch = helped.reader.rows(getattr(Reader, reads), name, i)
             for one, two in zip(alone.reader.rows(getattr(Reader, reads), name, i), batch, strict=True):
@@ -407,7 +409,8 @@ def test_a_run_can_be_sent_to_a_worker(tmp_path):
     sent = pickle.loads(pickle.dumps(Ahead(run.reader, Reader.sequences, [(2, ['m3w', 'vtp'])])))
     batches, pixels, bad_items = sent[0]
     assert all((one.tokens == two.tokens).all() for name in ('m3w', 'vtp')
-               for one, two in zip(run.reader.sequences(name, 2), batches[Reader.sequences, name, 2], strict=True))
+               for one, two in zip(run.reader.sequences(name, 2), batches[Reader.sequences, name, 2],
+                                   strict=True))
     assert bad_items == []
     assert set(pixels) == {m.key for batch in batches.values() for s in batch for m in s.media}
 

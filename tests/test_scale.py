@@ -347,7 +347,7 @@ def train_all(out_dir, other=None, *arguments):
         stage.evaluate = dict  # what the stages say about themselves is tested elsewhere
         save = run.save_progress
 
-        def keep_one(missing, i, stage):
+        def keep_one(missing, i, stage=None):
             Run.save_progress(run, missing, i, stage)
             if i == 15 and distributed.rank() == 0:
                 shutil.copy(run.path('training.pt'), run.path(f'{stage.name}.15.pt'))

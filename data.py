@@ -116,7 +116,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
 
         <BOS> text <EOC> <image> text <EOC> <image> text <EOC>
 
-    An <EOC> stands before each image and at the end. (The paper's pairs end with <EOC><EOS>; GPT-2 has none.)
+    An <EOC> stands before each image and at the end. (The paper's pairs end with <EOC><EOS>.)
     Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
 
     n_token, n_image: L and N, at most this long; None for no limit. See `window`.

@@ -11,6 +11,8 @@ from PIL import Image
 
 import evaluate
 from data import encode, EndOfChunk, Example, Given, Media, question_prompt
+from tiny_model import save_tiny
+
 from kit import answers as answers_file
 from kit.episode import dialogue_prompt, Episode, statement_prompt
 from kit.files import BadInput
@@ -387,6 +389,17 @@ def test_without_a_checkpoint_the_small_one_is_used_and_said(out, tmp_path, monk
     assert find_checkpoint(str(out)) == f'{out}/flamingo.pt'
     assert find_checkpoint(str(tmp_path), 'other.pt') == f'{tmp_path}/other.pt'
     assert not capsys.readouterr().err
+
+
+def test_a_checkpoint_from_before_the_stem_became_thinner(tmp_path):
+    """Its sizes say `nano`, and its encoder has the stem of what is nano16 now."""
+    save_tiny(tmp_path / 'new.pt', vision='nano16')
+    content = torch.load(tmp_path / 'new.pt', weights_only=True)
+    content['config']['vision'] = 'nano'
+    torch.save(content, tmp_path / 'old.pt')
+    new, old = (load(str(tmp_path / name))[0] for name in ('new.pt', 'old.pt'))
+    episodes = episodes_of('naming', 1, 2, ways=2)
+    assert old.choose(episodes) == new.choose(episodes)
 
 
 def test_a_halved_checkpoint_answers_nearly_the_same(out, tmp_path, asker):

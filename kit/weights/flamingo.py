@@ -14,6 +14,9 @@ def read_flamingo(path):
     The file needs nothing beside it. Raises BadInput where it is damaged, or its parts do not fit each other.
     """
     content = checkpoint.load(path, 'flamingo', config=dict, tokenizer=dict, flamingo=dict, contrastive=dict)
+    stem = content['flamingo'].get('vision.stem.1.weight')
+    if content['config'].get('vision') == 'nano' and isinstance(stem, torch.Tensor) and len(stem) == 16:
+        content['config']['vision'] = 'nano16'  # a file from before the stem of `nano` became thinner
     try:
         config, tokenizer = FlamingoConfig(**content['config']), Tokenizer.from_state(content['tokenizer'])
         if (config.n_vocab, config.bos, config.pad) != (tokenizer.n_vocab, tokenizer.bos, tokenizer.pad):

@@ -2,7 +2,7 @@
 
 The language model pays for every visual token in every gated layer, so a clip of 30 frames must not
 cost 30 pictures. A few learned *latents* ask the picture questions by cross-attention and carry the
-answers on: R tokens, whether the encoder gave one 6x6 grid or thirty of them.
+answers on: R tokens, whether the encoder gave one grid of features or thirty of them.
 
 Shapes: B batch, N images in the sequence, F frames, S places, R latents, D width, H heads, d head width.
 """
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit.fast.attention import attention
-from kit.fast.normed import normed_linear
 from kit.fast.ragged import by_length
 
 
@@ -49,11 +48,9 @@ class ResamplerLayer(nn.Module):
     def queries_keys_values(self, latents, features, time):
         """-> q (B,H,R,d), k and v (B,H,F*S+R,d)"""
         latents = self.norm_latents(latents)
+        media = self.norm_media(features + time).flatten(1, 2)                        # (B,F*S,D)
         # Latents stand among the keys, too (unlike DETR): they can see what the others already hold.
-        # kv = self.to_kv(torch.cat([self.norm_media(features + time).flatten(1, 2), latents], dim=1)), in two
-        # parts: frozen features need no gradient, and normed_linear, which equals the first, saves its cost.
-        kv = torch.cat([normed_linear(features, time, self.norm_media, self.to_kv.weight).flatten(1, 2),
-                        self.to_kv(latents)], dim=1)                                  # (B,F*S+R,2*H*d)
+        kv = self.to_kv(torch.cat([media, latents], dim=1))                           # (B,F*S+R,2*H*d)
         heads = (self.n_head, self.head_dim)
         return [x.unflatten(-1, heads).transpose(1, 2) for x in (self.to_q(latents), *kv.chunk(2, dim=-1))]
 

@@ -201,8 +201,9 @@ class FlamingoStage:
         return batches.sequence_batches(self.run, sources, i, self.view, self.mixing == 'merged')
 
     def losses(self, batch):
-        """Each source's loss is a mean over its tokens. (The paper sums; with a mean, λ weighs long pages and
-        short captions alike.)"""
+        """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m learned tokens of
+        source m in the whole step: all micro-batches, all ranks. (The paper sums; a mean weighs long pages
+        and short captions alike.) The step minimises Σ_m λ_m L_m."""
         _, each = self.net(**batch.inputs, each=True)                                # (number of targets,)
         return batch.mean_of_each_source(each)
 

@@ -107,7 +107,7 @@ class GatedCrossAttention(nn.Module):
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
-        if self.routed:  # equal to the definition below, by test, and up to N times as fast
+        if self.routed:  # skip this on a first reading: it equals the definition below, and is faster
             out = routed_attention(q, k, v, image_index, route)
         else:
             out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)

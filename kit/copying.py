@@ -5,9 +5,11 @@ Two heads note for each token its predecessor and the one before; a head of the 
 that came after the same two, and says it. Two, since parts of names recur: by the last token alone "hammer"
 goes on as "hammmm". Large models grow such heads by themselves and in-context learning hangs on them; a
 model of a few layers takes longer to than all of its training here. So a language model that starts from
-nothing begins with
-them: their projections are random, as all others, but matched to each other, and training goes on from there.
-(docs/results.md: what they are worth.)
+nothing begins with them: their projections are random, as all others, but matched to each other, and
+training goes on from there. (docs/results.md: what they are worth.)
+
+    A B C … A B    the first head notes, beside each token, the one before it; the second the one before that:
+                   at C stand B and A, and at the last B (itself) stand B and A, too. So B's query finds C.
 """
 import math
 

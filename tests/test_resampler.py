@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from kit.fast.attention import attention
-from kit.fast.normed import normed_linear
 from kit.fast.ragged import by_length
 from resampler import PerceiverResampler
 
@@ -277,24 +276,6 @@ def test_padded_images_have_no_influence_on_others(n_frame):
 
 # ---------------------------------------------------------------------------------------------
 # The same, faster
-
-
-@pytest.mark.parametrize('n_frame', [1, 3])
-def test_a_linear_layer_after_a_norm_is_what_it_says(n_frame):
-    """kit.fast.normed against W · LN(x + t), forward and the gradients of all that is trained, float64."""
-    torch.manual_seed(0)
-    x = torch.randn(4, n_frame, 5, 6, dtype=torch.float64)
-    weight = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
-    t = torch.randn(n_frame, 1, 6, dtype=torch.float64, requires_grad=True)
-    norm = torch.nn.LayerNorm(6).double()
-    with torch.no_grad():
-        norm.weight.normal_(), norm.bias.normal_()
-    fast, plain = normed_linear(x, t, norm, weight), norm(x + t) @ weight.T
-    assert type(fast.grad_fn).__name__ == 'NormedLinearBackward'
-    torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
-    toward, leaves = torch.randn_like(plain), [t, norm.weight, norm.bias, weight]
-    torch.testing.assert_close(*(torch.autograd.grad((y * toward).sum(), leaves) for y in (fast, plain)),
-                               rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize('lengths', [[2, 2, 2], [1, 3, 0, 1, 2], [0, 0], [5]])

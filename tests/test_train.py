@@ -361,8 +361,8 @@ def test_workers_prepare_the_same_batches(tmp_path, reads, names):
         good = Document([good_media('one'), 'text'], 'pair', 'list:2')
         run.sources['align'] = Listed(good, good, bad, good, good)
     steps = [(i, names) for i in range(3, 8)]
-    for (i, _), given in zip(steps, look_ahead(helped.reader, getattr(Reader, reads), steps), strict=True):
-        assert given == names
+    for (i, _), step in zip(steps, look_ahead(helped.reader, getattr(Reader, reads), steps), strict=True):
+        assert step == (i, names)
         assert set(helped.reader.made) == {(getattr(Reader, reads), name, i) for name in names}
         for name in names:
             batch = helped.reader.rows(getattr(Reader, reads), name, i)

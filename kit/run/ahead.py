@@ -55,20 +55,20 @@ class Ahead(torch.utils.data.Dataset):
 
 
 def look_ahead(reader, method, steps):
-    """Yields the names of each step's sources; by then, reader.made holds their rows.
+    """Yields the same steps. With workers, reader.made holds the rows of a step by the time it comes;
+    without, they are made when they are asked for.
 
-    steps: [(i, names)]; method: as of Reader.rows. Without workers, reader.made stays empty and
-    rows are made when they are asked for.
+    steps: [(i, names of sources)]; method: as of Reader.rows
     """
     n_worker = reader.config.workers
     if not n_worker:
-        yield from (names for _, names in steps)
+        yield from steps
         return
     loader = torch.utils.data.DataLoader(
         Ahead(reader, method, steps), batch_size=None, num_workers=n_worker,
         collate_fn=as_it_is, worker_init_fn=quiet,
         generator=torch.Generator())  # its own, or it would draw from torch's global one
-    for (_, names), prepared in zip(steps, loader):
+    for step, prepared in zip(steps, loader):
         if isinstance(prepared, BadInput):
             raise prepared
         reader.made, pixels, bad_items = prepared
@@ -77,7 +77,7 @@ def look_ahead(reader, method, steps):
                 reader.pixels.kept.keep(key, torch.from_numpy(frames))
         for bad in bad_items:
             reader.leave_out(bad)
-        yield names
+        yield step
 
 
 def as_it_is(x):

@@ -10,7 +10,6 @@ from kit.world.words import SYLLABLES
 from model import PRESETS, FlamingoConfig
 from vision import SIZES as ENCODERS
 from xattn import SEES
-from xattn import SEES
 
 SOURCES = ('m3w', 'align', 'ltip', 'vtp')
 SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')

@@ -35,11 +35,10 @@ class Loop:
 
     def __iter__(self):
         run, stage = self.run, self.stage
-        steps = mixture(list(stage.lambdas), stage.mixing, stage.n_iter)
-        steps = steps[self.start:]
-        prepared = look_ahead(run.reader, stage.reads, steps)
+        steps = mixture(list(stage.lambdas), stage.mixing, stage.n_iter)[self.start:]
+        steps = look_ahead(run.reader, stage.reads, steps)  # the same; workers read their rows
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
-            for self.step, ((number, _), sources) in enumerate(zip(steps, prepared), self.start):
+            for self.step, (number, sources) in enumerate(steps, self.start):
                 yield self.step, number, sources
                 self.bar.update()
                 self.find_out_whether_to_stop()

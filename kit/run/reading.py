@@ -1,9 +1,14 @@
 """The rows of a batch. Batch i of a source depends on i and the seed only.
 
 The position in the data is the step number, so resuming needs nothing else, and every rank and every worker
-process can read its own rows without asking the others.
+process can read its own rows without asking the others. Who calls whom:
 
-    source ──► Document ──► data.encode ──► one row of a batch      (kit/run/batches.py makes tensors of rows)
+    FlamingoStage.batches(sources, i)                  train.py; i is the number of the batch
+      sequence_batches                                 kit/run/batches.py: tensors of rows, by data.collate
+        Reader.rows(Reader.sequences, source, i)       here, unless a worker has made them (kit/run/ahead.py)
+          Reader.sequence(source, number)              a row of a Document, by data.encode
+            Source.document(number)                    kit/sources/forms.py: of which part, with which chance
+              Shapes.document, or a folder's           kit/world/pages.py, kit/sources/
 """
 from collections import Counter
 

@@ -335,7 +335,7 @@ def gate_chart(rows):
     if not series:
         return None
     return line_chart(series, 'How far the gates have opened', 'iteration',
-                      '|tanh| (solid: attention, dashed: feed-forward)', colors=colors, dashed=dashed)
+                      'tanh (solid: attention, dashed: feed-forward)', colors=colors, dashed=dashed)
 
 
 def accuracy_chart(rows, title):

@@ -67,7 +67,7 @@ class Flamingo(nn.Module):
         the keys and values of earlier tokens, `kv` for each gated layer those of the images (no visual).
         """
         every = self.config.xattn_every
-        images = kv[0][0] if kv else visual                              # (B,N,…)
+        images = kv[0][0] if kv else visual                              # N of them in a sequence
         n_image = 0 if images is None else images.shape[1]
         route = find_route(image_index, n_image, self.config.attend)     # once for all gated layers
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)

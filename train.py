@@ -63,10 +63,10 @@ GROUPS = {
         'p_next': (0.5, "chance that a page's text sees the next picture instead of the previous one"),
     },
     'Steps': {
-        'vision_iters': (1000, 'of the contrastive stage'),
+        'vision_iters': (1200, 'of the contrastive stage'),
         'vision_batch': (96, 'pairs a step, of each of align and ltip'),
         'vision_lr': (5e-3, 'peak learning rate'),
-        'language_iters': (400, 'of the language stage'),
+        'language_iters': (500, 'of the language stage'),
         'language_batch': (8, 'rows a step'),
         'language_tokens': (448, 'tokens a row, at a random place of the context'),
         'language_lr': (2e-3, 'peak learning rate'),

@@ -191,4 +191,4 @@ def plain_text(rng):
 
 
 PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ((?:{'|'.join(SHAPES)})(?:s|es)?)\b")
-TEXTS = ((copy_text, 0.3), (naming_text, 0.4), (plain_text, 0.3))
+TEXTS = ((copy_text, 0.2), (naming_text, 0.35), (plain_text, 0.45))

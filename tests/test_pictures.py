@@ -378,8 +378,8 @@ def test_the_architecture_has_the_sizes_of_the_nano_preset():
 
 def test_the_architecture_shows_the_tokens_and_shapes_of_a_real_prompt():
     asker, _ = load(NANO)
-    pieces = [picture_media('held', 1), Given('Output:'), ' blep', picture_media('held', 2), Given('Output:')]
-    explained = explain.explain(asker, Document(pieces, 'prompt'), 'blep')
+    pieces = [picture_media('held', 1), Given('Output:'), ' dro', picture_media('held', 2), Given('Output:')]
+    explained = explain.explain(asker, Document(pieces, 'prompt'), 'dro')
     prompt = explained.tokens[:explained.n_prompt]
     assert [(explain.visible(t.text), t.image_index) for t in prompt] == list(figures.TOKENS)
     assert explain.visible(explained.tokens[explained.n_prompt].text) == figures.ANSWER

@@ -772,6 +772,15 @@ def tables(folder):
             'a.png#0\ta räd fox\na.png#1\tanother\n'.encode(), b'a red fox\n\nanother\n']
 
 
+def read_items(place, picture, report, name):
+    """Every item of a damaged list is right, or the list is reported as the bad item `name`."""
+    try:
+        for item in open_folder(place, split=None, report=report).items:
+            assert item.path == os.path.realpath(picture) and item.text.strip() and item.split
+    except BadInput as e:
+        report.add(BadItem(one_line(e), name))
+
+
 def read_table(path):
     """As each of them, down to the items: nothing but what was said of the picture, or an error of one
     line."""
@@ -781,11 +790,7 @@ def read_table(path):
     report = Report()
     for name in ('metadata.csv', 'captions.tsv', 'captions.txt', 'a.txt'):
         (root / name).write_bytes(wounded)
-        try:
-            for item in open_folder(root, split=None, report=report).items:
-                assert item.path == os.path.realpath(root / 'a.png') and item.text.strip() and item.split
-        except BadInput as e:
-            report.add(BadItem(one_line(e), name))
+        read_items(root, root / 'a.png', report, name)
         (root / name).unlink()
     if report.total:
         raise BadItem('counted', str(path))
@@ -813,11 +818,7 @@ def read_data_set(path):
     for name in ('captions_x.json', 'x_questions.json'):
         (root / name).write_bytes(path.read_bytes())
         for place in (root, root / name):
-            try:
-                for item in open_folder(place, split=None, report=report).items:
-                    assert item.path == os.path.realpath(root / 'a.png') and item.text.strip() and item.split
-            except BadInput as e:
-                report.add(BadItem(one_line(e), name))
+            read_items(place, root / 'a.png', report, name)
         (root / name).unlink()
     if report.total:
         raise BadItem('counted', str(path))

@@ -53,15 +53,22 @@ def caption_episode(rng, split, shots):
     return Episode([one('train')[0] for _ in range(shots)], query, check=partial(caption_is_right, truth))
 
 
-def question_episode(rng, split, shots):
-    """Answer a question about a new pair. The support asks questions about known pairs."""
+def asked_episode(rng, split, shots, draw, media, asked_about):
+    """A question about something new: draw(rng,split) -> i, media(split,i), asked_about(split,i) -> [(_, question,
+    answer)]. The support asks about known things."""
     def one(split):
-        i = random_picture(rng, split)
-        asked = questions(scene(split, i))
+        i = draw(rng, split)
+        asked = asked_about(split, i)
         _, question, answer = asked[int(rng.integers(len(asked)))]
-        return Example(picture_media(split, i), question_prompt(question), answer)
+        return Example(media(split, i), question_prompt(question), answer)
     query = one(split)
     return Episode([one('train') for _ in range(shots)], query)
+
+
+def question_episode(rng, split, shots):
+    """Answer a question about a new pair. The support asks questions about known pairs."""
+    return asked_episode(rng, split, shots, random_picture, picture_media,
+                         lambda split, i: questions(scene(split, i)))
 
 
 def clip_episode(rng, split, shots):
@@ -141,13 +148,8 @@ def reading_episode(rng, split, shots):
 
 def clip_question_episode(rng, split, shots):
     """Answer a question about a clip (MSVD-QA, MSRVTT-QA, iVQA, NextQA)."""
-    def one(split):
-        i = random_clip(rng, split)
-        asked = clip_questions(clip(split, i))
-        _, question, answer = asked[int(rng.integers(len(asked)))]
-        return Example(clip_media(split, i), question_prompt(question), answer)
-    query = one(split)
-    return Episode([one('train') for _ in range(shots)], query)
+    return asked_episode(rng, split, shots, random_clip, clip_media,
+                         lambda split, i: clip_questions(clip(split, i)))
 
 
 def choice_episode(rng, split, shots, ways=4):

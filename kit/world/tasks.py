@@ -54,8 +54,8 @@ def caption_episode(rng, split, shots):
 
 
 def asked_episode(rng, split, shots, draw, media, asked_about):
-    """A question about something new: draw(rng,split) -> i, media(split,i), asked_about(split,i) -> [(_, question,
-    answer)]. The support asks about known things."""
+    """A question about something new; the support asks about known things.
+    draw(rng,split) -> i, media(split,i), asked_about(split,i) -> [(_, question, answer)]"""
     def one(split):
         i = draw(rng, split)
         asked = asked_about(split, i)

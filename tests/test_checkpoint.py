@@ -115,6 +115,8 @@ def test_unwritable_places_are_one_line(tmp_path):
 FULL = """
 import resource, signal, sys, torch
 from kit.weights import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # past the limit a write fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
@@ -253,3 +255,11 @@ def test_random_state_resumes_every_generator(tmp_path):
     draw()
     checkpoint.set_random_state(checkpoint.load(tmp_path / 'a.pt', 'state')['random'])
     assert draw() == expected
+
+
+def test_reading_a_model_imports_no_compiler():
+    """A part of torch that no command uses until then, and that takes longer than all the rest of a start."""
+    script = ('import sys; from kit.weights.flamingo import read_flamingo; read_flamingo("assets/nano.pt"); '
+              'print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])')
+    done = python(script, cwd=ROOT)
+    assert done.communicate()[0] == '[]\n' and done.returncode == 0

@@ -1,11 +1,28 @@
 """A trained Flamingo from its file."""
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from kit.files import BadInput
 from kit.tokenizer import Tokenizer
 from kit.weights import checkpoint
 from model import Flamingo, FlamingoConfig, GPT
 from vision import new_contrastive
+
+
+class Unfilled(TorchFunctionMode):
+    """Inside, new weights stay empty: they are neither drawn at random nor scaled.
+
+    *Why.* On `meta` there is nothing to fill, and yet torch would import its compiler for it, which takes
+    longer than to read a small checkpoint.
+    """
+    FILLS = (nn.init.normal_, nn.init.uniform_, torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.mul)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self.FILLS:
+            return args[0] if args else kwargs['tensor']
+        return (torch.empty if function is torch.randn else function)(*args, **kwargs)
 
 
 def read_flamingo(path):
@@ -32,6 +49,6 @@ def read_flamingo(path):
         check(contrastive, content['contrastive'] | vision, path)
         return model, contrastive
 
-    with torch.device('meta'):  # before any memory is taken: are the tensors as large as the file claims?
+    with torch.device('meta'), Unfilled():  # before any memory is taken: are the tensors as large as the file claims?
         fill(checkpoint.check_state)
     return *fill(checkpoint.load_into), tokenizer

@@ -14,6 +14,8 @@ import torch
 from kit.files import BadInput, only_run, whole_file
 from kit.weights import checkpoint
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def load_error(path, kind='flamingo'):
     with pytest.raises(BadInput) as e:
@@ -115,8 +117,6 @@ def test_unwritable_places_are_one_line(tmp_path):
 FULL = """
 import resource, signal, sys, torch
 from kit.weights import checkpoint
-
-ROOT = Path(__file__).resolve().parents[1]
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # past the limit a write fails, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:

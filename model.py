@@ -39,19 +39,20 @@ class Flamingo(nn.Module):
 
     Raises ValueError where T is longer than the context.
     """
+    Resampler, Gated = PerceiverResampler, GatedCrossAttention  # others, for comparison: kit/variants.py
 
     def __init__(self, config, vision=None, lm=None):
         super().__init__()
         c = self.config = config
         self.vision = vision or NFNet(c.vision, c.dim_embed, per_image=c.per_image)
         self.lm = lm or GPT.from_config(c)
-        self.resampler = PerceiverResampler(c.resampler_dim, self.vision.dim, c.n_latent, c.resampler_layer,
-                                            c.resampler_head, c.resampler_head_dim, c.n_frame)
+        self.resampler = self.Resampler(c.resampler_dim, self.vision.dim, c.n_latent, c.resampler_layer,
+                                        c.resampler_head, c.resampler_head_dim, c.n_frame)
         visual_dim = c.visual_dim or c.resampler_dim
         widen = visual_dim != c.resampler_dim
         self.widen = nn.Linear(c.resampler_dim, visual_dim, bias=False) if widen else nn.Identity()
         self.gated = nn.ModuleList(
-            GatedCrossAttention(c.lm_dim, visual_dim, c.xattn_head, c.xattn_head_dim, c.attend)
+            self.Gated(c.lm_dim, visual_dim, c.xattn_head, c.xattn_head_dim, c.attend)
             for _ in range(0, c.lm_layer, c.xattn_every))
         # <image> and <EOC>: the only words the frozen model does not know. Their rows are apart from its
         # table, tied like its own, and trained (frozen at random they cost OpenFlamingo 12 points of VQAv2).
@@ -66,16 +67,18 @@ class Flamingo(nn.Module):
         While text is written, what was computed before is kept (kit/answers.py): `past` has for each block
         the keys and values of earlier tokens, `kv` for each gated layer those of the images (no visual).
         """
-        every = self.config.xattn_every
-        images = kv[0][0] if kv else visual                              # N of them in a sequence
-        n_image = 0 if images is None else images.shape[1]
-        route = find_route(image_index, n_image, self.config.attend)     # once for all gated layers
+        every, route = self.config.xattn_every, self.route(image_index, visual, kv)
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
                 y = self.gated[i // every](y, visual, image_index, kv and kv[i // every], route)
             y = block(y, mask, past and past[i])                         # (B,T,D)
         return self.lm.ln_f(y)
+
+    def route(self, image_index, visual, kv):
+        """Which tokens look at which image, found once for all gated layers. Arguments: as of `stream`"""
+        images = kv[0][0] if kv else visual                              # N of them in a sequence
+        return find_route(image_index, 0 if images is None else images.shape[1], self.config.attend)
 
     def embed(self, tokens):
         """(B,T) -> (B,T,D): the frozen table for its own words, the trained rows for the two new ones."""
@@ -127,15 +130,15 @@ class Flamingo(nn.Module):
         # The sum over none is 0, where a mean would be NaN: a sequence may have nothing to learn.
         return None, losses if each else losses.sum() / max(len(losses), 1)
 
-    def freeze(self, vision=True):
-        """The one place that says what is trained. The language model never is; the vision encoder only when
-        fine-tuning at the very end (appendix: fine-tuning)."""
+    def freeze(self, vision=True, lm=True):
+        """The one place that says what is trained. The language model never is (but in ablate.py, to see what
+        that would cost); the vision encoder only when fine-tuning at the very end (appendix: fine-tuning)."""
         self.requires_grad_(True)
-        self.lm.requires_grad_(False)
+        self.lm.requires_grad_(not lm)
         self.vision.requires_grad_(not vision)
         if self.vision.projection is not None:  # into the contrastive space, where Flamingo never goes
             self.vision.projection.requires_grad_(False)
-        self.frozen = [self.lm, self.vision] if vision else [self.lm]
+        self.frozen = [module for module, still in ((self.lm, lm), (self.vision, vision)) if still]
         assert not any(p.requires_grad for m in self.frozen for p in m.parameters())
         return self.train(self.training)
 
@@ -190,8 +193,10 @@ class Block(nn.Module):
 
     def forward(self, x, mask=None, past=None):
         x = x + self.attn(self.ln_1(x), mask, past)
-        h = F.gelu(self.mlp.c_fc(self.ln_2(x)), approximate='tanh')  # GPT-2's GELU is the tanh form
-        return x + self.mlp.c_proj(h)
+        return x + self.feed_forward(self.ln_2(x))
+
+    def feed_forward(self, x):
+        return self.mlp.c_proj(F.gelu(self.mlp.c_fc(x), approximate='tanh'))  # GPT-2's GELU is the tanh form
 
 
 class GPT(nn.Module):

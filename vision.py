@@ -24,6 +24,7 @@ from torch import nn
 SIZES = {'nano': dict(stem=(8, 8, 8, 32), widths=(64, 128, 192), depths=(1, 1, 1), group=16, alpha=1.0,
                       drop_path=0.0)}
 SIZES['nano16'] = SIZES['nano'] | dict(stem=(8, 16, 16, 32))  # what `nano` was; old checkpoints have it
+SIZES['half'] = SIZES['nano'] | dict(stem=(4, 4, 4, 16), widths=(32, 64, 96), group=8)  # a row of ablate.py
 SIZES |= {f'F{n - 1}': dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), group=128, alpha=0.2,
                             depths=(n, 2 * n, 6 * n, 3 * n), drop_path=0.25) for n in range(1, 8)}
 

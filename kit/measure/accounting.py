@@ -6,7 +6,7 @@ Parameters are counted on the real modules, made on torch's `meta` device (shape
 FLOPs of a picture and the activations that each kind of block keeps for the backward pass. The rest is
 arithmetic, written out below.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import sdpa_kernel, SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
+from kit.ablations.rows import ROWS, sizes_of
 from kit.device import frozen_dtype
 from kit.fast.routing import Route
 from kit.show.lettering import text_table
@@ -77,11 +78,11 @@ def meta_flamingo(config):
 
 
 def sizes(model):
-    """Flamingo -> Sizes. The projection into the contrastive space is left out; <image> and <EOC> count as
-    gated layers."""
+    """Flamingo -> Sizes. The projection into the contrastive space is left out; <image> and <EOC>, and
+    whatever else is new, count as gated layers."""
     vision = count(model.vision) - count(model.vision.projection)
-    gated = count(model.gated) + count(model.widen) + model.new_rows.numel()
-    return Sizes(count(model.lm), vision, gated, count(model.resampler))
+    other = count(model) - count(model.vision) - count(model.lm) - count(model.resampler)
+    return Sizes(count(model.lm), vision, other, count(model.resampler))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -251,6 +252,23 @@ def parameter_rows(preset, model):
     return rows
 
 
+def variant_counts(preset):
+    """The rows of Tables 3 and 10 whose parameters the paper prints -> [(name, the paper's total, ours)].
+
+    The language model counts as the paper's, of 13 D² a layer and no positions (see RELATIVE): what is
+    compared is what a row changes.
+    """
+    found = []
+    c = FlamingoConfig(**PRESETS[preset])
+    theirs = 13 * c.lm_layer * c.lm_dim ** 2 + c.n_vocab * c.lm_dim
+    for row in ROWS:
+        if row.parameters:
+            with torch.device('meta'):
+                size = sizes(row.model(replace(c, **sizes_of(row, c))))
+            found.append((row.name, row.parameters, size.total - size.frozen_lm + theirs))
+    return found
+
+
 def report(preset, changes={}):
     """All tables of a preset, as text. changes: sizes that differ from it; then there is nothing of the paper
     beside them. Raises ValueError where they make no model."""
@@ -260,6 +278,11 @@ def report(preset, changes={}):
     rows = [[name, big(n), big(p) if p else '', f'{n / p - 1:+.1%}' if p else '', why]
             for name, n, p, why in parameter_rows('' if changes else preset, model)]
     out.append(text_table(rows, ['', 'ours', 'paper', 'difference', 'why, where more than 3 %']))
+    if preset == 'flamingo-3b' and not changes:
+        rows = [[name, big(n), big(paper), f'{n / paper - 1:+.1%}']
+                for name, paper, n in variant_counts(preset)]
+        out += ["\nrows of Tables 3 and 10 (python ablate.py); the language model as the paper's, 13 D² a layer",
+                text_table(rows, ['', 'ours', 'paper', 'difference'])]
     out += flops_report(c, model)
     for dtype in (torch.float32, torch.bfloat16):
         out += memory_report(c, model, dtype)

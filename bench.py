@@ -27,7 +27,7 @@ import tempfile
 import torch
 
 import train
-from data import collate, Media
+from data import collate
 from kit import answers
 from kit.cli import check_range, command, configure
 from kit.device import autocast, check_memory, pick_device, pick_dtype
@@ -187,7 +187,8 @@ class SmallModel:
 def stage_step(run, stage, numbers):
     """A step as in train.train_stage, at the next place in the data."""
     def call():
-        _, n_token = train.gradients(run, stage, list(stage.lambdas), next(numbers))
+        i = next(numbers)
+        _, n_token = train.gradients(run, stage, stage.data.read(stage.lambdas, i), i)
         stage.clip()
         stage.optimizer.step()
         stage.optimizer.zero_grad()
@@ -260,21 +261,20 @@ class Whole:
 
     def data(self):
         def flamingo():
-            i, n_token = next(self.numbers), 0
-            for name in self.flamingo.lambdas:
-                batch = collate(self.run.reader.sequences(name, i), self.run.tokenizer)
-                for m in (m for row in batch.media for m in row):
+            data, n_token = self.flamingo.data, 0
+            for samples in data.read(self.flamingo.lambdas, next(self.numbers)).values():
+                for m in data.media(samples):
                     self.run.reader.pixels(m)
-                n_token += batch.tokens.numel()
+                n_token += collate(samples, self.run.tokenizer).tokens.numel()
             return n_token
 
         def vision():
-            i = next(self.numbers)
-            pairs = [d for name in self.vision.lambdas for d in self.run.reader.pairs(name, i)]
-            return sum(isinstance(p, Media) for d in pairs for p in d.pieces)
+            data = self.vision.data
+            read = data.read(self.vision.lambdas, next(self.numbers))
+            return sum(len(data.media(samples)) for samples in read.values())
 
         def language():
-            return self.run.reader.texts('text', next(self.numbers))[0].size
+            return self.language.data.of_source('text', next(self.numbers))[0].size
 
         yield Work('data', {'ours': flamingo})
         yield Work('data_vision', {'ours': vision}, unit='images')

@@ -15,24 +15,25 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-To follow one batch: kit/run/reading.py makes a source's Documents into rows (with data.encode);
-kit/run/batches.py makes rows into tensors (with data.collate); here, a stage's `losses` takes them and
-`train_stage` makes the step.
+To follow one batch: `train_stage` is the loop. A stage's `data` (kit/run/batches.py) reads Documents of its
+sources as samples and makes tensors of them, with data.encode and data.collate. `gradients` gives these to
+the stage's `losses`, and back in `train_stage` the optimizer makes the step.
 """
 import math
 
 import torch
 
+from data import stack_frames
 from kit.cli import command, configure
 from kit.copying import wire_copying
 from kit.device import autocast, frozen_dtype
 from kit.features import FrozenFeatures
 from kit.files import BadInput
-from kit.run import batches, checks, class_words, distributed
+from kit.run import checks, class_words, distributed
+from kit.run.batches import drop_channels, PairData, SequenceData, TextData
 from kit.run.driver import finish, session, stages_to_train
 from kit.run.keys import GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
-from kit.run.reading import Reader
 from kit.run.spread import spread_flamingo, spread_language, spread_vision
 from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, PRESETS, Flamingo
@@ -79,14 +80,16 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 
 # ---------------------------------------------------------------------------------------------
 # The stages: three, and fine-tuning. Each has
-#     name, reads          its name; the method of Reader that makes its rows
 #     lambdas              {source: λ}, its sources and their weights in the loss
 #     mixing               how its sources are mixed: data.mixture
+#     data                 reads the samples of its sources (kit/run/batches.py)
 #     module, net          what it trains; the same as training calls it (over many processes)
-#     batches(sources, i)  -> the micro-batches of batch i of these sources
+#     optimizer, lr        and the peak of the learning rate
+#     n_iter               how many steps
+#     batches(samples, i)  -> the micro-batches of a step, from {source: samples of batch i}
 #     losses(batch)        -> {source: mean loss}
 #     clip()               clips the gradient -> its norm before
-#     evaluate(), state()  -> {name: value} for the log, in evaluations and in every row
+#     evaluate(), state()  -> {name: value} for the log, in evaluations and in every line
 #     content()            -> what its file holds
 
 
@@ -95,7 +98,7 @@ class VisionStage:
     name, mixing = 'vision', 'accumulate'
 
     def __init__(self, run):
-        self.run, self.config, self.reads = run, run.config, Reader.pairs
+        self.run, self.config, self.data = run, run.config, PairData(run)
         self.lambdas = {source: 1.0 for source in ('align', 'ltip') if getattr(self.config, source)}
         if not self.lambdas:
             raise BadInput('the vision stage needs pairs: give align or ltip')
@@ -106,8 +109,8 @@ class VisionStage:
         self.n_iter, self.lr = self.config.vision_iters, self.config.vision_lr
         self.optimizer = adamw(self.module.named_parameters(), self.lr, weight_decay=0.0)  # the paper: Adam
 
-    def batches(self, sources, i):
-        return batches.pair_batches(self.run, sources, i)
+    def batches(self, samples, i):
+        return self.data.batches(samples, i)
 
     def losses(self, batch):
         images = self.module.vision.normalise(batch.images)
@@ -142,7 +145,7 @@ class LanguageStage:
     name, mixing = 'language', 'accumulate'
 
     def __init__(self, run):
-        self.run, self.config, self.reads = run, run.config, Reader.texts
+        self.run, self.config, self.data = run, run.config, TextData(run)
         class_words.use(run)  # only with --folders=words=N
         self.module = gpt2(self.config.gpt2) if self.config.gpt2 else wire_copying(GPT.from_config(run.size))
         if not self.config.text and self.config.language_iters:
@@ -152,8 +155,8 @@ class LanguageStage:
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config.weight_decay)
 
-    def batches(self, sources, i):
-        return batches.text_batches(self.run, sources, i)
+    def batches(self, samples, i):
+        return self.data.batches(samples, i)
 
     def losses(self, batch):
         logits, loss = self.net(batch.tokens, batch.targets, batch.start)
@@ -177,7 +180,7 @@ class FlamingoStage:
     name = 'flamingo'
 
     def __init__(self, run):
-        self.run, self.config, self.reads, self.mixing = run, run.config, Reader.sequences, run.config.mixing
+        self.run, self.config, self.data, self.mixing = run, run.config, SequenceData(run), run.config.mixing
         class_words.use(run)  # only with --folders=words=N
         self.lambdas = {s: getattr(self.config, 'lambda_' + s) for s in SOURCES if getattr(self.config, s)}
         self.lambdas = {source: weight for source, weight in self.lambdas.items() if weight}
@@ -193,18 +196,26 @@ class FlamingoStage:
         self.module.train()
 
     def prepare(self):
-        """How long, at which rate, and what the model is given of its pictures. FinetuneStage has its own."""
+        """How long and at which rate. FinetuneStage has its own."""
         self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr
-        self.view = batches.frozen_view(self.features, self.config.feature_dropout)
 
-    def batches(self, sources, i):
-        return batches.sequence_batches(self.run, sources, i, self.view, self.mixing == 'merged')
+    def batches(self, samples, i):
+        for batch in self.data.batches(samples, i):
+            batch.pictures = self.pictures(batch)
+            yield batch
+
+    def pictures(self, batch):
+        """What the model is given of the pictures of a batch: features of the frozen encoder, kept from
+        earlier steps, without some of their channels."""
+        features, frame_mask = self.features(batch.media)
+        features = drop_channels(features, frame_mask, batch.sequences, self.config.feature_dropout)
+        return {'features': features, 'frame_mask': frame_mask}
 
     def losses(self, batch):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m learned tokens of
         source m in the whole step: all micro-batches, all ranks. (The paper sums; a mean weighs long pages
         and short captions alike.) The step minimises Σ_m λ_m L_m."""
-        _, each = self.net(**batch.inputs, each=True)                                # (number of targets,)
+        _, each = self.net(**batch.text, **batch.pictures, each=True)                # (number of targets,)
         return batch.mean_of_each_source(each)
 
     def clip(self):
@@ -233,7 +244,12 @@ class FinetuneStage(FlamingoStage):
         checkpoint.load_into(self.module, self.run.load_stage('flamingo', 'flamingo')['flamingo'], path)
         self.module.freeze(vision=False)
         self.n_iter, self.lr = self.config.finetune_iters, self.config.finetune_lr
-        self.view = batches.pixel_view(self.run.reader.pixels, self.run.device)
+
+    def pictures(self, batch):
+        """Pixels: the features of an encoder that trains cannot be kept."""
+        media, frame_mask = stack_frames(batch.media, self.run.reader.pixels)
+        device = self.run.device
+        return {} if media is None else {'media': media.to(device), 'frame_mask': frame_mask.to(device)}
 
     def evaluate(self):
         self.features.kept.clear()  # the encoder has changed
@@ -264,13 +280,15 @@ def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
     kind = getattr(run.config, 'schedule_' + stage.name.replace('finetune', 'flamingo'))
     loop = Loop(run, stage, missing, progress)
-    for step, number, sources in loop:                    # from where it stopped; ends on a signal or on time
+    for step, i, samples in loop:                         # from where it stopped; ends on a signal or on time
         for group in stage.optimizer.param_groups:
             group['lr'] = stage.lr * group['scale'] * schedule(kind, step, run.config.warmup, stage.n_iter)
-        losses, n_token = gradients(run, stage, sources, number)
+        losses, n_token = gradients(run, stage, samples, i)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
-        if loop.finite(losses, norm, blame=lambda: not_finite(run, stage, sources, number)):
+        if loop.finite(losses, norm):
             stage.optimizer.step()
+        else:
+            loop.skip(not_finite(run, stage, samples, i))
         stage.optimizer.zero_grad(set_to_none=True)
         loop.log(losses, norm, n_token)
         if loop.time_to_evaluate():
@@ -278,11 +296,12 @@ def train_stage(run, stage, missing, progress=None):
     return loop.complete
 
 
-def gradients(run, stage, sources, number):
-    """Compute the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) over batch `number` of each source m, in
-    micro-batches -> {source: L_m}, a mean over all ranks, and the number of tokens read, padding included."""
+def gradients(run, stage, samples, i):
+    """Compute the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) over the samples of each source m, its batch
+    i, in micro-batches -> {source: L_m}, a mean over all ranks, and the number of tokens read, padding
+    included."""
     total, n_token = {}, 0
-    for batch in stage.batches(sources, number):
+    for batch in stage.batches(samples, i):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
             with autocast(run.device, run.dtype, cache=False):
                 losses = stage.losses(batch)
@@ -293,15 +312,15 @@ def gradients(run, stage, sources, number):
     return dict(zip(total, distributed.mean(*total.values()))), n_token
 
 
-def not_finite(run, stage, sources, number):
+def not_finite(run, stage, samples, i):
     """Which sources gave a loss or gradient that is not finite? Each alone, once more: it is seldom asked."""
     found = []
-    for source in sources:
+    for source in samples:
         stage.optimizer.zero_grad(set_to_none=True)
-        losses, _ = gradients(run, stage, [source], number)
+        losses, _ = gradients(run, stage, {source: samples[source]}, i)
         if not math.isfinite(sum(losses.values()) + stage.clip().item()):
             found.append(source)
-    return found or sources  # if each alone is finite, only their sum is not
+    return found or list(samples)  # if each alone is finite, only their sum is not
 
 
 def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):

@@ -35,6 +35,7 @@ from kit.files import BadInput, BadItem, one_line, only_run, whole_file
 from kit.sources.base import Report
 from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
+from kit.run.batches import SequenceData
 from kit.run.keys import check_values
 from kit.run.run import Run
 from kit.tasks.asker import load
@@ -199,12 +200,12 @@ import multiprocessing, sys, time
 import train
 from kit.cli import configure
 from kit.run.ahead import look_ahead
-from kit.run.reading import Reader
+from kit.run.batches import PairData
 from kit.run.run import Run
 config = configure(train.KEYS, sys.argv[1:])
 run = Run(config, train.KEYS)
-batches = look_ahead(run.reader, Reader.pairs, [(i, ['align']) for i in range(100)])
-next(batches)
+steps = look_ahead(PairData(run), [(i, ['align']) for i in range(100)])
+next(steps)
 print(*[p.pid for p in multiprocessing.active_children()], flush=True)
 time.sleep(600)
 """
@@ -310,7 +311,7 @@ def test_a_damaged_picture_costs_a_page_one_example(tmp_path):
         (tmp_path / 'data' / name / '0.png').write_text('no picture')
     run = small_run(tmp_path / 'out', f'--align={tmp_path}/data', '--m3w=align', '--text=align', '--ltip=',
                     '--vtp=', '--folders=naming=0', '--n_token=256', '--n_image=12')
-    sequences = [s for i in range(12) for s in run.reader.sequences('m3w', i)]
+    sequences = [s for i in range(12) for s in SequenceData(run).of_source('m3w', i)]
     assert set(run.reader.left_out.values()) == {'not a picture'} and len(run.reader.left_out) == 2
     for s in sequences:
         said = run.tokenizer.decode([t for t in s.tokens.tolist() if t < run.tokenizer.bos])
@@ -400,8 +401,7 @@ def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
     assert [can_ask(run.held_out, ways, 1) for ways in (2, 3, 4)] == [True, True, False]
     assert [can_ask(run.held_out, None, shots) for shots in (0, 4, 8)] == [True, True, False]
     damaged.unlink()  # gone since the source was opened
-    documents = [run.reader.read('align', n % 12, lambda k: run.reader.readable('align', k))
-                 for n in range(24)]
+    documents = [run.reader.read(run.reader.readable, 'align', n % 12) for n in range(24)]
     assert len(documents) == 24 and run.reader.left_out == {str(damaged): 'missing'}
 
 
@@ -420,10 +420,10 @@ def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_pat
     stage, weights = train.VisionStage(run), {}
     losses, batches, at = stage.losses, stage.batches, {}
 
-    def numbered(sources, i):
+    def numbered(samples, i):
         weights.setdefault(i, {n: p.clone() for n, p in stage.module.named_parameters()})
-        at['i'], stage.hurt = i, 'align' in sources and i == 3
-        return batches(sources, i)
+        at['i'], stage.hurt = i, 'align' in samples and i == 3
+        return batches(samples, i)
 
     def spoilt(batch):
         return {source: loss * float('nan') if source == 'ltip' and at['i'] == 1 else loss
@@ -446,7 +446,7 @@ def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_state(tmp_path):
     stage = train.VisionStage(run)
     stage.evaluate = lambda: {}
     losses, batches, at = stage.losses, stage.batches, {}
-    stage.batches = lambda sources, i: at.update(i=i) or batches(sources, i)
+    stage.batches = lambda samples, i: at.update(i=i) or batches(samples, i)
     stage.losses = lambda batch: {s: loss * (float('inf') if at['i'] > 1 else 1)
                                   for s, loss in losses(batch).items()}
     save = run.save_progress
@@ -1145,7 +1145,7 @@ def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
     def one_step(run, stages):
         for name in ('vision', 'language', 'flamingo'):
             stage = train.STAGES[name](run)
-            train.gradients(run, stage, list(stage.lambdas), 0)
+            train.gradients(run, stage, stage.data.read(stage.lambdas, 0), 0)
             stage.clip()
             run.save_stage(stage)
         return [], None

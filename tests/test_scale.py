@@ -189,11 +189,11 @@ def flamingo_gradient(folder, *arguments, exact=False):
     for layer in stage.module.gated:  # open the gates, or most gradients are zero
         open_gates(layer, 0.46, 0.46)
     if exact:
-        see = stage.view
+        pictures = stage.pictures
         stage.module.double()
-        stage.view = lambda batch: {k: v.double() if v.is_floating_point() else v
-                                    for k, v in see(batch).items()}
-    losses, _ = train.gradients(run, stage, ['m3w'], 0)
+        stage.pictures = lambda batch: {k: v.double() if v.is_floating_point() else v
+                                        for k, v in pictures(batch).items()}
+    losses, _ = train.gradients(run, stage, stage.data.read(['m3w'], 0), 0)
     gradient = torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad])
     return losses['m3w'], gradient, stage
 
@@ -208,7 +208,8 @@ def test_micro_batches_and_activation_checkpointing_change_nothing(untrained):
         assert_near(other, gradient, 16 * EPS / torch.finfo(torch.float64).eps)
     a, b = (train.LanguageStage(small_run(untrained, f'--micro_batches={n}')) for n in (1, 2))
     b.module.load_state_dict(a.module.state_dict())
-    whole, parts = (train.gradients(stage.run, stage, ['text'], 0)[0]['text'] for stage in (a, b))
+    whole, parts = (train.gradients(stage.run, stage, stage.data.read(['text'], 0), 0)[0]['text']
+                    for stage in (a, b))
     assert parts == pytest.approx(whole, rel=128 * EPS)  # a mean over 4 · 32 targets
 
 
@@ -224,7 +225,7 @@ def test_activation_checkpointing_keeps_less(untrained):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             run = small_run(untrained, *arguments)
             stage = train.LanguageStage(run)
-            stage.losses(*stage.batches(['text'], 0))
+            stage.losses(*stage.batches(stage.data.read(['text'], 0), 0))
         return total
 
     assert kept('--activation_checkpointing=True') < 0.75 * kept()
@@ -276,7 +277,8 @@ def test_pretrained_weights_are_taken_as_they_are(tmp_path, tiny_nfnet):
     torch.testing.assert_close(lm.h[1].mlp.c_fc.weight, state['transformer.h.1.mlp.c_fc.weight'].T)
     assert lm.h[0].attn.n_head == 4 and lm.h[1].ln_2.eps == lm.ln_f.eps == 1e-3
     assert torch.equal(flamingo.module.vision.stem[0].weight, timm_state()['stem.conv1.weight'])
-    assert math.isfinite(train.gradients(run, flamingo, ['m3w'], 0)[0]['m3w'])
+    losses, _ = train.gradients(run, flamingo, flamingo.data.read(['m3w'], 0), 0)
+    assert math.isfinite(losses['m3w'])
     # The same is fine.
     published_run(tmp_path / 'out', *given, '--lm_layer=2', '--vision=tiny', '--sizes=lm_head=4')
     for key, message in {'--lm_layer=3': 'has lm_layer=2: leave --lm_layer=3 out',
@@ -302,7 +304,7 @@ def test_configs_are_valid_and_can_be_dealt_out(name, monkeypatch):
         monkeypatch.setenv('RANK', '0')
         for key in ('vision_batch', 'language_batch',
                     *('batch_' + source for source in train.SOURCES if getattr(config, source))):
-            assert len(distributed.rows(getattr(config, key), key, config.micro_batches)) > 0
+            assert len(distributed.mine(getattr(config, key), key, config.micro_batches)) > 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -317,11 +319,11 @@ def test_sharding_without_torchrun_is_one_clear_line(tmp_path):
 def test_batches_that_cannot_be_dealt_out(monkeypatch):
     for name, value in (('TORCHELASTIC_RUN_ID', 'x'), ('WORLD_SIZE', '4'), ('RANK', '1')):
         monkeypatch.setenv(name, value)
-    assert distributed.rows(8, 'batch=m3w') == range(2, 4)
+    assert distributed.mine(8, 'batch=m3w') == range(2, 4)
     with pytest.raises(BadInput, match='--batch=m3w=6 cannot be divided by 4 processes'):
-        distributed.rows(6, 'batch=m3w')
+        distributed.mine(6, 'batch=m3w')
     with pytest.raises(BadInput, match='4 processes times 4 micro-batches'):
-        distributed.rows(8, 'batch=m3w', 4)
+        distributed.mine(8, 'batch=m3w', 4)
 
 
 def torchrun(*arguments, n=2):
@@ -352,11 +354,11 @@ def train_all(out_dir, other=None, *arguments):
             if i == 15 and distributed.rank() == 0:
                 shutil.copy(run.path('training.pt'), run.path(f'{stage.name}.15.pt'))
 
-        run.save_progress, run.rows = keep_one, []
+        run.save_progress, run.log = keep_one, []
         assert train.train_stage(run, stage, [name])
         run.save_progress = save
         run.save_stage(stage)
-        first |= losses(run.rows)
+        first |= losses(run.log)
         if other and name != 'finetune':
             continued |= go_on(run, name, f'{other}/{name}.15.pt')
     stage.asker.max_new_tokens = 4
@@ -370,9 +372,9 @@ def go_on(run, name, path):
     torch.manual_seed(1)
     stage = train.STAGES[name](run)
     stage.evaluate = dict
-    run.rows = []
+    run.log = []
     assert train.train_stage(run, stage, [name], checkpoint.load(path, 'training'))
-    return losses(run.rows)
+    return losses(run.log)
 
 
 @pytest.fixture(scope='module')

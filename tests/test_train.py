@@ -16,10 +16,9 @@ from kit.cli import configure
 from kit.files import BadInput, BadItem
 from kit.run import checks
 from kit.run.ahead import Ahead, look_ahead
-from kit.run.batches import frozen_view, pair_batches
+from kit.run.batches import drop_channels, PairData, SequenceData, TextData
 from kit.run.loop import OUT_OF_TIME
 from kit.run.keys import check_values
-from kit.run.reading import Reader
 from kit.run.run import Run
 from kit.world.draw import clip_media, picture_media
 from rounding import EPS, assert_near
@@ -48,16 +47,16 @@ def flamingo_stage(tmp_path):
 @pytest.fixture()
 def exact_stage(flamingo_stage):
     """The same in float64. Only the losses, from the logits on, are still float32."""
-    see = flamingo_stage.view
+    pictures = flamingo_stage.pictures
     flamingo_stage.module.double()
-    flamingo_stage.view = lambda batch: {k: v.double() if v.is_floating_point() else v
-                                        for k, v in see(batch).items()}
+    flamingo_stage.pictures = lambda batch: {k: v.double() if v.is_floating_point() else v
+                                            for k, v in pictures(batch).items()}
     return flamingo_stage
 
 
 def gradient(stage, names):
     stage.optimizer.zero_grad()
-    losses, _ = train.gradients(stage.run, stage, names, 0)
+    losses, _ = train.gradients(stage.run, stage, stage.data.read(names, 0), 0)
     return losses, [p.grad.clone() for p in stage.module.parameters() if p.requires_grad]
 
 
@@ -70,12 +69,12 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
     losses, together = gradient(stage, list(lambdas))
     stage.optimizer.zero_grad()
     for name, weight in lambdas.items():
-        sequences, loss = stage.run.reader.rows(Reader.sequences, name, 0), 0.0
+        sequences, loss = stage.data.of_source(name, 0), 0.0
         for s in sequences:
             batch = collate([s], stage.run.tokenizer)
             mean = stage.module(batch.tokens, batch.image_index, targets=batch.targets,
                                 position=batch.position,
-                                **stage.view(batch))[1]
+                                **stage.pictures(batch))[1]
             loss = loss + mean * s.n_learned / sum(s.n_learned for s in sequences)
         n_learned = sum(s.n_learned for s in sequences)
         # A sum of this many float32 losses.
@@ -93,8 +92,8 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
 def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monkeypatch):
     stage, asked = flamingo_stage, []
     monkeypatch.setattr(train, 'gradients',
-                        lambda run, stage, names, i: (asked.append((*names, i)),
-                                                      (dict.fromkeys(names, 0.0), 1))[1])
+                        lambda run, stage, samples, i: (asked.append((*samples, i)),
+                                                        (dict.fromkeys(samples, 0.0), 1))[1])
     stage.n_iter, stage.clip, stage.evaluate = 7, lambda: torch.tensor(0.0), lambda: {}
     in_turns = [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1), ('align', 1), ('ltip', 1)]
     together = [('m3w', 'align', 'ltip', 'vtp', i) for i in range(7)]
@@ -107,8 +106,8 @@ def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monke
 def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage, monkeypatch):
     stage, asked = flamingo_stage, []
     monkeypatch.setattr(train, 'gradients',
-                        lambda run, stage, names, i: (asked.append((*names, i)),
-                                                      (dict.fromkeys(names, 0.0), 1))[1])
+                        lambda run, stage, samples, i: (asked.append((*samples, i)),
+                                                        (dict.fromkeys(samples, 0.0), 1))[1])
     stage.name, stage.n_iter = 'finetune', 5
     stage.clip, stage.evaluate = lambda: torch.tensor(0.0), lambda: {}
     stage.mixing = 'round_robin'
@@ -120,9 +119,9 @@ def test_merged_sources_count_as_one(exact_stage):
     """The mean over all tokens, whichever source they come from, and no λ."""
     stage, names = exact_stage, list(exact_stage.lambdas)
     apart, _ = gradient(stage, names)
-    counts = {name: sum(s.n_learned for s in stage.run.reader.rows(Reader.sequences, name, 0))
+    counts = {name: sum(s.n_learned for s in stage.data.of_source(name, 0))
               for name in names}
-    stage.mixing = 'merged'
+    stage.config.mixing = 'merged'
     together, _ = gradient(stage, names)
     n = sum(counts.values())
     expected = sum(apart[name] * counts[name] for name in names) / n
@@ -169,7 +168,7 @@ def test_a_batch_without_any_picture_is_learned_from(flamingo_stage, monkeypatch
         sequence.source = 'm3w'
         return sequence
 
-    monkeypatch.setattr(stage.run.reader, 'rows', lambda kind, name, i: [page(), page()])
+    monkeypatch.setattr(stage.data, 'of_source', lambda name, i: [page(), page()])
     losses, together = gradient(stage, ['m3w'])
     assert math.isfinite(losses['m3w']) and losses['m3w'] > 0 and any(g.any() for g in together)
 
@@ -209,24 +208,23 @@ def test_gates_learn_faster_and_are_one_group(flamingo_stage):
 
 def test_channels_left_out_are_those_of_the_seed(flamingo_stage):
     """A channel is missing from a picture everywhere or nowhere, others in each picture; the rest makes up
-    for it; evaluation, which does not call `see`, and a share of 0 leave the features alone."""
+    for it; a share of 0 leaves the features alone."""
     pages = [[clip_media('train', 0), picture_media('train', 1)], [picture_media('train', 1)]]
     batch = collate([encode(Document(page), flamingo_stage.run.tokenizer) for page in pages],
                     flamingo_stage.run.tokenizer)
     for s, seed in zip(batch.sequences, (5, 6)):
         s.seed = seed
     whole, mask = flamingo_stage.features(batch.media)
-    see = frozen_view(flamingo_stage.features, 0.25)
-    seen = see(batch)['features']
+    seen, same_seed = (drop_channels(whole, mask, batch.sequences, 0.25) for _ in range(2))
     kept = seen != 0
     clip, same, again = kept.split([8, 1, 1])                                      # (F,S,D_v) each
     clip = clip.flatten(0, 1)                                                      # (F*S,D_v)
     assert torch.equal(clip.any(0), clip.all(0))
     assert clip[0].float().mean().item() == pytest.approx(0.75, abs=0.08)
     torch.testing.assert_close(seen[kept], whole[kept] / 0.75)
-    assert torch.equal(seen, see(batch)['features'])
+    assert torch.equal(seen, same_seed)
     assert not torch.equal(same, again)                                            # another page
-    assert torch.equal(frozen_view(flamingo_stage.features, 0.0)(batch)['features'], whole)
+    assert torch.equal(drop_channels(whole, mask, batch.sequences, 0.0), whole)
 
 
 @pytest.mark.parametrize('kind, expected', [('constant', [0.5, 1, 1, 1]), ('linear', [0.5, 0.75, 0.5, 0.25]),
@@ -238,15 +236,14 @@ def test_schedule(kind, expected):
 
 
 def test_a_batch_is_the_same_whenever_it_is_asked_for(tmp_path):
-    a, b = ((lambda i, run=small_run(tmp_path): run.reader.rows(Reader.texts, 'text', i)) for _ in range(2))
+    a, b = ((lambda i, data=TextData(small_run(tmp_path)): data.of_source('text', i)) for _ in range(2))
     later = b(5)
     assert all((x == y).all() for x, y in zip(a(5), b(5))) and (later[0] == b(5)[0]).all()
     assert not (a(4)[0] == a(5)[0]).all()
 
 
 def documents_of(run, n):
-    return [run.reader.read('align', k, lambda number: run.reader.readable('align', number))
-            for k in range(n)]
+    return [run.reader.read(run.reader.readable, 'align', k) for k in range(n)]
 
 
 def test_bad_pictures_are_replaced_and_counted(tmp_path):
@@ -322,7 +319,7 @@ def test_a_page_goes_on_without_the_picture_that_cannot_be_read(tmp_path):
     run.sources['m3w'] = Listed(page('a', bad_media('x'), 'b', one, 'c', bad_media('y'), bad_media('z'), 'd',
                                      two), page('a', one, 'bc', two, 'd'),
                                 page('none', bad_media('v'), 'left'), left_out, page('a', one))
-    damaged, whole, replaced, short = (run.reader.sequences('m3w', i)[0] for i in (0, 1, 2, 3))
+    damaged, whole, replaced, short = (SequenceData(run).of_source('m3w', i)[0] for i in (0, 1, 2, 3))
     assert [m.key for m in damaged.media] == ['one', 'two!'] and damaged.image_index.max() == 2
     assert [m.key for m in whole.media] == ['one', 'two!'] and [m.key for m in short.media] == ['one']
     assert replaced.media  # another page stands in its place
@@ -332,7 +329,7 @@ def test_a_page_goes_on_without_the_picture_that_cannot_be_read(tmp_path):
 def test_only_pictures_in_the_window_are_decoded(tmp_path):
     run = small_run(tmp_path, '--batch=m3w=1', '--p_next=0', '--n_image=2')
     run.sources['m3w'] = Listed(page(good_media('one'), 'a', good_media('two'), 'b', bad_media('never'), 'c'))
-    assert len(run.reader.sequences('m3w', 0)[0].media) == 2 and run.report.total == 0
+    assert len(SequenceData(run).of_source('m3w', 0)[0].media) == 2 and run.report.total == 0
 
 
 def test_training_stops_when_most_documents_are_bad(tmp_path):
@@ -343,15 +340,15 @@ def test_training_stops_when_most_documents_are_bad(tmp_path):
     run.sources['align'] = Listed(good, bad, bad, bad, bad)
     with pytest.raises(BadInput, match=r'align: \d+ of \d+ documents cannot be read: truncated'):
         for i in range(50):
-            run.reader.pairs('align', i)
+            PairData(run).of_source('align', i)
     run.sources['ltip'] = Listed(good, good, good, bad, bad)
     for i in range(50):
-        run.reader.pairs('ltip', i)
+        PairData(run).of_source('ltip', i)
 
 
-@pytest.mark.parametrize('reads, names',
-                         [('pairs', ['align', 'ltip']), ('texts', ['text']), ('sequences', ['m3w', 'vtp'])])
-def test_workers_prepare_the_same_batches(tmp_path, reads, names):
+@pytest.mark.parametrize('kind, names', [(PairData, ['align', 'ltip']), (TextData, ['text']),
+                                         (SequenceData, ['m3w', 'vtp'])])
+def test_workers_read_the_same_samples(tmp_path, kind, names):
     """Of every step, in order, from any step on; and what they could not read is known in the main
     process."""
     alone = small_run(tmp_path, '--language_batch=2')
@@ -361,15 +358,14 @@ def test_workers_prepare_the_same_batches(tmp_path, reads, names):
         good = Document([good_media('one'), 'text'], 'pair', 'list:2')
         run.sources['align'] = Listed(good, good, bad, good, good)
     steps = [(i, names) for i in range(3, 8)]
-    for (i, _), step in zip(steps, look_ahead(helped.reader, getattr(Reader, reads), steps), strict=True):
-        assert step == (i, names)
-        assert set(helped.reader.made) == {(getattr(Reader, reads), name, i) for name in names}
+    ahead, data = look_ahead(kind(helped), steps), kind(alone)
+    for (i, _), (number, samples) in zip(steps, ahead, strict=True):
+        assert number == i and list(samples) == names
         for name in names:
-            batch = helped.reader.rows(getattr(Reader, reads), name, i)
-            for one, two in zip(alone.reader.rows(getattr(Reader, reads), name, i), batch, strict=True):
-                if reads == 'texts':
+            for one, two in zip(data.of_source(name, i), samples[name], strict=True):
+                if kind is TextData:
                     assert (one == two).all()
-                elif reads == 'pairs':
+                elif kind is PairData:
                     assert one.pieces[1:] == two.pieces[1:]
                     assert torch.equal(alone.reader.pixels(one.pieces[0]),
                                        helped.reader.pixels.kept[two.pieces[0].key])
@@ -378,9 +374,9 @@ def test_workers_prepare_the_same_batches(tmp_path, reads, names):
                     assert (one.loss_mask == two.loss_mask).all()
                     assert all(torch.equal(alone.reader.pixels(a), helped.reader.pixels.kept[b.key])
                                for a, b in zip(one.media, two.media, strict=True))
-    assert helped.report.as_dict() == alone.report.as_dict() == ({'truncated': 1} if reads == 'pairs' else {})
+    assert helped.report.as_dict() == alone.report.as_dict() == ({'truncated': 1} if kind is PairData else {})
     # It is saved, and known again after resuming.
-    assert helped.reader.left_out == alone.reader.left_out == ({'x': 'truncated'} if reads == 'pairs' else {})
+    assert helped.reader.left_out == alone.reader.left_out == ({'x': 'truncated'} if kind is PairData else {})
 
 
 def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
@@ -406,20 +402,20 @@ def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
 def test_a_run_can_be_sent_to_a_worker(tmp_path):
     """Where processes are not forked (macOS, Windows), it is pickled."""
     run = small_run(tmp_path)
-    sent = pickle.loads(pickle.dumps(Ahead(run.reader, Reader.sequences, [(2, ['m3w', 'vtp'])])))
-    batches, pixels, bad_items = sent[0]
+    data = SequenceData(run)
+    sent = pickle.loads(pickle.dumps(Ahead(data, [(2, ['m3w', 'vtp'])])))
+    samples, pixels, bad_items = sent[0]
     assert all((one.tokens == two.tokens).all() for name in ('m3w', 'vtp')
-               for one, two in zip(run.reader.sequences(name, 2), batches[Reader.sequences, name, 2],
-                                   strict=True))
+               for one, two in zip(data.of_source(name, 2), samples[name], strict=True))
     assert bad_items == []
-    assert set(pixels) == {m.key for batch in batches.values() for s in batch for m in s.media}
+    assert set(pixels) == {m.key for of_source in samples.values() for s in of_source for m in s.media}
 
 
 def test_a_bad_source_is_known_through_workers(tmp_path):
     run = small_run(tmp_path, '--workers=1')
     run.sources['align'] = Listed(Document([bad_media('x'), 'text'], 'pair', 'list:1'))
     with pytest.raises(BadInput, match='align: 50 of 50 documents cannot be read: truncated: 1'):
-        list(look_ahead(run.reader, Reader.pairs, [(0, ['align'])]))
+        list(look_ahead(PairData(run), [(0, ['align'])]))
 
 
 def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path):
@@ -427,7 +423,8 @@ def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path):
     text at least one."""
     def step(i, share):
         run = small_run(tmp_path, '--vision_batch=16', f'--augment=word_dropout={share}')
-        [batch] = pair_batches(run, ['align'], i)
+        data = PairData(run)
+        [batch] = data.batches(data.read(['align'], i), i)
         return batch.captions['align'][1]
     whole, half, again, other, most = step(0, 0.0), step(0, 0.5), step(0, 0.5), step(1, 0.5), step(0, 0.99)
     assert not (half & ~whole).any() and half.any(1).all() and torch.equal(half, again)
@@ -443,15 +440,16 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, argum
     """A picture with a short and a long caption is encoded once a step. Augmented, it is two pictures, and
     they are read one after the other; so are sources of different specification."""
     run = small_run(tmp_path, '--vision_batch=16', *arguments)
-    n_picture = [(len(batch.images), len(batch.captions))
-                 for batch in pair_batches(run, ['align', 'ltip'], 3)]
-    short, long = (run.reader.rows(Reader.pairs, source, 3) for source in ('align', 'ltip'))
+    data = PairData(run)
+    samples = data.read(['align', 'ltip'], 3)
+    n_picture = [(len(batch.images), len(batch.captions)) for batch in data.batches(samples, 3)]
+    short, long = samples.values()
     assert [d.pieces[0].key for d in short] == [d.pieces[0].key for d in long]
     assert sum(len(a.pieces[1]) < len(b.pieces[1]) for a, b in zip(short, long)) > 12
     once = len({d.pieces[0].key for d in short})
     assert n_picture == {(): [(once, 2)], ('--augment=strength=1',): [(16, 1)] * 2,
                          ('--align=shapes:2',): [(once, 1)] * 2}[tuple(arguments)]
-    losses, _ = train.gradients(run, train.VisionStage(run), ['align', 'ltip'], 3)
+    losses, _ = train.gradients(run, train.VisionStage(run), samples, 3)
     assert set(losses) == {'align', 'ltip'} and all(1 < loss < 20 for loss in losses.values())
 
 

@@ -1,4 +1,4 @@
-"""Batches read and decoded by worker processes while the model computes.
+"""Samples read, and their pictures decoded, by worker processes while the model computes.
 
 Documents are addressed by number, so a worker needs nothing but the number of a step: there is no position
 to hand over and no seed of its own. A run is therefore the same, bit for bit, with any number of workers,
@@ -12,7 +12,6 @@ import threading
 import torch
 
 from kit.files import BadInput
-from kit.run.reading import Reader
 from kit.sources.base import Report
 
 
@@ -29,55 +28,49 @@ class Heard(Report):
 
 
 class Ahead(torch.utils.data.Dataset):
-    """Entry k: the rows of step steps[k] = (i, names of sources), with the pixels of their pictures."""
+    """Entry k: the samples of step steps[k] = (i, names of sources), with the pixels of their pictures."""
 
-    def __init__(self, reader, method, steps):
-        self.reader, self.method, self.steps = reader, method, steps
+    def __init__(self, data, steps):
+        self.data, self.steps = data, steps
 
     def __len__(self):
         return len(self.steps)
 
     def __getitem__(self, k):
-        reader, (i, names) = self.reader, self.steps[k]
+        data, reader, (i, sources) = self.data, self.data.reader, self.steps[k]
         if not isinstance(reader.report, Heard):  # a worker's first step: `reader` is its own copy
             reader.report = Heard()
         reader.report.news = []
         try:
-            rows = {(self.method, name, i): reader.rows(self.method, name, i) for name in names}
+            samples = data.read(sources, i)
         except BadInput as e:
             return e
-        media = []
-        if self.method is not Reader.texts:
-            for entry in (entry for of_source in rows.values() for entry in of_source):
-                media += entry.pieces[:1] if self.method is Reader.pairs else entry.media
+        media = [one for of_source in samples.values() for one in data.media(of_source)]
         # numpy, not torch: tensors would travel through shared memory, and containers have next to none.
-        return rows, {m.key: reader.pixels(m).numpy() for m in media if m.key}, reader.report.news
+        return samples, {m.key: reader.pixels(m).numpy() for m in media if m.key}, reader.report.news
 
 
-def look_ahead(reader, method, steps):
-    """Yields the same steps. With workers, reader.made holds the rows of a step by the time it comes;
-    without, they are made when they are asked for.
-
-    steps: [(i, names of sources)]; method: as of Reader.rows
-    """
-    n_worker = reader.config.workers
+def look_ahead(data, steps):
+    """Yields (i, data.read(sources, i)) for each of the steps [(i, sources)]: read at that moment or, with
+    --workers, before."""
+    n_worker, reader = data.config.workers, data.reader
     if not n_worker:
-        yield from steps
+        yield from ((i, data.read(sources, i)) for i, sources in steps)
         return
     loader = torch.utils.data.DataLoader(
-        Ahead(reader, method, steps), batch_size=None, num_workers=n_worker,
+        Ahead(data, steps), batch_size=None, num_workers=n_worker,
         collate_fn=as_it_is, worker_init_fn=quiet,
         generator=torch.Generator())  # its own, or it would draw from torch's global one
-    for step, prepared in zip(steps, loader):
+    for (i, _), prepared in zip(steps, loader):
         if isinstance(prepared, BadInput):
             raise prepared
-        reader.made, pixels, bad_items = prepared
+        samples, pixels, bad_items = prepared
         for key, frames in pixels.items():
             if key not in reader.pixels.kept:
                 reader.pixels.kept.keep(key, torch.from_numpy(frames))
         for bad in bad_items:
             reader.leave_out(bad)
-        yield step
+        yield i, samples
 
 
 def as_it_is(x):

@@ -1,22 +1,49 @@
-"""Rows of data -> tensors on the device: what a stage's `losses` takes.
+"""What each stage reads: Documents -> samples -> tensors on the device, which the stage's `losses` takes.
 
-Each function yields the micro-batches of one step, one after the other; their gradients are added up. Each
-has n_token, how many tokens it holds with padding, and more, whether another one follows.
+There is one class for each kind of data, and each has two halves. `read` makes samples, in numpy; a worker
+process may do it ahead of time (kit/run/ahead.py). `batches` turns them into tensors, in the main process.
+
+    class         read by    a sample                                          a batch
+    PairData      vision     Document of a picture and its caption             PairBatch
+    TextData      language   a row of tokens and where in the context it lies  TextBatch
+    SequenceData  flamingo   Encoded: a page, pair or clip, tokenized          SequenceBatch
+
+Batch i of a source depends on i and the seed only. So resuming needs no more than the number of the step, and
+every rank and every worker reads its own samples without asking the others.
 """
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from data import collate, stack_frames
+from data import collate, encode
 from kit.augment import augment
 from kit.run import distributed
 from kit.run.keys import SOURCES
-from kit.run.reading import Reader
+from kit.run.reading import without
 from kit.tasks.controls import BLANK
 from kit.tasks.encoders import pad_texts
 from vision import TEXT_CONTEXT
 from xattn import sees_its_own_only
+
+
+class StageData:
+    """read(sources, i)    -> {source: samples of its batch i}, those of this rank
+    of_source(source, i) -> the samples of one source
+    media(samples)       -> the Media of one source's samples, for a worker to decode, too
+    batches(samples, i)  -> the micro-batches of a step, from {source: samples}; their gradients are added up.
+                            Each has n_token, its tokens with padding, and more: does another one follow?
+
+    It may be sent to worker processes, so it holds no model.
+    """
+
+    def __init__(self, run):
+        self.config, self.reader, self.tokenizer = run.config, run.reader, run.tokenizer
+        self.size, self.device = run.size, run.device
+
+    def read(self, sources, i):
+        return {source: self.of_source(source, i) for source in sources}
+
 
 # ---------------------------------------------------------------------------------------------
 # Contrastive stage
@@ -35,45 +62,50 @@ class PairBatch:
         return sum(tokens.numel() for tokens, _, _ in self.captions.values())
 
 
-def pair_batches(run, sources, i):
-    """Batch i of align, ltip or both.
+class PairData(StageData):
 
-    If both show the same pictures with different captions, the two are read together and each picture is
-    encoded once. Different pictures would gain nothing from that and take twice the memory.
-    """
-    config = run.config
-    changed = config.augment_strength > 0 or config.augment_warp > 0
-    together = config.align == config.ltip and not changed
-    parts = [sources] if together else [[source] for source in sources]
-    for names in parts:
-        images, captions = {}, {}  # images: each once, by a key that names its pixels
-        for source in names:
-            documents = run.reader.rows(Reader.pairs, source, i)
-            rng = rows_rng(run, i, source)
-            pixels = [run.reader.pixels(d.pieces[0])[0] for d in documents]  # a clip: its first frame
-            if changed:
-                pixels = augment(torch.stack(pixels), rng, config.augment_flip, config.augment_strength,
-                                 config.augment_colour, config.augment_warp)
-            keys = [(source, k) if changed else d.pieces[0].key or (source, k)
-                    for k, d in enumerate(documents)]
-            for key, picture in zip(keys, pixels):
-                images.setdefault(key, picture)
-            place = {key: k for k, key in enumerate(images)}
-            texts = [run.tokenizer.encode(' ' + d.pieces[-1].lstrip()) for d in documents]
-            tokens, mask = pad_texts(texts, TEXT_CONTEXT)
-            mask = drop_words(mask, config.augment_word_dropout, rng)
-            shows = torch.tensor([place[key] for key in keys])
-            captions[source] = [x.to(run.device) for x in (tokens, mask, shows)]
-        images = torch.stack(list(images.values())).to(run.device)
-        yield PairBatch(images, captions, more=names is not parts[-1])
+    def of_source(self, source, i):
+        n = self.config.vision_batch
+        mine = distributed.mine(n, 'vision_batch')
+        return [self.reader.read(self.reader.readable, source, i * n + k) for k in mine]
 
+    def media(self, samples):
+        return [document.pieces[0] for document in samples]
 
-def rows_rng(run, i, source):
-    """A random generator for this rank's rows. It draws for the whole batch and returns only these rows, so
-    a row's numbers do not depend on how many ranks there are."""
-    n = run.config.vision_batch
-    rng = np.random.default_rng([run.config.seed, i, SOURCES.index(source)])
-    return distributed.RowsOf(rng, n, distributed.rows(n, 'vision_batch'))
+    def batches(self, samples, i):
+        """If both sources show the same pictures with different captions, the two are one batch and each
+        picture is encoded once. Different pictures would gain nothing from that and take twice the memory."""
+        config = self.config
+        changed = config.augment_strength > 0 or config.augment_warp > 0
+        together = config.align == config.ltip and not changed
+        parts = [list(samples)] if together else [[source] for source in samples]
+        for sources in parts:
+            images, captions = {}, {}  # images: each once, by a key that names its pixels
+            for source in sources:
+                documents, rng = samples[source], self.rng(source, i)
+                pixels = [self.reader.pixels(d.pieces[0])[0] for d in documents]  # a clip: its first frame
+                if changed:
+                    pixels = augment(torch.stack(pixels), rng, config.augment_flip, config.augment_strength,
+                                     config.augment_colour, config.augment_warp)
+                keys = [(source, k) if changed else d.pieces[0].key or (source, k)
+                        for k, d in enumerate(documents)]
+                for key, picture in zip(keys, pixels):
+                    images.setdefault(key, picture)
+                place = {key: k for k, key in enumerate(images)}
+                texts = [self.tokenizer.encode(' ' + d.pieces[-1].lstrip()) for d in documents]
+                tokens, mask = pad_texts(texts, TEXT_CONTEXT)
+                mask = drop_words(mask, config.augment_word_dropout, rng)
+                shows = torch.tensor([place[key] for key in keys])
+                captions[source] = [x.to(self.device) for x in (tokens, mask, shows)]
+            images = torch.stack(list(images.values())).to(self.device)
+            yield PairBatch(images, captions, more=sources is not parts[-1])
+
+    def rng(self, source, i):
+        """A random generator for this rank's samples. It draws for the whole batch and returns only theirs,
+        so a sample's numbers do not depend on how many ranks there are."""
+        n = self.config.vision_batch
+        rng = np.random.default_rng([self.config.seed, i, SOURCES.index(source)])
+        return distributed.Mine(rng, n, distributed.mine(n, 'vision_batch'))
 
 
 def drop_words(mask, share, rng):
@@ -104,13 +136,32 @@ class TextBatch:
         return self.tokens.numel()
 
 
-def text_batches(run, sources, i):
-    """Batch i of text."""
-    [source], n = sources, run.config.micro_batches
-    tokens, start = run.reader.rows(Reader.texts, source, i)
-    for part in range(n):
-        ids, places = (torch.from_numpy(x[part::n]).to(run.device) for x in (tokens, start))
-        yield TextBatch(ids[:, :-1], ids[:, 1:], places, share=1 / n, more=part + 1 < n)
+class TextData(StageData):
+
+    def of_source(self, source, i):
+        """-> token ids (B,T+1) int64, texts one after the other, each after a <BOS>; and the position of each
+        row's first token (B,)"""
+        n, rows = min(self.config.language_tokens, self.size.n_context), []
+        mine = distributed.mine(self.config.language_batch, 'language_batch')
+        for k in mine:
+            row, number = [], (i << 24) + (k << 10)  # numbers for 16,000 rows a step of a thousand texts each
+            while len(row) <= n:
+                text = self.reader.read(self.reader.text, source, number)
+                row += [self.tokenizer.bos, *self.tokenizer.encode(text)]
+                number += 1
+            rows.append(row[:n + 1])
+        rng = np.random.default_rng([self.config.seed, 8, i])
+        start = rng.integers(self.size.n_context - n + 1, size=self.config.language_batch)
+        return np.array(rows), start[mine.start:mine.stop]
+
+    def media(self, samples):
+        return []
+
+    def batches(self, samples, i):
+        [(tokens, start)], n = samples.values(), self.config.micro_batches
+        for part in range(n):
+            ids, places = (torch.from_numpy(x[part::n]).to(self.device) for x in (tokens, start))
+            yield TextBatch(ids[:, :-1], ids[:, 1:], places, share=1 / n, more=part + 1 < n)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -119,17 +170,24 @@ def text_batches(run, sources, i):
 
 @dataclass
 class SequenceBatch:
-    """inputs: keyword arguments of Flamingo.forward. Of its targets, number k belongs to source
-    `source[k]`, an index into n_learned: {source: targets of the whole step, of all micro-batches and of
-    all ranks together}."""
-    inputs: dict
-    source: torch.Tensor
+    """text:      arguments of Flamingo.forward that are about text
+    media:     B lists of Media
+    sequences: all Encoded, in the order in which they stand in the rows
+    n_learned: {source: targets of the whole step, of all micro-batches and of all ranks together}
+    source:    of each target the number of its source in n_learned
+    pictures:  arguments of Flamingo.forward that are about pictures; the stage makes them of the media
+    """
+    text: dict
+    media: list
+    sequences: list
     n_learned: dict
+    source: torch.Tensor
     more: bool
+    pictures: dict | None = None
 
     @property
     def n_token(self):
-        return self.inputs['tokens'].numel()
+        return self.text['tokens'].numel()
 
     def mean_of_each_source(self, each):
         """each (number of targets,): the loss of every target -> {source: this part of the mean over its
@@ -143,56 +201,84 @@ class SequenceBatch:
                 for k, (source, n) in enumerate(self.n_learned.items())}
 
 
-def sequence_batches(run, sources, i, view, merged=False):
-    """Batch i of each of these sources, all in one pass. Gradients are the same as for one source after the
-    other, and short sequences fill the gaps beside long ones.
+class SequenceData(StageData):
 
-    view(batch) -> the keyword arguments of Flamingo.forward that are about pictures.
-    merged: count all sources as one.
-    """
-    rows = {source: run.reader.rows(Reader.sequences, source, i) for source in sources}
-    counts = distributed.total(*(sum(s.n_learned for s in of_source) for of_source in rows.values()))
-    n_learned = {'merged': sum(counts)} if merged else dict(zip(rows, counts))
-    index = {source: 0 if merged else k for k, source in enumerate(rows)}
-    for part in range(n := run.config.micro_batches):
-        sequences = [s for of_source in rows.values() for s in of_source[part::n]]
-        if not any(s.media for s in sequences):
-            # A picture that no token looks at: every rank must run the same layers, with pictures or without.
-            sequences[0].media.append(BLANK)
-        batch = collate(sequences, run.tokenizer, share=sees_its_own_only(run.size.attend))
-        names = ['tokens', 'image_index', 'targets', 'position']
-        if len(batch.tokens) < len(sequences):  # some share a row; else plain causal attention will do
-            names.append('document')
-        inputs = {name: getattr(batch, name).to(run.device) for name in names} | view(batch)
-        # The model gives losses row by row, and batch.sequences is in the order of the rows.
-        source = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
-        yield SequenceBatch(inputs, source.to(run.device), n_learned, more=part + 1 < n)
+    def of_source(self, source, i):
+        n = getattr(self.config, 'batch_' + source)
+        mine = distributed.mine(n, 'batch=' + source)
+        return [self.reader.read(self.sequence, source, i * n + k) for k in mine]
+
+    def sequence(self, source, number):
+        """Document of this number -> Encoded, all of its pictures readable.
+
+        A page may have many pictures; only those in its window are decoded. An unreadable one is taken out of
+        a page (on example pages together with its text), and the page is encoded again with the same random
+        numbers. Raises BadItem if that leaves no picture.
+        """
+        document = self.reader.document(source, number)
+        while True:
+            rng = np.random.default_rng([self.config.seed, 7, number, SOURCES.index(source)])
+            sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng,
+                              self.config.p_next, earlier=not sees_its_own_only(self.size.attend))
+            bad = self.reader.unreadable(sequence.media)
+            if not bad:
+                sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
+                sequence.start = self.place(rng, len(sequence.tokens))
+                return sequence
+            if document.kind not in ('page', 'examples'):
+                raise bad[0][1]
+            for _, reason in bad:
+                self.reader.leave_out(reason)
+            document = without(document, [media for media, _ in bad])
+
+    def place(self, rng, n_token):
+        """The position of a page's first token: half of the pages start at 0, as prompts do, the others
+        anywhere in the context.
+
+        *Why.* A gated layer's queries also depend on a word's position. A model that has met examples only
+        near the beginning cannot use those where a long prompt ends.
+        """
+        return int(rng.integers(self.size.n_context - n_token + 1)) if rng.random() < 0.5 else 0
+
+    def media(self, samples):
+        return [one for sequence in samples for one in sequence.media]
+
+    def batches(self, samples, i):
+        """All sources in one pass. Gradients are the same as for one source after the other, and short
+        sequences fill the gaps beside long ones. With --mixing=merged all sources count as one."""
+        merged = self.config.mixing == 'merged'
+        counts = distributed.total(*(sum(s.n_learned for s in of_source) for of_source in samples.values()))
+        n_learned = {'merged': sum(counts)} if merged else dict(zip(samples, counts))
+        index = {source: 0 if merged else k for k, source in enumerate(samples)}
+        for part in range(n := self.config.micro_batches):
+            sequences = [s for of_source in samples.values() for s in of_source[part::n]]
+            if not any(s.media for s in sequences):
+                # A picture that no token looks at: all ranks must run the same layers, pictures or not.
+                sequences[0].media.append(BLANK)
+            batch = collate(sequences, self.tokenizer, share=sees_its_own_only(self.size.attend))
+            names = ['tokens', 'image_index', 'targets', 'position']
+            if len(batch.tokens) < len(sequences):  # some share a row; else plain causal attention will do
+                names.append('document')
+            text = {name: getattr(batch, name).to(self.device) for name in names}
+            # The model gives losses row by row, and batch.sequences is in the order of the rows.
+            source = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
+            yield SequenceBatch(text, batch.media, batch.sequences, n_learned, source.to(self.device),
+                                more=part + 1 < n)
 
 
-def frozen_view(features, dropout):
-    """-> the `view` of a frozen encoder. It gives the encoder's features; a random share of each picture's
-    channels is zeroed, different ones each time.
+def drop_channels(features, frame_mask, sequences, share):
+    """Frozen features (frames,S,D) of the pictures of `sequences` -> the same with a random share of each
+    picture's channels zeroed, different ones each time.
 
     *Why.* A frozen encoder knows its training pictures by heart, and a few of its channels are enough to
     tell them apart. Those say nothing about something new. A model that cannot rely on any single channel
     learns what many of them agree on.
     """
-    def view(batch):
-        found, frame_mask = features(batch.media)
-        if found is not None and dropout > 0:
-            draws = [np.random.default_rng(s.seed).random((len(s.media), found.shape[-1]), np.float32)
-                     for s in batch.sequences]
-            kept = torch.from_numpy(np.concatenate(draws) >= dropout).to(found)                # (pictures,D)
-            kept /= 1 - dropout
-            n_frame = frame_mask.sum(-1)[frame_mask.any(-1)]                                   # (pictures,)
-            found = found * kept.repeat_interleave(n_frame, dim=0).unsqueeze(1)                # (frames,S,D)
-        return {'features': found, 'frame_mask': frame_mask}
-    return view
-
-
-def pixel_view(pixels, device):
-    """-> the `view` of an encoder that trains. It gives pixels: features that change cannot be kept."""
-    def view(batch):
-        media, frame_mask = stack_frames(batch.media, pixels)
-        return {} if media is None else {'media': media.to(device), 'frame_mask': frame_mask.to(device)}
-    return view
+    if features is None or share == 0:
+        return features
+    draws = [np.random.default_rng(s.seed).random((len(s.media), features.shape[-1]), np.float32)
+             for s in sequences]
+    kept = torch.from_numpy(np.concatenate(draws) >= share).to(features)               # (pictures,D)
+    kept /= 1 - share
+    n_frame = frame_mask.sum(-1)[frame_mask.any(-1)]                                   # (pictures,)
+    return features * kept.repeat_interleave(n_frame, dim=0).unsqueeze(1)              # (frames,S,D)

@@ -3,7 +3,7 @@
     torchrun --standalone --nproc_per_node=8 train.py                each process holds the whole model (DDP)
     torchrun --standalone --nproc_per_node=8 train.py --shard=True   each holds 1/8 of every matrix (FSDP2)
 
-Each of the W processes (its number is its *rank*) takes its own rows of every batch, and gradients are
+Each of the W processes (its number is its *rank*) takes its own samples of every batch, and gradients are
 averaged. A step is therefore the one that a single process would take with the whole batch. With one process,
 every function here does nothing or the obvious thing.
 """
@@ -81,8 +81,8 @@ def barrier():
 # The data of each rank
 
 
-def rows(n, what, n_part=1):
-    """The rows of a batch of n that belong to this rank -> range. Raises BadInput if n cannot be divided
+def mine(n, what, n_part=1):
+    """The samples of a batch of n that are this rank's -> range. Raises BadInput if n cannot be divided
     evenly. what: the key that sets n, for the message."""
     w = world()
     if n % (w * n_part):
@@ -91,8 +91,9 @@ def rows(n, what, n_part=1):
     return range(rank() * n // w, (rank() + 1) * n // w)
 
 
-class RowsOf:
-    """A random generator for this rank's rows: what is drawn for the whole batch, cut to `mine` (a range)."""
+class Mine:
+    """A random generator for this rank's samples: it draws for a whole batch of n and cuts out `mine`, a
+    range."""
 
     def __init__(self, rng, n, mine):
         self.rng, self.n, self.mine = rng, n, slice(mine.start, mine.stop)

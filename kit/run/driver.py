@@ -70,7 +70,7 @@ def what_is_missing(run, stages):
         return begun + [name for name in missing if name not in begun], progress
     if run.config.init_from == 'resume':
         raise BadInput(f'{run.path("training.pt")}: no such file, nothing to resume')
-    run.rows = [row for row in run.read_log() if row['stage'] not in missing]  # of stages trained before
+    run.log = [row for row in run.read_log() if row['stage'] not in missing]  # of stages trained before
     for name in wanted(run):
         if name not in missing:
             path = run.path(name + '.pt')
@@ -84,11 +84,11 @@ def check_batches(config, missing):
     for name in missing:
         if name in ('vision', 'language'):
             n_part = 1 if name == 'vision' else config.micro_batches
-            distributed.rows(getattr(config, name + '_batch'), name + '_batch', n_part)
+            distributed.mine(getattr(config, name + '_batch'), name + '_batch', n_part)
             continue
         for source in SOURCES:
             if getattr(config, source):
-                distributed.rows(getattr(config, 'batch_' + source), 'batch=' + source, config.micro_batches)
+                distributed.mine(getattr(config, 'batch_' + source), 'batch=' + source, config.micro_batches)
 
 
 def finish(run, flamingo_stage):
@@ -108,7 +108,7 @@ def finish(run, flamingo_stage):
             os.remove(run.path('training.pt'))
         for line in run.report.lines():
             print('left out', line)
-        if skipped := sum(bool(row.get('skipped')) for row in run.rows):
+        if skipped := sum(bool(row.get('skipped')) for row in run.log):
             print(f'{skipped} steps were skipped, their loss or gradient not being finite; '
                   f'{run.path("log.csv")} says of which source')
 

@@ -15,8 +15,8 @@ MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
-    """for step, number, sources in Loop(run, stage, missing, progress): the steps of a stage, from where it
-    stopped. Each step reads batch `number` of each of `sources`.
+    """for step, i, samples in Loop(run, stage, missing, progress): the steps of a stage, from where it
+    stopped. samples: {source: what was read of its batch i}.
 
     missing:  names of the stages still to be trained, this one first
     progress: the content of training.pt, if there is one
@@ -29,17 +29,17 @@ class Loop:
         self.start = run.restore(stage, progress) if progress is not None and 'module' in progress else 0
         self.step, self.saved, self.complete = self.start - 1, self.start, False
         self.skipped, self.last_evaluation = 0, ''
-        self.clock, self.n_token = time.time(), 0  # of the last row of the log, and tokens read since
+        self.clock, self.n_token = time.time(), 0  # of the last line of the log, and tokens read since
         if self.start == 0:
             run.save_progress(missing, 0)  # from here on, training.pt says what is left to do
 
     def __iter__(self):
         run, stage = self.run, self.stage
         steps = mixture(list(stage.lambdas), stage.mixing, stage.n_iter)[self.start:]
-        steps = look_ahead(run.reader, stage.reads, steps)  # the same; workers read their rows
+        read = look_ahead(stage.data, steps)
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
-            for self.step, (number, sources) in enumerate(steps, self.start):
-                yield self.step, number, sources
+            for self.step, (i, samples) in enumerate(read, self.start):
+                yield self.step, i, samples
                 self.bar.update()
                 self.find_out_whether_to_stop()
                 if run.stop and self.saved != self.step + 1:
@@ -61,17 +61,20 @@ class Loop:
     # -----------------------------------------------------------------------------------------
     # A step that is not finite would ruin the weights
 
-    def finite(self, losses, norm, blame):
-        """Whether every source's loss and the gradient's norm are finite. If not, the log and the screen name
-        the sources to blame. blame() -> [source], found by running each alone. Raises BadInput after
-        MOST_SKIPPED such steps in a row."""
+    def finite(self, losses, norm):
+        """Whether every source's loss and the gradient's norm are finite."""
         if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
             self.skipped = 0
             return True
+        return False
+
+    def skip(self, sources):
+        """Say in the log and on the screen which sources made a step not finite. Raises BadInput after
+        MOST_SKIPPED such steps in a row."""
         run, name = self.run, self.stage.name
         self.skipped += 1
-        source = ' + '.join(blame())
-        run.rows.append({'stage': name, 'iter': self.step + 1, 'skipped': source})
+        source = ' + '.join(sources)
+        run.log.append({'stage': name, 'iter': self.step + 1, 'skipped': source})
         if distributed.rank() == 0:
             tqdm.write(f'{name} step {self.step + 1}: loss or gradient of {source} is not finite; skipped')
         if self.skipped == MOST_SKIPPED:
@@ -79,23 +82,22 @@ class Loop:
                 run.write_log()
             raise BadInput(f'{name}: ten steps in a row were not finite ({source}); '
                            f'the last good state is in {run.path("training.pt")}')
-        return False
 
     # -----------------------------------------------------------------------------------------
     # The log
 
     def log(self, losses, norm, n_token):
-        """Add a row to log.csv every --log_every steps."""
+        """Add a line to log.csv every --log_every steps."""
         run, stage = self.run, self.stage
         self.n_token += n_token * distributed.world()
         if (self.step + 1) % run.config.log_every and not self.is_last:
             return
-        row = {'stage': stage.name, 'iter': self.step + 1,
-               **{'loss_' + k: round(v, 6) for k, v in losses.items()},
-               'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5), **stage.state()}
-        row['tokens_per_s'] = round(self.n_token / (time.time() - self.clock))
-        row['minutes'] = round(run.minutes(), 3)
-        run.rows.append(row)
+        line = {'stage': stage.name, 'iter': self.step + 1,
+                **{'loss_' + k: round(v, 6) for k, v in losses.items()},
+                'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5), **stage.state()}
+        line['tokens_per_s'] = round(self.n_token / (time.time() - self.clock))
+        line['minutes'] = round(run.minutes(), 3)
+        run.log.append(line)
         self.clock, self.n_token = time.time(), 0
         said = ' '.join(f'{source} {loss:.3f}' for source, loss in losses.items())
         self.bar.set_postfix_str(said + self.last_evaluation)
@@ -108,7 +110,7 @@ class Loop:
         run, stage = self.run, self.stage
         with autocast(run.device, run.dtype):
             found = stage.evaluate()
-        run.rows.append({'stage': stage.name, 'iter': self.step + 1, 'minutes': round(run.minutes(), 3),
+        run.log.append({'stage': stage.name, 'iter': self.step + 1, 'minutes': round(run.minutes(), 3),
                          **{'eval_' + k: round(v, 4) for k, v in found.items()}})
         self.last_evaluation = ' | ' + ' '.join(f'{k} {v:.0%}' for k, v in found.items())
         if (self.step + 1) % run.config.eval_every == 0:

@@ -1,7 +1,7 @@
 """What the stages of a training share: the configuration, the data, and the folder that keeps it all.
 
 Two questions are answered here. What is there to learn from, and in what sizes? And what must be on disk for
-the next session to continue as if nothing had happened? (Batches are in kit/run/reading.py, the steps in
+the next session to continue as if nothing had happened? (Batches are in kit/run/batches.py, the steps in
 kit/run/loop.py.)
 """
 import csv
@@ -69,9 +69,9 @@ class Run:
         self.open_sources()
         self.tokenizer = self.choose_tokenizer(defaults['tokenizer'])
         self.size = self.check_size()
-        self.reader = Reader(self.config, self.sources, self.tokenizer, self.size, self.report)
+        self.reader = Reader(self.sources, self.size, self.report)
         self.held_out = self.held_out and readable_pairs(self.held_out, self.reader.pixels, self.report)
-        self.rows = []             # of log.csv
+        self.log = []              # lines of log.csv, {column: value}
         self.complete = False  # was everything there when this session began?
         self.stop = None           # why to stop after this step: a signal's number, or loop.OUT_OF_TIME
         self.training = True       # would anything be lost by leaving at once?
@@ -235,7 +235,7 @@ class Run:
         """Write training.pt: everything needed to continue with step i of stage missing[0] as if nothing had
         happened."""
         self.reader.share_left_out()
-        state = {'missing': missing, 'iter': i, 'keys': vars(self.config), 'rows': self.rows,
+        state = {'missing': missing, 'iter': i, 'keys': vars(self.config), 'rows': self.log,
                  'minutes': self.minutes(), 'left_out': self.reader.left_out}
         if stage is not None:
             state |= {'module': distributed.whole(stage.module.state_dict()),
@@ -257,7 +257,7 @@ class Run:
         if not good:
             raise BadInput(f'{path}: damaged: it is no state of this program')
         self.check_same_keys(progress['keys'], path)
-        self.rows, self.minutes_before = progress['rows'], progress['minutes']
+        self.log, self.minutes_before = progress['rows'], progress['minutes']
         for where, kind in progress['left_out'].items():
             self.reader.leave_out(BadItem(kind, where))
         return progress
@@ -293,12 +293,12 @@ class Run:
             raise BadInput(f'{path}: not a log of this program ({e}); move it away to go on') from e
 
     def write_log(self):
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        columns = list(dict.fromkeys(key for row in self.log for key in row))
         with whole_file(self.path('log.csv'), 'w', encoding='utf-8') as f:
             writer = csv.DictWriter(f, columns)
             writer.writeheader()
-            writer.writerows(self.rows)
-        canvas.save(charts.curves(self.rows), self.path('curves.png'))
+            writer.writerows(self.log)
+        canvas.save(charts.curves(self.log), self.path('curves.png'))
 
 
 def of_keys(kind, config):

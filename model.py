@@ -11,7 +11,7 @@ image, D width, V vocabulary of the language model, H heads, d head width, E com
 and texts. Sections (§) are those of the paper's first version on arXiv; tables, figures, appendices (A, B)
 of its second.
 """
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,13 @@ from torch import nn
 
 from kit.fast.attention import attention
 from resampler import PerceiverResampler
-from vision import NFNet, SIZES
-from xattn import find_route, GatedCrossAttention, SEES
+from vision import NFNet
+from xattn import find_route, GatedCrossAttention
 
 
 class Flamingo(nn.Module):
-    """forward(tokens (B,T), image_index (B,T), media, targets=None) -> logits (B,T,V+2) and None; with
-    targets, None and the loss.
+    """forward(tokens (B,T), image_index (B,T), media, targets=None) -> (logits (B,T,V+2), None); with targets
+    (logits of these alone, the loss).
 
     tokens:       ids V and V+1 are <image> and <EOC>
     image_index:  the paper's φ, which image each token may look at, counted from 1; 0 = none
@@ -128,7 +128,7 @@ class Flamingo(nn.Module):
         logits = self.head(y[learn])                                   # of the targets only: (targets,V+2)
         losses = F.cross_entropy(logits.float(), targets[learn], reduction='none')
         # The sum over none is 0, where a mean would be NaN: a sequence may have nothing to learn.
-        return None, losses if each else losses.sum() / max(len(losses), 1)
+        return logits, losses if each else losses.sum() / max(len(losses), 1)
 
     def freeze(self, vision=True, lm=True):
         """The one place that says what is trained. The language model never is (but in ablate.py, to see what
@@ -202,10 +202,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Decoder-only transformer, pre-norm, learned positions, output head tied to the embedding.
 
-    forward(tokens (B,T) int, targets (B,T) int or None) -> logits (B,T,V), or with targets (logits, loss);
-    a target of -100 is left out of the loss. `start` (B,) is the position of each row's first token, 0
-    unless said: short rows at random places train all positions of a long context for the price of a short
-    one. Raises ValueError where T is longer than the context.
+    forward(tokens (B,T) int, targets (B,T) int or None) -> (logits (B,T,V), the loss, or None without
+    targets); a target of -100 is left out of the loss. position (B,T): where in the context each token
+    stands, its place in the row unless said. Raises ValueError where T is longer than the context.
     """
 
     def __init__(self, n_vocab, n_layer, dim, n_head, n_context, eps=1e-5):
@@ -234,16 +233,13 @@ class GPT(nn.Module):
             raise ValueError(f'{t} tokens are more than the context of {self.n_context}')
         return x + self.wpe(torch.arange(t, device=x.device) if position is None else position)
 
-    def forward(self, tokens, targets=None, start=None):
-        position = None
-        if start is not None:
-            position = start[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (B,T)
+    def forward(self, tokens, targets=None, position=None):
         x = self.add_positions(self.wte(tokens), position)                            # (B,T,D)
         for block in self.h:
             x = block(x)
         logits = self.ln_f(x) @ self.wte.weight.T                                     # (B,T,V)
         if targets is None:
-            return logits
+            return logits, None
         flat = logits.flatten(0, 1).to(self.wte.weight.dtype)
         return logits, F.cross_entropy(flat, targets.flatten(), ignore_index=-100)
 
@@ -254,7 +250,8 @@ class GPT(nn.Module):
 
 @dataclass
 class FlamingoConfig:
-    """Every size there is. `n_vocab`, `bos` and `pad` come from the tokenizer, the rest from a preset."""
+    """Every size there is. `n_vocab`, `bos` and `pad` come from the tokenizer, the rest from a preset.
+    (Which sizes no model can have: kit/sizes.py.)"""
     n_vocab: int = 1024
     bos: int = 1022
     pad: int = 1023
@@ -282,34 +279,13 @@ class FlamingoConfig:
     image_size: int = 48        # pixels, height and width
     per_image: bool = False     # each picture normalised by its own mean and deviation, not by ImageNet's
     dim_embed: int = 128        # E
-    text_layer: int = 0         # of the contrastive text tower; 0: a bag of words (see vision.TextTower)
+    text_layer: int = 0         # of the contrastive text tower (see vision.TextTower)
     text_dim: int = 128
     text_head: int = 4
-    plain_words: bool = False   # vision.BagOfWords instead
+    plain_words: bool = False   # kit.contrastive.PlainWords as text tower instead
     # what a training sequence holds (§3.2: L=256 tokens, N=5 images)
     n_token: int = 448          # L
     n_image: int = 33           # N
-
-    def __post_init__(self):
-        """Raises ValueError, naming the size, where no model can have it: a stranger may claim anything."""
-        def demand(right, name, what):
-            if not right:
-                raise ValueError(f'{name}={getattr(self, name)}: must be {what}')
-
-        for f in fields(self):
-            value, kind = getattr(self, f.name), type(f.default)
-            demand(type(value) is kind, f.name, f'of type {kind.__name__}, not {type(value).__name__}')
-            if kind is int:
-                least = 0 if f.name in ('bos', 'pad', 'text_layer', 'visual_dim') else 1
-                most = {'layer': 200, 'size': 4096, 'context': 1 << 17}
-                most = most.get(f.name.rpartition('_')[2], 1 << 20)
-                demand(least <= value <= most, f.name, f'from {least} to {most}')
-        demand(self.vision in SIZES, 'vision', 'one of ' + ', '.join(SIZES))
-        demand(self.attend in SEES, 'attend', 'one of ' + ', '.join(SEES))
-        demand(0 < self.lm_eps < 1, 'lm_eps', 'above 0 and below 1')
-        demand(self.lm_dim % self.lm_head == 0, 'lm_dim', f'a multiple of lm_head={self.lm_head}')
-        demand(self.text_dim % self.text_head == 0, 'text_dim', f'a multiple of text_head={self.text_head}')
-        demand(not (self.plain_words and self.text_layer), 'text_layer', '0 with plain_words')
 
 
 # The three large ones are the paper's (Table 4), with its vision encoder, NFNet-F6 at 320 pixels. Their

@@ -25,6 +25,7 @@ import torch
 
 from data import stack_frames
 from kit.cli import command, configure
+from kit.contrastive import new_contrastive
 from kit.copying import wire_copying
 from kit.device import autocast, frozen_dtype
 from kit.features import FrozenFeatures
@@ -37,7 +38,7 @@ from kit.run.loop import Loop
 from kit.run.spread import spread_flamingo, spread_language, spread_vision
 from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, PRESETS, Flamingo
-from vision import adaptive_gradient_clip, contrastive_loss, new_contrastive
+from vision import adaptive_gradient_clip, contrastive_loss
 
 GROUPS = {
     'What to train': {
@@ -159,7 +160,7 @@ class LanguageStage:
         return self.data.batches(samples, i)
 
     def losses(self, batch):
-        logits, loss = self.net(batch.tokens, batch.targets, batch.start)
+        _, loss = self.net(batch.tokens, batch.targets, batch.position)
         return {'text': batch.share * loss}
 
     def clip(self):

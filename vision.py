@@ -220,27 +220,6 @@ class TextTower(nn.Module):
         return F.normalize(self.projection(pooled), dim=-1)
 
 
-class BagOfWords(nn.Module):
-    """The tower for few captions, written by people: most words come once, many ("of", "with") say little.
-
-    embed(tokens (B,T) int, mask (B,T) bool) -> (B,E) of length 1. Words have no order, and are normalised
-    after the mean, not each before it: one that says little, or is new, can be short and hardly count.
-    """
-    layers = ()
-
-    def __init__(self, n_vocab, dim, n_context, dim_embed):
-        super().__init__()
-        self.n_context = n_context
-        self.token = nn.Embedding(n_vocab, dim)
-        nn.init.normal_(self.token.weight, std=0.02)
-        self.norm = nn.LayerNorm(dim)
-        self.projection = nn.Linear(dim, dim_embed, bias=False)
-
-    def embed(self, tokens, mask):
-        pooled = self.norm(mean_of_words(self.token(tokens), mask))      # (B,D)
-        return F.normalize(self.projection(pooled), dim=-1)
-
-
 class Contrastive(nn.Module):
     """Vision encoder and text tower, side by side, and how much to trust their similarity (appendix B.1).
 
@@ -261,14 +240,6 @@ class Contrastive(nn.Module):
         v = self.vision.embed(images).to(self.log_beta)      # (B,E)
         captions = [self.text.embed(tokens, mask).to(self.log_beta) for tokens, mask in texts]
         return v, captions, self.log_beta.exp()
-
-
-def new_contrastive(config):
-    """FlamingoConfig -> Contrastive with random weights."""
-    c = config
-    text = (BagOfWords(c.n_vocab, c.text_dim, TEXT_CONTEXT, c.dim_embed) if c.plain_words else
-            TextTower(c.n_vocab, c.text_dim, c.text_layer, c.text_head, TEXT_CONTEXT, c.dim_embed))
-    return Contrastive(NFNet(c.vision, c.dim_embed, per_image=c.per_image), text)
 
 
 def contrastive_loss(v, l, beta, all_v=None, all_l=None, first=0, label_smoothing=0.1):

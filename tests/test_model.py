@@ -117,7 +117,7 @@ def test_gpt_is_the_slow_sum_over_earlier_tokens():
                                        f'h.{layer}.mlp.c_proj')
         for t in range(7):
             expected[b, t] = w['wte.weight'] @ norm(stream[t], 'ln_f')
-    torch.testing.assert_close(gpt(tokens), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gpt(tokens)[0], expected, rtol=1e-10, atol=1e-10)
 
     targets = torch.randint(0, 11, (2, 7))
     targets[0, 2:] = -100
@@ -132,7 +132,9 @@ def test_a_fresh_language_model_copies():
     torch.manual_seed(0)
     lm = wire_copying(GPT(1024, 4, 128, 4, 512))
     tokens = torch.stack([torch.randperm(1000)[:12].repeat(5) for _ in range(16)])
-    right = lm(tokens[:, :-1], start=torch.arange(16) * 12).argmax(-1) == tokens[:, 1:]
+    position = torch.arange(16)[:, None] * 12 + torch.arange(tokens.shape[1] - 1)
+    logits, _ = lm(tokens[:, :-1], position=position)
+    right = logits.argmax(-1) == tokens[:, 1:]
     assert right[:, 12:].float().mean() > 0.4
     assert right[:, :11].float().mean() < 0.02
 
@@ -146,7 +148,7 @@ def test_a_fresh_language_model_copies_by_two_tokens():
         # a f b g c h …: f again, later, before k
         once = torch.stack([some, some.roll(-5)], 1).flatten()
         tokens = once.repeat(3)
-        guess = lm(tokens[None, :-1]).argmax(-1)[0]
+        guess = lm(tokens[None, :-1])[0].argmax(-1)[0]
         right.append((guess == tokens[1:])[len(once) + 1:].float().mean())
     assert torch.stack(right).mean() > 0.6
 
@@ -158,10 +160,10 @@ def test_a_row_may_start_at_a_later_position():
     moved.load_state_dict(gpt.state_dict())
     with torch.no_grad():
         moved.wpe.weight.copy_(gpt.wpe.weight.roll(-3, 0))
-    tokens = torch.randint(0, 11, (2, 5))
-    found = gpt(tokens, start=torch.tensor([3, 0]))
-    torch.testing.assert_close(found, torch.stack([moved(tokens)[0], gpt(tokens)[1]]))
-    assert not torch.allclose(found[0], gpt(tokens)[0])
+    tokens, position = torch.randint(0, 11, (2, 5)), torch.tensor([[3], [0]]) + torch.arange(5)
+    (found, _), (plain, _), (there, _) = gpt(tokens, position=position), gpt(tokens), moved(tokens)
+    torch.testing.assert_close(found, torch.stack([there[0], plain[1]]))
+    assert not torch.allclose(found[0], plain[0])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def test_a_fresh_flamingo_says_exactly_what_its_language_model_says(n_image, n_f
     prompts = read(model, '^12#345#6', '^#8#901', '^23')
     media = None if n_image is None else pictures(3, n_image, n_frame)
     words = prompts['tokens'].masked_fill(prompts['tokens'] == model.image, 7)
-    assert torch.equal(logits_of(model, prompts, media)[..., :14], model.lm(words))
+    assert torch.equal(logits_of(model, prompts, media)[..., :14], model.lm(words)[0])
 
 
 # ---------------------------------------------------------------------------------------------

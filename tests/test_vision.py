@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from kit.contrastive import PlainWords
 from kit.weights.published import Classifier
 from rounding import assert_near
 from vision import (
-    adaptive_gradient_clip, BagOfWords, Contrastive, contrastive_loss, GAMMA, NFBlock, NFNet, SIZES,
-    SqueezeExcite,
+    adaptive_gradient_clip, Contrastive, contrastive_loss, GAMMA, NFBlock, NFNet, SIZES, SqueezeExcite,
     TextTower, WSConv2d)
 
 
@@ -390,7 +390,7 @@ def test_without_layers_it_is_a_bag_of_words():
 def test_plain_words_have_no_order_and_a_weight_of_their_own():
     """The same words in another order are the same text; a word whose vector is short hardly changes what
     the others say."""
-    tower = BagOfWords(12, 8, 6, 5)
+    tower = PlainWords(12, 8, 6, 5)
     nn.init.normal_(tower.token.weight)
     embed = lambda *tokens: tower.embed(torch.tensor([tokens]),
                                         torch.ones(1, len(tokens), dtype=torch.bool))[0]

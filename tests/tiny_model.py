@@ -4,11 +4,11 @@ from dataclasses import asdict
 import torch
 
 from gates import open_gates
+from kit.contrastive import new_contrastive
 from kit.copying import wire_copying
 from kit.tokenizer import Tokenizer
 from kit.weights import checkpoint
 from model import Flamingo, FlamingoConfig, GPT
-from vision import new_contrastive
 
 
 def save_tiny(path, seed=0, **changes):

@@ -19,6 +19,7 @@ from kit.ablations.rows import ROWS, sizes_of
 from kit.device import frozen_dtype
 from kit.fast.routing import Route
 from kit.show.lettering import text_table
+from kit.sizes import check_sizes
 from model import Block, Flamingo, FlamingoConfig, PRESETS
 from resampler import ResamplerLayer
 from xattn import GatedCrossAttention
@@ -272,7 +273,7 @@ def variant_counts(preset):
 def report(preset, changes={}):
     """All tables of a preset, as text. changes: sizes that differ from it; then there is nothing of the paper
     beside them. Raises ValueError where they make no model."""
-    c = FlamingoConfig(**PRESETS[preset] | changes)
+    c = check_sizes(FlamingoConfig(**PRESETS[preset] | changes))
     model = meta_flamingo(c)
     out = [', '.join([preset, *(f'{k}={v}' for k, v in changes.items())]) + ': parameters']
     rows = [[name, big(n), big(p) if p else '', f'{n / p - 1:+.1%}' if p else '', why]

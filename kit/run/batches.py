@@ -123,11 +123,13 @@ def drop_words(mask, share, rng):
 
 @dataclass
 class TextBatch:
-    """tokens, targets (B,T) int64. start (B,): the position of each row's first token. share: the part of
-    the whole batch that these rows are."""
+    """tokens, targets (B,T) int64. position (B,T): where in the context each token stands. share: the part of
+    the whole batch that these rows are.
+
+    Short rows at random places train all positions of a long context for the price of a short one."""
     tokens: torch.Tensor
     targets: torch.Tensor
-    start: torch.Tensor
+    position: torch.Tensor
     share: float
     more: bool
 
@@ -160,8 +162,9 @@ class TextData(StageData):
     def batches(self, samples, i):
         [(tokens, start)], n = samples.values(), self.config.micro_batches
         for part in range(n):
-            ids, places = (torch.from_numpy(x[part::n]).to(self.device) for x in (tokens, start))
-            yield TextBatch(ids[:, :-1], ids[:, 1:], places, share=1 / n, more=part + 1 < n)
+            ids, first = (torch.from_numpy(x[part::n]).to(self.device) for x in (tokens, start))
+            position = first[:, None] + torch.arange(ids.shape[1] - 1, device=self.device)     # (B,T)
+            yield TextBatch(ids[:, :-1], ids[:, 1:], position, share=1 / n, more=part + 1 < n)
 
 
 # ---------------------------------------------------------------------------------------------

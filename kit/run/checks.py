@@ -44,7 +44,8 @@ def copying(run, lm):
     n = min(map(len, rows))
     tokens = torch.tensor([row[-n:] for row in rows], device=run.device)
     with torch.no_grad():
-        guess = lm(tokens[:, :-1]).argmax(-1)
+        logits, _ = lm(tokens[:, :-1])
+    guess = logits.argmax(-1)
     half = n // 2 + 2
     return (guess[:, half:] == tokens[:, 1 + half:]).float().mean().item()
 

@@ -20,6 +20,7 @@ from kit.run import class_words, distributed
 from kit.run.keys import SOURCES
 from kit.run.reading import Reader
 from kit.show import canvas, charts
+from kit.sizes import check_sizes
 from kit.sources.base import SPLITS, FolderSpec, Report, readable_pairs
 from kit.sources.fewshot import PageSpec
 from kit.sources.forms import is_pages, open_folder, open_source, split_spec
@@ -155,8 +156,8 @@ class Run:
             raise BadInput(f'{config.gpt2} has {self.n_row} words, and --tokenizer={config.tokenizer} '
                            f'{t.n_vocab}: leave --tokenizer out, for the one beside the weights')
         try:
-            size = FlamingoConfig(**{f.name: getattr(config, f.name) for f in SIZE_FIELDS},
-                                  n_vocab=t.n_vocab, bos=t.bos, pad=t.pad)
+            size = check_sizes(FlamingoConfig(**{f.name: getattr(config, f.name) for f in SIZE_FIELDS},
+                                              n_vocab=t.n_vocab, bos=t.bos, pad=t.pad))
         except ValueError as e:
             raise BadInput(f'--{e}') from e
         if size.n_context < 64:

@@ -3,11 +3,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from kit.contrastive import new_contrastive
 from kit.files import BadInput
+from kit.sizes import check_sizes
 from kit.tokenizer import Tokenizer
 from kit.weights import checkpoint
 from model import Flamingo, FlamingoConfig, GPT
-from vision import new_contrastive
 
 
 class Unfilled(TorchFunctionMode):
@@ -35,7 +36,8 @@ def read_flamingo(path):
     if content['config'].get('vision') == 'nano' and isinstance(stem, torch.Tensor) and len(stem) == 16:
         content['config']['vision'] = 'nano16'  # a file from before the stem of `nano` became thinner
     try:
-        config, tokenizer = FlamingoConfig(**content['config']), Tokenizer.from_state(content['tokenizer'])
+        config = check_sizes(FlamingoConfig(**content['config']))
+        tokenizer = Tokenizer.from_state(content['tokenizer'])
         if (config.n_vocab, config.bos, config.pad) != (tokenizer.n_vocab, tokenizer.bos, tokenizer.pad):
             raise BadInput(f'its tokenizer has {tokenizer.n_vocab} words, and its model {config.n_vocab}')
     except (TypeError, ValueError) as e:  # sizes with another name, of another type, or that no model has
@@ -49,6 +51,7 @@ def read_flamingo(path):
         check(contrastive, content['contrastive'] | vision, path)
         return model, contrastive
 
-    with torch.device('meta'), Unfilled():  # before any memory is taken: are the tensors as large as the file claims?
+    # Before any memory is taken: are the tensors as large as the file claims?
+    with torch.device('meta'), Unfilled():
         fill(checkpoint.check_state)
     return *fill(checkpoint.load_into), tokenizer

@@ -1,0 +1,34 @@
+"""The encoders of the contrastive stage from their sizes; one more text tower, for --sizes=plain_words=True."""
+import torch.nn.functional as F
+from torch import nn
+
+from vision import Contrastive, mean_of_words, NFNet, TEXT_CONTEXT, TextTower
+
+
+def new_contrastive(config):
+    """FlamingoConfig -> Contrastive with random weights."""
+    c = config
+    text = (PlainWords(c.n_vocab, c.text_dim, TEXT_CONTEXT, c.dim_embed) if c.plain_words else
+            TextTower(c.n_vocab, c.text_dim, c.text_layer, c.text_head, TEXT_CONTEXT, c.dim_embed))
+    return Contrastive(NFNet(c.vision, c.dim_embed, per_image=c.per_image), text)
+
+
+class PlainWords(nn.Module):
+    """A text tower for few captions, written by people: most words come once, many ("of", "with") say little.
+
+    embed(tokens (B,T) int, mask (B,T) bool) -> (B,E) of length 1. Words have no order, and are normalised
+    after the mean, not each before it: one that says little, or is new, can be short and hardly count.
+    """
+    layers = ()
+
+    def __init__(self, n_vocab, dim, n_context, dim_embed):
+        super().__init__()
+        self.n_context = n_context
+        self.token = nn.Embedding(n_vocab, dim)
+        nn.init.normal_(self.token.weight, std=0.02)
+        self.norm = nn.LayerNorm(dim)
+        self.projection = nn.Linear(dim, dim_embed, bias=False)
+
+    def embed(self, tokens, mask):
+        pooled = self.norm(mean_of_words(self.token(tokens), mask))      # (B,D)
+        return F.normalize(self.projection(pooled), dim=-1)

@@ -46,6 +46,7 @@ GROUPS = {
         'out_dir': ('out', 'folder for everything the run writes'),
         'init_from': ('auto', 'auto: continue, or fill in; scratch: start over; resume: continue, or fail'),
         'preset': ('nano', f'sizes of everything: {", ".join(PRESETS)}'),
+        'fit': (False, 'choose what is not given by what the folder of align holds; see config/pictures.py'),
         'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
     },
     "What to learn from ('shapes', the embedded world; a path; 'path:weight,path:weight'; empty for none)": {

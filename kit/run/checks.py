@@ -18,16 +18,17 @@ def encoder(run, contrastive):
     features = FrozenFeatures(contrastive.vision, run.reader.pixels, run.device)  # as it is now
     n = run.config.eval_n
     contrastive.eval()
+    found = {}
     if run.config.words:
         episodes = {ways: episodes_of('naming', 1, n, ways, pairs=run.held_out, within=run.within())
                     for ways in run.ask_ways()}
-        found = {f'nearest_{ways}way': nearest_row(features, asked)['value']
-                 for ways, asked in episodes.items()}
+        found |= {f'nearest_{ways}way': nearest_row(features, asked)['value']
+                  for ways, asked in episodes.items()}
     elif run.held_out is None:
-        found = {'zero_shot': zero_shot(contrastive, run.tokenizer, features, 4 * n)['value']}
-    else:
+        found |= {'zero_shot': zero_shot(contrastive, run.tokenizer, features, 4 * n)['value']}
+    if run.held_out is not None and (run.config.keep_captions or not run.config.words):
         rows = retrieval(run.held_out, contrastive, features, run.tokenizer, run.report, most=2000)
-        found = {row['metric']: row['value'] for row in rows if row['metric'] in ('i2t_R@1', 'i2t_R@5')}
+        found |= {row['metric']: row['value'] for row in rows if row['metric'] in ('i2t_R@1', 'i2t_R@5')}
     contrastive.train()
     return found
 

@@ -109,21 +109,24 @@ def name_classes(items, vision, features, n_frame, n_level, n_centre, leave_out,
 
 
 def items_of(run):
-    """The items of all class folders, including those held out."""
+    """The items of all class folders, including those held out. With keep_captions, of all that have a
+    caption."""
     found = [getattr(part, 'pairs', part) for source in run.sources.values() for part in source.parts]
     return [item for pairs in [*found, run.held_out]
             if isinstance(pairs, Pairs) and isinstance(pairs.items, list)
-            for item in pairs.items if item.group is not None]
+            for item in pairs.items
+            if (item.label if run.config.keep_captions else item.group is not None)]
 
 
 def begin(run):
-    """Until the encoder can see, every class is named by a different word. Raises BadInput if there is no
-    class."""
+    """Until the encoder can see, every class is named by a different word, unless captions are kept. Raises
+    BadInput if there is no class."""
     labels = {item.label for item in items_of(run)}
     if not labels:
         raise BadInput(f'--folders=words={run.config.words}: no source has class folders, '
                        'whose names words could replace')
-    call(run, first_names(labels))
+    if not run.config.keep_captions:
+        call(run, first_names(labels))
 
 
 def find(run, vision):
@@ -140,7 +143,8 @@ def find(run, vision):
 
 
 def use(run):
-    """From here on, captions of class folders are the words found at the end of the vision stage."""
+    """From here on, captions of class folders are the words found at the end of the vision stage, or have
+    them beside them."""
     if run.config.words:
         call(run, run.load_stage('vision', 'contrastive').get('words') or {})
 
@@ -151,7 +155,7 @@ def call(run, names):
         if item.label not in names:
             raise BadInput(f'{run.path("vision.pt")} has no word for {item.label!r}: '
                            'it was trained without words, or on other folders')
-        item.text = names[item.label]
+        setattr(item, 'word' if run.config.keep_captions else 'text', names[item.label])
 
 
 def sheet(words, shown, rows=12, columns=10):

@@ -121,7 +121,7 @@ def write_table(run, stage):
     stage.module.eval()
     with autocast(run.device, run.dtype):
         # Zero-shot classification needs a text tower that was trained on these captions.
-        trained = run.config.vision_iters and not run.config.words
+        trained = run.config.vision_iters and (run.config.keep_captions or not run.config.words)
         rows, shown = first_table(stage.asker, stage.contrastive if trained else None, run.config.test_n,
                                   pairs=run.held_out, all_ways=run.ask_ways(), within=run.within(),
                                   report=run.report)

@@ -17,10 +17,13 @@ SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
 FOLDERS = {  # how folders of pictures are read, and the few-shot pages made of them
     'class_depth': (0, 'number of folder names that make a class: 2 for alphabet/character; 0: all of them'),
     'rotate': (False, 'also turn pictures by 90, 180 and 270 degrees; each turn of a class is a class'),
+    'held_share': (0.0, 'this share of the things, chosen by what they are called, is never trained on, where '
+                        'a folder has no split of its own to ask about'),
     'held_groups': ('', 'folders of class folders, with commas between them: training never sees them, '
                         'evaluation asks about them'),
     'words': (0, 'after the vision stage, made-up words of this many syllables replace class names: '
                  'what looks alike shares syllables; 0: none'),
+    'keep_captions': (False, 'the words stand beside the class names or captions, and do not replace them'),
     'word_centres': (32, 'number of syllables to choose from, for each place in a word'),
     'naming': (0.6, 'share of naming pages among the pages'),
     'page_examples': (12, 'most examples on a page; pages have at least half as many; at most n_image'),
@@ -138,6 +141,7 @@ CHOICES = {'stage': ('all', 'vision', 'language', 'flamingo', 'finetune'),
            **dict.fromkeys(SCHEDULE, SCHEDULES)}
 RANGES = {'seed': (0, 2 ** 63 - 1), 'eval_n': (1, 100_000), 'test_n': (1, 100_000), 'ways': (2, 100),
           'page_examples': (3, 100), 'p_next': (0, 1), 'naming': (0, 1), 'within_group': (0, 1),
+          'held_share': (0, 0.9),
           'feature_dropout': (0, 0.99), 'augment_word_dropout': (0, 0.99)}
 MAY_BE_0 = ('warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first',
             'ways_rise')  # other whole numbers are at least 1

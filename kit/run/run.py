@@ -17,6 +17,7 @@ from kit.cli import flat, spell
 from kit.device import check_memory, pick_device, pick_dtype
 from kit.files import BadInput, BadItem, one_line, whole_file
 from kit.run import class_words, distributed
+from kit.run.fit import fit_to_folder
 from kit.run.keys import SOURCES
 from kit.run.reading import Reader
 from kit.show import canvas, charts
@@ -57,6 +58,8 @@ class Run:
     def __init__(self, config, keys):
         self.keys = keys
         defaults = {name: default for name, (default, _) in flat(keys).items()}
+        if config.fit:
+            fit_to_folder(config, of_keys(FolderSpec, config))
         if config.preset not in PRESETS:
             raise BadInput(f'--preset={config.preset}: expected one of {", ".join(PRESETS)}')
         preset = {k: v for k, v in PRESETS[config.preset].items() if k in defaults and k not in config.given}
@@ -145,6 +148,7 @@ class Run:
         if self.config.words:
             # In small letters, too, as they come inside made-up names.
             texts += [' '.join(['', *SYLLABLES, *(f'{s} -{s}'.lower() for s in SYLLABLES)])] * 1000
+        if self.config.words and not self.config.keep_captions:
             texts += [' '.join(['', *sorted({item.text for item in class_words.items_of(self)})])] * 1000
         return texts
 

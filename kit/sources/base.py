@@ -54,13 +54,15 @@ class FolderSpec:
     images: folder of the pictures that a list names, where they are not beside it. Of class folders:
     class_depth, how many folder names make a class, its own and those before it (0: all of them); rotate:
     each class comes four times, upright and turned by 90, 180 and 270 degrees, as four classes; held_groups:
-    groups (folders that class folders lie in) that make the split `val`, several with commas. flip: a variant
+    groups (folders that class folders lie in) that make the split `val`, several with commas. held_share:
+    where all items are of the split train, this share of the labels makes the split `val`. flip: a variant
     of a picture may be its mirror image. fps: frames a second that are taken of animations.
     """
     images: str = ''
     class_depth: int = 0
     rotate: bool = False
     held_groups: str = ''
+    held_share: float = 0.0
     flip: bool = False
     fps: float = 1.0
 
@@ -136,7 +138,8 @@ class Item:
     path: absolute, or an Inside; text: the caption, or the answer; prompt: what is asked ("Question: …
     Answer:"), given and not learned; label: what makes two items the same thing; where: file and line; group:
     what classes belong together, the folder that a class folder lies in (None: of no class folder); turn:
-    quarter turns to the left.
+    quarter turns to the left; word: what the encoder calls it, where its words stand beside the captions
+    (kit/run/class_words.py).
     """
     path: str
     text: str
@@ -146,6 +149,7 @@ class Item:
     group: str | None = None
     turn: int = 0
     prompt: str = ''
+    word: str = ''
 
 
 class Pairs:

@@ -7,6 +7,7 @@ from kit.files import BadInput
 
 
 COPIES = 0.3  # share of the text made of a folder that is nothing but copying
+LOOKS_PROMPT = 'Looks:'  # what the encoder's own words answer, where they stand beside the captions
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Pages:
             most = round(self.n_way[0] + rise * (self.n_way[1] - self.n_way[0]))
             examples = [(k, variant, CAPTION_PROMPT, name) for k, variant, name in self.deal(rng, most)]
         else:
-            examples = [(k, int(rng.integers(self.pairs.n_variant)), *self.asked(k))
+            in_words = self.has_words and rng.random() < 0.5
+            examples = [(k, int(rng.integers(self.pairs.n_variant)), *self.asked(k, in_words))
                         for k in self.distinct(i, rng)]
         pieces, seen = [], set(self.names)  # nobody can know a made-up name at its first showing: it is given
         for k, variant, prompt, answer in examples:
@@ -87,10 +89,15 @@ class Pages:
             seen.discard(answer)
         return Document(pieces, kind='examples', where=self.pairs.items[examples[0][0]].where)
 
-    def asked(self, k):
+    @property
+    def has_words(self):
+        """Whether the encoder's words stand beside the captions: not before it can see."""
+        return bool(self.pairs.items[0].word)
+
+    def asked(self, k, in_words=False):
         """What is asked about item k, and its answer."""
         item = self.pairs.items[k]
-        return item.prompt or CAPTION_PROMPT, item.text
+        return (LOOKS_PROMPT, item.word) if in_words else (item.prompt or CAPTION_PROMPT, item.text)
 
     def text(self, i, rng):
         """The same diet without pictures, for the language model, which must learn to copy before it is
@@ -100,24 +107,27 @@ class Pages:
             return self.copies(rng)
         if rng.random() < self.naming:
             return self.naming_text(rng)
+        in_words = self.has_words and rng.random() < 0.5
         if rng.random() < 0.5:
             item = self.pairs.items[self.pairs.order(i)]
+            if in_words:  # a frozen model that knows what looks so says it as soon as it sees the words
+                return f'{LOOKS_PROMPT} {item.word} {CAPTION_PROMPT} {item.text}'
             return f'{item.prompt} {item.text}' if item.prompt else item.text
-        return '\n'.join(' '.join(self.asked(k)) for k in self.distinct(i, rng))
+        return '\n'.join(' '.join(self.asked(k, in_words)) for k in self.distinct(i, rng))
 
     def copies(self, rng):
         """Random words in an order that comes again: nothing but copying predicts them."""
         n = min(len(self.names), int(rng.integers(3, 7)))
         words = [self.names[j] for j in rng.choice(len(self.names), size=n, replace=False)]
         shown = rng.integers(len(self.pairs), size=int(rng.integers(1, 5)))
-        words += [w for k in shown for w in self.pairs.items[k].text.split()[:4]]
+        words += [w for k in shown for w in self.said(k, rng).split()[:4]]
         return ' '.join([words[j] for j in rng.permutation(len(words))] * int(rng.integers(2, 5)))
 
     def naming_text(self, rng):
         """Mostly a thing is told by a single word, next to its name: looking that up is the simplest copying
         there is, and on a page with pictures, where every token sees its picture, the look-up is as short."""
         called = lambda text: text.rstrip('.') or text
-        deal = [(called(self.pairs.items[k].text), name) for k, _, name in self.deal(rng, self.n_way[1])]
+        deal = [(called(self.said(k, rng)), name) for k, _, name in self.deal(rng, self.n_way[1])]
         link, end = [(': ', '. '), (' ', '. '), (' ', '. '), (' ', ' '), (' ', '\n')][int(rng.integers(5))]
         told = {}  # name -> what the thing is called
         for thing, name in deal:
@@ -125,6 +135,11 @@ class Pages:
             word = words[int(rng.integers(len(words)))] if rng.random() < 0.85 else thing
             told.setdefault(name, thing if word in told.values() else word)
         return ''.join(told[name] + link + name + end for _, name in deal).rstrip()
+
+    def said(self, k, rng):
+        """What item k is called: its caption, or the encoder's words for it."""
+        item = self.pairs.items[k]
+        return item.word if item.word and rng.random() < 0.5 else item.text
 
     def distinct(self, i, rng):
         """Different items for a page of captions; the first is item i of the epoch, so that each gets its

@@ -6,6 +6,7 @@
 """
 import os
 import re
+import zlib
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Callable
@@ -204,6 +205,8 @@ def read_pairs(places, split, n_variant):
             count_unread(place, form, found, [] if form.whole else parts[-1])
     parts += [form.read(found, first) for form, found in together.items()]
     items = parts[0] if len(parts) == 1 else [item for part in parts for item in part]
+    if first.spec.held_share and isinstance(items, list):
+        hold_out(items, first.spec.held_share)
     name, bad, report = ' + '.join(place.path for place, _, _ in places), first.report.total, first.report
     if bad > len(items):  # one damaged file is bad luck; most of them are a mistake that training would hide
         lost = 'missing' in report.count and not first.spec.images
@@ -212,6 +215,15 @@ def read_pairs(places, split, n_variant):
     report.add_report(first.aside)
     pairs = Pairs(items, name, first.n_frame, n_variant, first.seed, first.spec.flip, report, first.spec.fps)
     return pairs if split is None else pairs.split(split)
+
+
+def hold_out(items, share):
+    """Where all items are of the split train, a share of the labels is of the split val from here on. The
+    same labels on every machine, and in every folder."""
+    if all(item.split == 'train' for item in items):
+        for item in items:
+            if item.label and zlib.crc32(item.label.encode('utf-8', 'replace')) < share * (1 << 32):
+                item.split = 'val'
 
 
 def checked_spec(spec):

@@ -88,7 +88,8 @@ def fit(found):
     lines.append(f'pages: 60 % give up to {ways} things new names and show each again, {how}; captions first')
 
     vision = round(min(6000, max(300, 1500 * (found.pictures / 5000) ** 0.5)), -2)
-    keys |= {'vision_batch': batch, 'vision_iters': int(vision), 'language_iters': 600, 'flamingo_iters': 1000}
+    keys |= {'vision_batch': batch, 'vision_iters': int(vision), 'language_iters': 600,
+             'flamingo_iters': 1000}
     lines.append(f'steps: {keys["vision_iters"]:,} of {batch} pictures to see, {keys["language_iters"]:,} to '
                  f'read, {keys["flamingo_iters"]:,} to do both')
     lines.append('expect: ' + expectation(found, several))

@@ -17,8 +17,8 @@ SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
 FOLDERS = {  # how folders of pictures are read, and the few-shot pages made of them
     'class_depth': (0, 'number of folder names that make a class: 2 for alphabet/character; 0: all of them'),
     'rotate': (False, 'also turn pictures by 90, 180 and 270 degrees; each turn of a class is a class'),
-    'held_share': (0.0, 'this share of the things, chosen by what they are called, is never trained on, where '
-                        'a folder has no split of its own to ask about'),
+    'held_share': (0.0, 'share of the things that training never sees, chosen by what they are called, '
+                        'where a folder has no split of its own to ask about'),
     'held_groups': ('', 'folders of class folders, with commas between them: training never sees them, '
                         'evaluation asks about them'),
     'words': (0, 'after the vision stage, made-up words of this many syllables replace class names: '

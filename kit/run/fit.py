@@ -82,14 +82,15 @@ def fit(found):
 
     ways = max(2, min(8, found.things))
     keys |= {'ways': ways, 'page_examples': 20, 'naming': 0.6, 'page_variants': 4, 'captions_first': 1600,
-             'ways_rise': 3200, 'augment_strength': 1.0, 'augment_word_dropout': 0.0 if found.silent else 0.3}
+             'ways_rise': 3200, 'augment_strength': 1.0, 'augment_warp': 0.5,
+             'augment_word_dropout': 0.0 if found.silent else 0.3}
     how = ('as different pictures of it' if several else
            'as variants of its one picture, which teach less')
     lines.append(f'pages: 60 % give up to {ways} things new names and show each again, {how}; captions first')
 
-    vision = round(min(6000, max(300, 1500 * (found.pictures / 5000) ** 0.5)), -2)
+    vision = round(min(8000, max(300, 3000 * (found.pictures / 5000) ** 0.5)), -2)
     keys |= {'vision_batch': batch, 'vision_iters': int(vision), 'language_iters': 600,
-             'flamingo_iters': 1000}
+             'flamingo_iters': 1500}
     lines.append(f'steps: {keys["vision_iters"]:,} of {batch} pictures to see, {keys["language_iters"]:,} to '
                  f'read, {keys["flamingo_iters"]:,} to do both')
     lines.append('expect: ' + expectation(found, several))

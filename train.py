@@ -104,15 +104,24 @@ class VisionStage:
         self.lambdas = {source: 1.0 for source in ('align', 'ltip') if getattr(self.config, source)}
         if not self.lambdas:
             raise BadInput('the vision stage needs pairs: give align or ltip')
-        self.module = new_contrastive(run.size)
-        if self.config.nfnet:
-            self.module.vision = nfnet(self.config.nfnet, run.size.dim_embed)
+        self.module = self.load()
         self.net = spread_vision(run, self.module)
         self.n_iter, self.lr = self.config.vision_iters, self.config.vision_lr
         self.optimizer = adamw(self.module.named_parameters(), self.lr, weight_decay=0.0)  # the paper: Adam
 
+<<<<<<< HEAD
     def batches(self, samples, i):
         return self.data.batches(samples, i)
+=======
+    def load(self):
+        contrastive = new_contrastive(self.run.size)
+        if self.config.nfnet:
+            contrastive.vision = nfnet(self.config.nfnet, self.run.size.dim_embed)
+        return contrastive
+
+    def batches(self, sources, i):
+        return batches.pair_batches(self.run, sources, i)
+>>>>>>> e34ecaa (python ablate.py: the rows of Tables 3 and 10 trained from the same two checkpoints, a file of cells that grows, a table and a chart beside the paper's)
 
     def losses(self, batch):
         images = self.module.vision.normalise(batch.images)
@@ -188,7 +197,7 @@ class FlamingoStage:
         self.lambdas = {source: weight for source, weight in self.lambdas.items() if weight}
         if not self.lambdas:
             raise BadInput('nothing to learn from: give m3w, align, ltip or vtp, and a lambda above 0')
-        self.contrastive, self.module = load_frozen(run)
+        self.contrastive, self.module = self.load()
         self.features = FrozenFeatures(self.module.vision, run.reader.pixels, run.device)
         self.prepare()
         self.net = spread_flamingo(run, self.module)
@@ -196,6 +205,9 @@ class FlamingoStage:
         self.optimizer = adamw(trained, self.lr, self.config.weight_decay, self.config.gate_scale)
         self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=self.config.shard)
         self.module.train()
+
+    def load(self):
+        return load_frozen(self.run)
 
     def prepare(self):
         """How long and at which rate. FinetuneStage has its own."""
@@ -261,14 +273,15 @@ class FinetuneStage(FlamingoStage):
 STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoStage, FinetuneStage)}
 
 
-def load_frozen(run):
-    """-> the trained Contrastive, and a Flamingo around its encoder and the trained GPT. Raises BadInput."""
-    contrastive, lm = new_contrastive(run.size), GPT.from_config(run.size)
+def load_frozen(run, contrastive=None, kind=Flamingo):
+    """-> the trained Contrastive, and a Flamingo around its encoder and the trained GPT. Raises BadInput.
+    contrastive, kind: other ones to load them into (ablate.py)."""
+    contrastive, lm = contrastive or new_contrastive(run.size), GPT.from_config(run.size)
     encoders, text = run.load_stage('vision', 'contrastive'), run.load_stage('language', 'lm')
     checkpoint.load_into(contrastive, encoders['contrastive'], run.path('vision.pt'))
     checkpoint.load_into(lm, text['lm'], run.path('language.pt'))
     contrastive.to(run.device)
-    flamingo = Flamingo(run.size, contrastive.vision, lm)
+    flamingo = kind(run.size, contrastive.vision, lm)
     for frozen in flamingo.frozen:
         frozen.to(frozen_dtype(run.dtype, run.device, run.size.lm_dim))
     return contrastive, flamingo

@@ -207,7 +207,8 @@ def test_the_mlp_resampler_mixes_nothing_but_frames_and_neighbours():
                 y = y + layer.down.weight @ torch.where(h > 0, h * h, torch.zeros_like(h))
             frames.append(y)
         places.append((frames[0] + frames[1]) / 2)
-    expected = [norm((places[2 * r] + places[2 * r + 1]) / 2 + module.latents[r], module.norm) for r in (0, 1)]
+    pooled = [(places[2 * r] + places[2 * r + 1]) / 2 + module.latents[r] for r in (0, 1)]
+    expected = [norm(place, module.norm) for place in pooled]
     assert_near(module.resample(x)[0], torch.stack(expected), 1e5)
 
 

@@ -10,7 +10,7 @@ from kit import variants
 from kit.files import BadInput
 from model import Flamingo
 
-BASELINE = 70.7  # the paper's overall score (3B, 4 shots): the mean of five tasks, each over the best before it
+BASELINE = 70.7  # the paper's overall score, 3B at 4 shots: five tasks, each over the best before it
 ENCODER = 45.6   # the encoder's zero-shot accuracy on ImageNet, both data sets, gradients accumulated
 
 
@@ -168,11 +168,11 @@ def sequences(row, config):
 
 
 def chosen(text, config):
-    """'baseline,vanilla' -> [Row], in the order of ROWS; nothing said -> all. Raises BadInput that names the
+    """'baseline,vanilla' -> [Row], in the order of ROWS; 'all' -> all. Raises BadInput that names the
     nearest."""
     rows = all_rows(config)
     names = [row.name for row in rows]
-    wanted = [name.strip() for name in text.split(',') if name.strip()] or names
+    wanted = names if text == 'all' else [name.strip() for name in text.split(',') if name.strip()]
     for name in wanted:
         if name not in names:
             [nearest] = difflib.get_close_matches(name, names, n=1, cutoff=0)

@@ -282,7 +282,7 @@ def report(preset, changes={}):
     if preset == 'flamingo-3b' and not changes:
         rows = [[name, big(n), big(paper), f'{n / paper - 1:+.1%}']
                 for name, paper, n in variant_counts(preset)]
-        out += ["\nrows of Tables 3 and 10 (python ablate.py); the language model as the paper's, 13 D² a layer",
+        out += ['\nrows of Tables 3 and 10 (python ablate.py), with a language model of 13 D² a layer',
                 text_table(rows, ['', 'ours', 'paper', 'difference'])]
     out += flops_report(c, model)
     for dtype in (torch.float32, torch.bfloat16):

@@ -24,6 +24,7 @@ import math
 import torch
 
 from data import stack_frames
+from kit import adapt
 from kit.cli import command, configure
 from kit.contrastive import new_contrastive
 from kit.copying import wire_copying
@@ -31,7 +32,7 @@ from kit.device import autocast, frozen_dtype
 from kit.features import FrozenFeatures
 from kit.files import BadInput
 from kit.run import checks, class_words, distributed
-from kit.run.batches import drop_channels, PairData, SequenceData, TextData
+from kit.run.batches import drop_channels, PairData, PromptedData, SequenceData, TextData
 from kit.run.driver import finish, session, stages_to_train
 from kit.run.keys import GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
@@ -109,19 +110,14 @@ class VisionStage:
         self.n_iter, self.lr = self.config.vision_iters, self.config.vision_lr
         self.optimizer = adamw(self.module.named_parameters(), self.lr, weight_decay=0.0)  # the paper: Adam
 
-<<<<<<< HEAD
-    def batches(self, samples, i):
-        return self.data.batches(samples, i)
-=======
     def load(self):
         contrastive = new_contrastive(self.run.size)
         if self.config.nfnet:
             contrastive.vision = nfnet(self.config.nfnet, self.run.size.dim_embed)
         return contrastive
 
-    def batches(self, sources, i):
-        return batches.pair_batches(self.run, sources, i)
->>>>>>> e34ecaa (python ablate.py: the rows of Tables 3 and 10 trained from the same two checkpoints, a file of cells that grows, a table and a chart beside the paper's)
+    def batches(self, samples, i):
+        return self.data.batches(samples, i)
 
     def losses(self, batch):
         images = self.module.vision.normalise(batch.images)
@@ -250,24 +246,37 @@ class FlamingoStage:
 
 class FinetuneStage(FlamingoStage):
     """A trained Flamingo trains on at a small learning rate, its vision encoder included (the end of the
-    paper's appendix, which also uses larger pictures for it, 480 x 480)."""
+    paper's appendix, which also uses larger pictures for it, 480 x 480); or, with --adapt, a few weights of
+    it (kit/adapt.py)."""
     name = 'finetune'
 
+    def load(self):
+        self.way = adapt.WAYS[self.config.adapt]
+        return load_frozen(self.run, kind=self.way.model)
+
     def prepare(self):
-        path = self.run.path('flamingo.pt')
-        checkpoint.load_into(self.module, self.run.load_stage('flamingo', 'flamingo')['flamingo'], path)
-        self.module.freeze(vision=False)
-        self.n_iter, self.lr = self.config.finetune_iters, self.config.finetune_lr
+        path, state = self.run.path('flamingo.pt'), self.run.load_stage('flamingo', 'flamingo')['flamingo']
+        checkpoint.load_into(self.module, adapt.grown(self.module, state), path)
+        adapt.begin(self.module, self.config.adapt)
+        self.n_iter, self.lr = self.config.finetune_iters, self.config.finetune_lr * self.way.lr
+        if self.config.adapt == 'prompt':
+            self.data = PromptedData(self.run)
 
     def pictures(self, batch):
         """Pixels: the features of an encoder that trains cannot be kept."""
+        if self.module.vision in self.module.frozen:
+            return super().pictures(batch)
         media, frame_mask = stack_frames(batch.media, self.run.reader.pixels)
         device = self.run.device
         return {} if media is None else {'media': media.to(device), 'frame_mask': frame_mask.to(device)}
 
     def evaluate(self):
-        self.features.kept.clear()  # the encoder has changed
+        if self.module.vision not in self.module.frozen:
+            self.features.kept.clear()  # the encoder has changed
         return super().evaluate()
+
+    def content(self):
+        return super().content() | {'adapt': self.config.adapt}
 
 
 STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoStage, FinetuneStage)}
@@ -344,7 +353,8 @@ def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
     times as fast: while they are shut, everything behind them learns through a keyhole."""
     groups = {}
     for name, p in named_parameters:
-        matrix = p.ndim >= 2 and not name.startswith('resampler.') and name != 'new_rows'
+        rows = name in ('new_rows', 'soft_prompt')
+        matrix = p.ndim >= 2 and not name.startswith('resampler.') and not rows
         kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
         # Scalars and the encoder in groups of their own: they stay whole when the rest is sharded.
         groups.setdefault((kind, p.ndim == 0, name.startswith('vision.')), []).append(p)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from data import collate, encode
+from kit.adapt import with_prompt
 from kit.augment import augment
 from kit.run import distributed
 from kit.run.keys import SOURCES
@@ -267,6 +268,13 @@ class SequenceData(StageData):
             source = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
             yield SequenceBatch(text, batch.media, batch.sequences, n_learned, source.to(self.device),
                                 more=part + 1 < n)
+
+
+class PromptedData(SequenceData):
+    """Sequences that begin with soft words (kit/adapt.py)."""
+
+    def sequence(self, source, number):
+        return with_prompt(super().sequence(source, number), self.size)
 
 
 def drop_channels(features, frame_mask, sequences, share):

@@ -4,6 +4,7 @@ Keys that belong together are given as one (see kit/cli.py): `--folders='words=2
 """
 from dataclasses import fields
 
+from kit.adapt import WAYS
 from kit.cli import check_range, flat, spell
 from kit.files import BadInput
 from kit.world.words import SYLLABLES
@@ -108,9 +109,11 @@ RARE = {
         'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
         'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
         'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
-                                 'different ones for each picture; not in fine-tuning'),
+                                 'different ones for each picture; not where the encoder trains'),
+        'adapt': ('all', f'what fine-tuning trains: {", ".join(WAYS)} (kit/adapt.py)'),
         'finetune_iters': (200, 'steps of fine-tuning'),
-        'finetune_lr': (1e-4, 'its peak learning rate (the paper, for much larger models: 3e-8 to 1e-5)'),
+        'finetune_lr': (1e-4, 'its peak learning rate (the paper, for much larger models: 3e-8 to 1e-5); '
+                              'times 10 for adapter, 30 for bitfit, 300 for prompt'),
     },
     'Watching it': {
         'log_every': (10, 'steps between rows of log.csv'),
@@ -137,7 +140,7 @@ GONE = {
 
 CHOICES = {'stage': ('all', 'vision', 'language', 'flamingo', 'finetune'),
            'init_from': ('auto', 'scratch', 'resume'), 'mixing': ('accumulate', 'round_robin', 'merged'),
-           'preset': PRESETS, 'vision': ENCODERS, 'attend': SEES,
+           'adapt': WAYS, 'preset': PRESETS, 'vision': ENCODERS, 'attend': SEES,
            **dict.fromkeys(SCHEDULE, SCHEDULES)}
 RANGES = {'seed': (0, 2 ** 63 - 1), 'eval_n': (1, 100_000), 'test_n': (1, 100_000), 'ways': (2, 100),
           'page_examples': (3, 100), 'p_next': (0, 1), 'naming': (0, 1), 'within_group': (0, 1),

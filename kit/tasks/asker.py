@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import collate, encode, Given
+from kit.adapt import N_SOFT, Prompted, with_prompt
 from kit.answers import generate, score
 from kit.features import FrozenFeatures, Pixels
 from kit.files import BadInput, one_line
@@ -99,7 +100,10 @@ class Asker:
         if document.pieces and isinstance(document.pieces[-1], str):
             *pieces, last = document.pieces
             document = replace(document, pieces=[*pieces, Given(last.rstrip())])
-        return encode(document, self.tokenizer, n_token=self.model.lm.n_context - 1)
+        n_token = self.model.config.n_context - 1
+        if not isinstance(self.model, Prompted):
+            return encode(document, self.tokenizer, n_token)
+        return with_prompt(encode(document, self.tokenizer, n_token - N_SOFT), self.model.config, cut=False)
 
     def prompts(self, documents):
         """Documents -> keyword arguments of `generate` and `score`. Raises BadInput where one is too long."""
@@ -124,7 +128,7 @@ class Asker:
     def check_room(self, n_prompt, n_answer, where):
         """Raises BadInput where the answer does not fit the context after the prompt. Its last word is not
         read."""
-        n_context = self.model.lm.n_context
+        n_context = self.model.config.n_context
         if n_prompt + n_answer > n_context + 1:
             raise BadInput(f'{where}: a prompt of {n_prompt} tokens and an answer of {n_answer} '
                            f'are longer than the context of {n_context}')

@@ -3,12 +3,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from kit.adapt import WAYS
 from kit.contrastive import new_contrastive
 from kit.files import BadInput
 from kit.sizes import check_sizes
 from kit.tokenizer import Tokenizer
 from kit.weights import checkpoint
-from model import Flamingo, FlamingoConfig, GPT
+from model import FlamingoConfig, GPT
 
 
 class Unfilled(TorchFunctionMode):
@@ -32,6 +33,9 @@ def read_flamingo(path):
     The file needs nothing beside it. Raises BadInput where it is damaged, or its parts do not fit each other.
     """
     content = checkpoint.load(path, 'flamingo', config=dict, tokenizer=dict, flamingo=dict, contrastive=dict)
+    way = content.get('adapt', 'all')
+    if way not in list(WAYS):
+        raise BadInput(f'{path}: was adapted in a way that this code does not know')
     stem = content['flamingo'].get('vision.stem.1.weight')
     if content['config'].get('vision') == 'nano' and isinstance(stem, torch.Tensor) and len(stem) == 16:
         content['config']['vision'] = 'nano16'  # a file from before the stem of `nano` became thinner
@@ -45,7 +49,7 @@ def read_flamingo(path):
 
     def fill(check):
         contrastive = new_contrastive(config)
-        model = Flamingo(config, contrastive.vision, GPT.from_config(config))
+        model = WAYS[way].model(config, contrastive.vision, GPT.from_config(config))
         check(model, content['flamingo'], path)
         vision = {'vision.' + k: v for k, v in model.vision.state_dict().items()}  # in the file once
         check(contrastive, content['contrastive'] | vision, path)

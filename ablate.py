@@ -4,6 +4,7 @@
     python ablate.py                                    # every row, three seeds
     python ablate.py --rows=baseline,vanilla,grafting --seeds=1 --jobs=2
     python ablate.py --rows=                            # the table of what has been measured so far
+    python ablate.py --rows=tuning                      # Table 2: prompting against fine-tuning, on new tasks
 
 Each cell of the table, a row and a seed, trains the third stage from the vision.pt and language.pt in
 out_dir (rows about the encoder train the vision stage, too), and is then asked five tasks with four examples
@@ -19,24 +20,24 @@ import time
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 
 import train
-from kit.ablations import jobs, report, rows
+from kit.ablations import jobs, report, rows, tuning
+from kit.ablations.masked import MaskedStage
+from kit.ablations.reads import MergedPairs, new_encoders, SpreadAsker, SpreadData, WithText
+from kit.ablations.score import few_shot
 from kit.cli import check_range, command, configure
-from kit.contrastive import new_contrastive
 from kit.copying import wire_copying
 from kit.device import autocast
 from kit.features import FrozenFeatures
 from kit.files import BadInput, only_run
-from kit.run.batches import PairBatch, PairData, SequenceData, TextBatch, TextData
-from kit.run.checks import RankedAsker
+from kit.masked import MaskedSystem
+from kit.run.batches import TextBatch
 from kit.run.driver import session, stages_to_train
-from kit.run.keys import SOURCES, check_values
+from kit.run.keys import check_values
 from kit.show import canvas
 from kit.tasks.encoders import zero_shot
-from kit.tasks.results import measure, row as row_of
-from kit.variants import OneStream, ViT, with_places
+from kit.variants import OneStream
 from model import GPT
 
 KEYS = {
@@ -46,9 +47,6 @@ KEYS = {
     'n': (200, 'episodes of each task'),
     'cell': ('', 'ROW:SEED, in this process: what --jobs starts'),
 } | train.KEYS
-# (task, shots, ways): twins of COCO, VQAv2, VATEX and MSVD-QA; and new names, one example of each of four
-TASKS = [('caption', 4, None), ('question', 4, None), ('clip_caption', 4, None), ('clip_question', 4, None),
-         ('naming', 1, 4)]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -74,26 +72,6 @@ class Vision(train.VisionStage):
         self.module.eval()
         features = FrozenFeatures(self.module.vision, self.run.reader.pixels, self.run.device)
         return [zero_shot(self.module, self.run.tokenizer, features, 5 * n)]
-
-
-class MergedPairs(PairData):
-    """One batch of both sources."""
-
-    def of_source(self, source, i):
-        # In the drawn world, pair i of either source shows one picture: others for the second.
-        return super().of_source(source, i + (SOURCES.index(source) << 20))
-
-    def batches(self, samples, i):
-        parts = [next(super(MergedPairs, self).batches({source: of}, i)) for source, of in samples.items()]
-        longest = max(x.shape[1] for part in parts for x, _, _ in part.captions.values())
-        first, merged = 0, []
-        for part in parts:
-            [(tokens, mask, shows)] = part.captions.values()
-            room = 0, longest - tokens.shape[1]
-            merged.append((F.pad(tokens, room), F.pad(mask, room), shows + first))
-            first += len(part.images)
-        captions = {'merged': tuple(map(torch.cat, zip(*merged)))}
-        yield PairBatch(torch.cat([part.images for part in parts]), captions, more=False)
 
 
 class Bridge(train.FlamingoStage):
@@ -151,52 +129,30 @@ class Bridge(train.FlamingoStage):
     def ask(self, n):
         self.module.eval()
         self.features.kept.clear()  # the encoder may have trained
-        return [measure(self.asker, task, shots, n, ways, seed=1)[0] for task, shots, ways in TASKS]
+        return few_shot(self.asker, n)
 
 
-class WithText(SequenceData):
-    """Sequences, and rows of plain text as the language stage reads them."""
-
-    def of_source(self, source, i):
-        return TextData.of_source(self, source, i) if source == 'text' else super().of_source(source, i)
-
-    def media(self, samples):
-        return [] if isinstance(samples, tuple) else super().media(samples)
-
-    def batches(self, samples, i):
-        sequences = {source: of for source, of in samples.items() if source != 'text'}
-        if sequences:
-            yield from super().batches(sequences, i)
-        if 'text' in samples:
-            yield from TextData.batches(self, {'text': samples['text']}, i)
+class Masked(MaskedStage):
+    optimizer_of = staticmethod(train.adamw)
 
 
-class SpreadData(SequenceData):
-    """Sequences with free places for visual tokens."""
+class Tuning(train.FinetuneStage):
+    """Fine-tuning on the examples of one task."""
 
-    def sequence(self, source, number):
-        return with_places(super().sequence(source, number), self.tokenizer.image, self.tokenizer.pad,
-                           self.size.n_latent, self.size.n_context)
+    def __init__(self, run, row):
+        self.row = row
+        super().__init__(run)
 
+    def evaluate(self):
+        return {}
 
-class SpreadAsker(RankedAsker):
-    """Prompts with free places for visual tokens."""
-
-    def encode(self, document):
-        c = self.model.config
-        spread = with_places(super().encode(document), self.model.image, c.pad, c.n_latent)
-        if len(spread.tokens) >= c.n_context:
-            raise BadInput(f'{document.where}: {len(spread.tokens)} tokens and visual tokens are longer than '
-                           f'the context of {c.n_context}')
-        return spread
+    def ask(self, n):
+        self.module.eval()
+        self.features.kept.clear()
+        return tuning.ask(self.asker, self.row, n)
 
 
-def new_encoders(run, row):
-    """-> a Contrastive of random weights"""
-    contrastive = new_contrastive(run.size)
-    if row.encoder == 'vit':
-        contrastive.vision = ViT(run.size.image_size, run.size.dim_embed, per_image=run.size.per_image)
-    return contrastive
+STAGES = {'vision': Vision, 'flamingo': Bridge, 'finetune': Tuning}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -213,6 +169,8 @@ def run_cell(config, row, seed):
     changes = rows.sizes_of(row, jobs.resolved(config)) | {
         'out_dir': folder, 'seed': seed, 'init_from': 'auto', 'eval_every': 100,
         key: round(getattr(config, key) * row.more)}
+    if row.tuned:
+        changes |= tuning.keys(row, folder, seed)
     n, config = config.n, SimpleNamespace(**vars(config) | changes | {'given': config.given | set(changes)})
     for name in ('vision', 'flamingo') if row.new_vision else (row.stage,):
         if name != row.stage and os.path.exists(os.path.join(folder, name + '.pt')):
@@ -221,7 +179,8 @@ def run_cell(config, row, seed):
         with session(config, train.KEYS) as run:
             missing, progress = stages_to_train(run, train.STAGES)
             torch.manual_seed(seed)
-            stage, begun = STAGES[name](run, row), time.time()
+            kind = Masked if row.model is MaskedSystem else STAGES[name]
+            stage, begun = kind(run, row), time.time()
             if not train.train_stage(run, stage, missing, progress):
                 continue  # a signal: session ends the process
             step_time = (time.time() - begun) / max(stage.n_iter - (progress or {'iter': 0})['iter'], 1)
@@ -230,16 +189,10 @@ def run_cell(config, row, seed):
                 continue
             with autocast(run.device, run.dtype):
                 found = stage.ask(n)
-            if name == 'flamingo':
-                score = sum(r['value'] for r in found) / len(found)
-                found.append(row_of('overall', score, sum(r['n'] for r in found), shots=4))
-            size = sum(p.numel() for p in stage.module.parameters())
+            size = sum(p.numel() for p in stage.module.parameters() if p.requires_grad or not row.tuned)
             about = {'row': row.name, 'seed': seed, 'steps': stage.n_iter, 'parameters': size,
                      'step_time': round(step_time, 4)}
             jobs.write_rows(os.path.join(folder, 'rows.json'), [r | about for r in found])
-
-
-STAGES = {'vision': Vision, 'flamingo': Bridge}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -267,9 +220,13 @@ def main():
     with only_run(config.out_dir):
         failed = jobs.run_all(config, cells, os.path.abspath(__file__), sys.argv[1:])
     found = jobs.read_rows(os.path.join(config.out_dir, jobs.FILE))
-    summary = report.summary(jobs.for_table(config, found), rows.all_rows(config))
+    everything = rows.all_rows(config)
+    summary = report.summary(jobs.for_table(config, found, everything), everything)
     print(report.table(summary))
     canvas.save(report.chart(summary), os.path.join(config.out_dir, 'ablations.png'))
+    if tuned := jobs.for_table(config, found, rows.TUNING):
+        canvas.save(tuning.chart(tuned), os.path.join(config.out_dir, 'tuning.png'))
+        print(tuning.table(tuned))
     if failed:
         raise BadInput(f'{len(failed)} cells failed: ' + '; '.join(failed))
 

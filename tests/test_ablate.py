@@ -10,9 +10,11 @@ import time
 import pytest
 
 import train
-from kit.ablations import jobs, report, rows
+from kit.ablations import jobs, report, rows, tuning
 from kit.cli import configure
 from kit.files import BadInput
+from kit.sources.base import FolderSpec
+from kit.sources.forms import open_folder
 from test_end_to_end import ROOT, run
 
 TINY = ['--vision_iters=2', '--language_iters=2', '--vision_batch=4', '--language_batch=1',
@@ -129,6 +131,28 @@ def test_equal_trained_parameters_of_one_stream():
     c = config()
     [row] = rows.chosen('one_stream', c)
     assert rows.sizes_of(row, c)['resampler_layer'] == c.resampler_layer + c.lm_layer
+
+
+def test_examples_of_a_task_are_a_folder_like_any_other(tmp_path):
+    folder = tuning.write('statement', 3, str(tmp_path / 'examples'), seed=0)
+    lines = [json.loads(line) for line in open(os.path.join(folder, 'metadata.jsonl'))]
+    assert len(lines) == 3 and all('Is it true?' in line['prompt'] for line in lines)
+    assert {line['text'] for line in lines} <= {'yes', 'no'}
+    pairs = open_folder(folder, FolderSpec(), 8, split=None)
+    assert len(pairs) == 3 and pairs.items[0].prompt == lines[0]['prompt']
+
+
+def test_table_of_ways_to_tune():
+    found = [result(f'{task}_{way}_{n}', 0, value, task) | {'steps': 10, 'parameters': 2000}
+             for task, add in (('statement', 0.0), ('dialogue', 0.2))
+             for way, n, value in (('prompting', 4, 0.5 + add), ('prompt', 4, 0.6 + add),
+                                   ('prompt', 16, 0.7 + add))]
+    values, cost = tuning.means(found)
+    assert values == {'prompting': {4: pytest.approx(0.6)},
+                      'prompt': {4: pytest.approx(0.7), 16: pytest.approx(0.8)}}
+    assert cost['prompt'] == (2000, 5.0)
+    assert 'prompt, 2.0 k, 5 s' in tuning.table(found)
+    assert tuning.chart(found).width == 720
 
 
 def result(row, seed, value, task='overall', n=1000):

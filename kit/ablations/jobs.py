@@ -17,7 +17,6 @@ from types import SimpleNamespace
 
 from tqdm import tqdm
 
-from kit.ablations.rows import all_rows
 from kit.files import BadInput, one_line, read_json, whole_file
 from kit.run.run import FREE_KEYS
 from model import PRESETS, FlamingoConfig
@@ -42,6 +41,8 @@ def needed(row):
     """The files that a row starts from."""
     if row.stage == 'vision':
         return []
+    if row.stage == 'finetune':
+        return ['vision.pt', 'language.pt', 'flamingo.pt']
     return ['language.pt'] if row.new_vision else ['vision.pt', 'language.pt']
 
 
@@ -168,7 +169,8 @@ def last_words(where):
     return one_line(next((line for line in reversed(lines) if line.strip()), 'no message'))
 
 
-def for_table(config, found):
-    """Of the rows of all finished cells those that belong to these settings."""
-    marks = {row.name: made_of(config, row) for row in all_rows(config)}
+def for_table(config, found, rows):
+    """Of the rows of all finished cells those of these Rows that belong to these settings."""
+    rows = [row for row in rows if all(os.path.exists(os.path.join(config.out_dir, x)) for x in needed(row))]
+    marks = {row.name: made_of(config, row) for row in rows}
     return [row for row in found if marks.get(row['row']) == row['made_of']]

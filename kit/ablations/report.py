@@ -20,8 +20,8 @@ def summary(found, rows):
     change there; None where it has none), 'score', 'change', 'low', 'high' (from the row that it is
     compared with; in points, all of them), 'seeds', 'parameters', 'step_time' and 'tasks' {task: mean}.
 
-    With several seeds the interval is Student's, over the differences seed by seed; with one alone, it is that
-    of the episodes: what another seed would change is then unknown.
+    Of several seeds the interval is Student's, over the differences seed by seed; with one alone,
+    that of the episodes: what another seed would change is then unknown.
     """
     cells = defaultdict(dict)  # (row, task) -> {seed: result}
     for result in found:

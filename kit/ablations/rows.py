@@ -7,7 +7,9 @@ import difflib
 from dataclasses import dataclass, field, replace
 
 from kit import variants
+from kit.adapt import WAYS
 from kit.files import BadInput
+from kit.masked import MaskedSystem
 from model import Flamingo
 
 BASELINE = 70.7  # the paper's overall score, 3B at 4 shots: five tasks, each over the best before it
@@ -27,8 +29,10 @@ class Row:
     encoder:    'nfnet' or 'vit'
     new_vision: the vision stage is trained for this row, too
     text:       co-training on plain text
-    stage:      'flamingo', or 'vision': the row is about the contrastive stage, and ends with it
+    stage:      the last stage that it trains: 'flamingo'; 'vision', where it is about the contrastive stage;
+                'finetune'
     parameters: the paper's, at 3B
+    tuned:      of fine-tuning on the examples of one task: (task, way, number of examples)
     more:       how many times the default's steps it takes, to read as many sequences
     """
     name: str
@@ -44,6 +48,7 @@ class Row:
     text: bool = False
     stage: str = 'flamingo'
     parameters: float | None = None
+    tuned: tuple = ()
     more: float = 1.0
 
     @property
@@ -80,6 +85,9 @@ ROWS = [
         parameters=2.3e9),
     Row('one_stream', 'Frozen', None, 'visual tokens among the words, no gated layers; as many trained '
         'parameters', model=variants.OneStream),
+    # Its rows of the batch stay apart, as with all_previous: nothing would hide their texts from each other.
+    Row('masked', 'a summary', None, 'one bidirectional stream, words and patches masked, end to end',
+        dict(attend='all_previous'), model=MaskedSystem),
     Row('no_clips', '3 (i)', 67.3, 'no clips', dict(vtp='')),
     # Its five scores stand in the paper's first version only; their mean is taken as the others' are.
     Row('pages_only', '3 (i)', 55.0, 'interleaved pages alone', dict(align='', ltip='', vtp='')),
@@ -109,6 +117,10 @@ ROWS = [
     Row('contrastive_round_robin', 'mixing', 41.2, 'the contrastive stage, sources in turn',
         dict(mixing='round_robin'), stage='vision'),
 ]
+# Table 2 in miniature: fine-tuning against prompting, on two tasks that no stage has trained.
+TUNING = [Row(f'{task}_{way}_{n}', '2', None, f'{n} examples of {task}: {way}', stage='finetune',
+              tuned=(task, way, n))
+          for task in ('statement', 'dialogue') for n in (4, 16, 64, 256) for way in ('prompting', *WAYS)]
 SEQUENCES = {'m3w': 'batch_m3w', 'align': 'batch_align', 'ltip': 'batch_ltip', 'vtp': 'batch_vtp'}
 
 
@@ -168,11 +180,14 @@ def sequences(row, config):
 
 
 def chosen(text, config):
-    """'baseline,vanilla' -> [Row], in the order of ROWS; 'all' -> all. Raises BadInput that names the
-    nearest."""
-    rows = all_rows(config)
+    """'baseline,vanilla' -> [Row], in the order of ROWS; 'all' -> all of them; 'tuning' -> TUNING. Raises
+    BadInput that names the nearest."""
+    groups = {'all': all_rows(config), 'tuning': TUNING}
+    if text in groups:
+        return groups[text]
+    rows = groups['all'] + groups['tuning']
     names = [row.name for row in rows]
-    wanted = names if text == 'all' else [name.strip() for name in text.split(',') if name.strip()]
+    wanted = [name.strip() for name in text.split(',') if name.strip()]
     for name in wanted:
         if name not in names:
             [nearest] = difflib.get_close_matches(name, names, n=1, cutoff=0)

@@ -1,0 +1,75 @@
+"""What some rows read otherwise: merged pairs, text beside pages, places for visual tokens; a ViT."""
+import torch
+import torch.nn.functional as F
+
+from kit.contrastive import new_contrastive
+from kit.files import BadInput
+from kit.run.batches import PairBatch, PairData, SequenceData, TextData
+from kit.run.checks import RankedAsker
+from kit.run.keys import SOURCES
+from kit.variants import ViT, with_places
+
+
+class MergedPairs(PairData):
+    """One batch of both sources."""
+
+    def of_source(self, source, i):
+        # In the drawn world, pair i of either source shows one picture: others for the second.
+        return super().of_source(source, i + (SOURCES.index(source) << 20))
+
+    def batches(self, samples, i):
+        parts = [next(super(MergedPairs, self).batches({source: of}, i)) for source, of in samples.items()]
+        longest = max(x.shape[1] for part in parts for x, _, _ in part.captions.values())
+        first, merged = 0, []
+        for part in parts:
+            [(tokens, mask, shows)] = part.captions.values()
+            room = 0, longest - tokens.shape[1]
+            merged.append((F.pad(tokens, room), F.pad(mask, room), shows + first))
+            first += len(part.images)
+        captions = {'merged': tuple(map(torch.cat, zip(*merged)))}
+        yield PairBatch(torch.cat([part.images for part in parts]), captions, more=False)
+
+
+class WithText(SequenceData):
+    """Sequences, and rows of plain text as the language stage reads them."""
+
+    def of_source(self, source, i):
+        return TextData.of_source(self, source, i) if source == 'text' else super().of_source(source, i)
+
+    def media(self, samples):
+        return [] if isinstance(samples, tuple) else super().media(samples)
+
+    def batches(self, samples, i):
+        sequences = {source: of for source, of in samples.items() if source != 'text'}
+        if sequences:
+            yield from super().batches(sequences, i)
+        if 'text' in samples:
+            yield from TextData.batches(self, {'text': samples['text']}, i)
+
+
+class SpreadData(SequenceData):
+    """Sequences with free places for visual tokens."""
+
+    def sequence(self, source, number):
+        return with_places(super().sequence(source, number), self.tokenizer.image, self.tokenizer.pad,
+                           self.size.n_latent, self.size.n_context)
+
+
+class SpreadAsker(RankedAsker):
+    """Prompts with free places for visual tokens."""
+
+    def encode(self, document):
+        c = self.model.config
+        spread = with_places(super().encode(document), self.model.image, c.pad, c.n_latent)
+        if len(spread.tokens) >= c.n_context:
+            raise BadInput(f'{document.where}: {len(spread.tokens)} tokens and visual tokens are longer than '
+                           f'the context of {c.n_context}')
+        return spread
+
+
+def new_encoders(run, row):
+    """-> a Contrastive of random weights"""
+    contrastive = new_contrastive(run.size)
+    if row.encoder == 'vit':
+        contrastive.vision = ViT(run.size.image_size, run.size.dim_embed, per_image=run.size.per_image)
+    return contrastive

@@ -39,6 +39,7 @@ from kit.tasks.metrics import METRICS
 from kit.tasks.naming import naming_ways, run_controls, run_folder
 from kit.tasks.official import run_official
 from kit.tasks.options import listed, numbers, templates
+from kit.tasks.questions import QUESTIONS, run_questions
 from kit.tasks.results import check_lengths, row_of
 from kit.tasks.tables import control_text, NAMING_SHOTS, SHOTS, tables
 
@@ -67,6 +68,8 @@ GROUPS = {  # of --help: what they are for, and of each key its default and its 
     },
     'the embedded world': {
         'tasks': ('', f'some of {", ".join(TASKS)}; empty for all'),
+        'questions': ('', "the paper's open questions: some of "
+                          f'{", ".join(QUESTIONS)}; or all (docs/questions.md)'),
         'ways': ('', 'naming, here and of a folder: how many names, several with commas; empty for 2,4'),
     },
     'episodes in a file': {
@@ -110,7 +113,7 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 SOURCES = {
     'episodes': run_episodes, 'folder': run_folder,
     'coco_annotations': run_official, 'vqa_questions': run_official, 'classify': run_classes,
-    'zero_shot': run_zero_shot, 'probe': run_probe, 'retrieval': run_retrieval,
+    'questions': run_questions, 'zero_shot': run_zero_shot, 'probe': run_probe, 'retrieval': run_retrieval,
 }
 BELONGS = {  # keys that say nothing without one of these
     'write_episodes': ('folder',), 'trials': ('folder',), 'within_group': ('folder',),
@@ -197,6 +200,7 @@ def check_values(config):
     check_range(config, 0, MOST_FRAMES, 'n_frame')
     check_range(config, LEAST_FPS, MOST_FRAMES, 'fps')
     cells(config), naming_ways(config), templates(config), listed(config, 'metric', METRICS)
+    listed(config, 'questions', [*QUESTIONS, 'all'])
     asked = asked_about(config)
     for key, whose in BELONGS.items():
         if getattr(config, key) and not any(getattr(config, name) for name in whose):

@@ -4,11 +4,12 @@ from functools import partial
 
 import numpy as np
 
-from data import CAPTION_PROMPT, Example, question_prompt
+from data import CAPTION_PROMPT, Example, Media, question_prompt
 from kit.episode import ACTION_PROMPT, dialogue_prompt, Episode, statement_prompt
 from kit.world.draw import (
-    clip, clip_media, CLIP_SPLITS, COLOURS, DIRECTIONS, EVENTS, FILLS, GLYPHS, NUMBERS, PAIRS, picture_media,
-    PLACE_WORDS, random_clip, random_picture, scene, SHAPES, SIZES, SPLITS)
+    BACKGROUNDS, clip, clip_media, CLIP_SPLITS, COLOURS, DIRECTIONS, draw, EVENTS, FILLS, GLYPHS, HELD_PAIRS,
+    NUMBERS, PAIRS, picture_media, PLACE_WORDS, random_clip, random_picture, Scene, scene, SHAPES, SIZES,
+    SPLITS)
 from kit.world.names import made_up_names
 from kit.world.words import caption, clip_caption, clip_questions, happening, phrase, plural, questions
 
@@ -245,3 +246,42 @@ def action_episode(rng, split, shots):
         return Example(clip_media(split, i), ACTION_PROMPT, said[list(EVENTS).index(c.event)]), said
     query, said = one(split)
     return Episode([one('train')[0] for _ in range(shots)], query, choices=said)
+
+
+# ---------------------------------------------------------------------------------------------
+# Names for what no training page has named
+
+KINDS = {'size': SIZES, 'fill': FILLS, 'background': tuple(BACKGROUNDS), 'count': (1, 2, 3),
+         'place': tuple(PLACE_WORDS)}
+
+
+def one_scene(rng, background='any', **given):
+    """A scene of a held-out pair: large, plain, in the middle, alone, without a sign, unless given."""
+    colour, shape = HELD_PAIRS[int(rng.integers(len(HELD_PAIRS)))]
+    background = str(rng.choice(list(BACKGROUNDS))) if background == 'any' else background
+    size = 'small' if {'place', 'count'} & set(given) else 'large'  # or there is no room
+    seed = int(rng.integers(2 ** 31))
+    scene = dict(colour=colour, shape=shape, size=size, background=background, seed=seed)
+    return Scene(**scene | given)
+
+
+def scene_media(scene):
+    return Media(f'shapes/{scene}', partial(draw_one, scene))
+
+
+def draw_one(scene):
+    return [draw(scene)]
+
+
+def kind_episode(rng, kind, ways, shots, turn):
+    """Made-up names for values of one attribute, `kind`; the pair and the background differ from picture to
+    picture. The query shows each in turn."""
+    values = [KINDS[kind][k] for k in rng.choice(len(KINDS[kind]), ways, replace=False)]
+    names = made_up_names(rng, ways, 'held')
+
+    def show(k):
+        return Example(scene_media(one_scene(rng, **{kind: values[k]})), CAPTION_PROMPT, names[k])
+
+    query = show(turn % ways)
+    support = [show(k) for k in range(ways) for _ in range(shots)]
+    return Episode([support[k] for k in rng.permutation(len(support))], query, choices=names)

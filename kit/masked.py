@@ -50,7 +50,8 @@ class MaskedSystem(nn.Module):
         seen = self.patch(patches)                                                           # (pictures*P,D)
         if hidden is not None:
             seen = torch.where(hidden[:, None], self.hidden.to(seen), seen)
-        y = self.word(tokens).masked_scatter(place.unsqueeze(-1), seen)
+        y = self.word(tokens)
+        y = y.masked_scatter(place.unsqueeze(-1), seen.to(y.dtype))
         y = y + self.position.weight[:tokens.shape[1]]
         padding = (tokens == self.config.pad) & ~place
         for block in self.blocks:

@@ -31,7 +31,7 @@ from kit.copying import wire_copying
 from kit.device import autocast, frozen_dtype
 from kit.features import FrozenFeatures
 from kit.files import BadInput
-from kit.run import checks, class_words, distributed
+from kit.run import checks, class_words, distributed, shared_words
 from kit.run.batches import drop_channels, PairData, PromptedData, SequenceData, TextData
 from kit.run.driver import finish, session, stages_to_train
 from kit.run.keys import GONE, RARE, SOURCES, check_values
@@ -155,6 +155,7 @@ class LanguageStage:
         self.run, self.config, self.data = run, run.config, TextData(run)
         class_words.use(run)  # only with --folders=words=N
         self.module = gpt2(self.config.gpt2) if self.config.gpt2 else wire_copying(GPT.from_config(run.size))
+        shared_words.begin(run, self.module)  # only with --folders=keep_captions=True
         if not self.config.text and self.config.language_iters:
             raise BadInput('the language stage needs text: give text')
         self.lambdas = {'text': 1.0}

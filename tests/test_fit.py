@@ -6,19 +6,24 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import train
 from data import CAPTION_PROMPT, Media
 from kit.cli import configure
+from kit.copying import wire_copying
 from kit.files import BadInput
 from kit.run import class_words
 from kit.run.fit import fit, look
 from kit.run.keys import check_values
 from kit.run.run import Run
+from kit.run.shared_words import share_words
 from kit.sources.base import FolderSpec
 from kit.sources.fewshot import LOOKS_PROMPT
 from kit.sources.forms import open_folder
+from model import GPT
 
 COLOURS = 'red green blue gold pink grey cyan plum navy teal rust lime'.split()
 
@@ -131,3 +136,19 @@ def test_what_is_given_stays_and_words_stand_beside_captions(tmp_path, capsys):
 def test_a_folder_must_be_given(tmp_path):
     with pytest.raises(BadInput, match='--align=FOLDER'):
         run_of('', tmp_path / 'out')
+
+
+def test_a_language_model_begins_with_the_words_of_the_text_tower():
+    torch.manual_seed(0)
+    lm = wire_copying(GPT(50, 2, 64, 2, 32))
+    before, table, words = lm.wte.weight.detach().clone(), torch.randn(50, 24), torch.tensor([3, 7, 8, 20, 41])
+    share_words(lm, table, words)
+    after = lm.wte.weight.detach()
+    others = [k for k in range(50) if k not in words.tolist()]
+    assert torch.equal(after[others], before[others])
+    assert torch.allclose(after.norm(dim=1), before.norm(dim=1), rtol=1e-4)
+    blind = (before == 0).all(0)
+    assert blind.any() and (after[:, blind] == 0).all()  # where positions stand
+    alike = lambda x: F.normalize(x, dim=1) @ F.normalize(x, dim=1).T
+    seen = table[words] - table[words].mean(0)
+    assert torch.allclose(alike(after[words]), alike(seen), atol=1e-4)  # as near to each other as in the tower

@@ -80,9 +80,9 @@ def fit(found):
         lines.append(f'words: {found.words:,} different ones in captions of {found.length:.1f}: '
                      f'{n_token:,} tokens{beside}')
 
-    ways = max(2, min(8, found.things))
-    keys |= {'ways': ways, 'page_examples': 20, 'naming': 0.6, 'page_variants': 4, 'captions_first': 1600,
-             'ways_rise': 3200, 'augment_strength': 1.0, 'augment_warp': 0.5,
+    ways = max(2, min(16, found.things))
+    keys |= {'ways': ways, 'page_examples': 32, 'naming': 0.6, 'page_variants': 4, 'captions_first': 1200,
+             'ways_rise': 4800, 'augment_strength': 1.0, 'augment_warp': 0.5,
              'augment_word_dropout': 0.0 if found.silent else 0.3}
     how = ('as different pictures of it' if several else
            'as variants of its one picture, which teach less')

@@ -7,6 +7,7 @@ from kit.files import BadInput
 
 
 COPIES = 0.3  # share of the text made of a folder that is nothing but copying
+WRONG_WORDS = 0.25  # share of naming pages on which things are called by the captions of others
 LOOKS_PROMPT = 'Looks:'  # what the encoder's own words answer, where they stand beside the captions
 
 
@@ -79,14 +80,16 @@ class Pages:
             rise = min(1.0, i / self.ways_rise) if self.ways_rise else 1.0
             most = round(self.n_way[0] + rise * (self.n_way[1] - self.n_way[0]))
             examples = [(k, variant, CAPTION_PROMPT, name) for k, variant, name in self.deal(rng, most)]
+            new = {name for *_, name in examples}  # nobody can know a name at its first showing: it is given
         else:
+            new = set()
             in_words = self.has_words and rng.random() < 0.5
             examples = [(k, int(rng.integers(self.pairs.n_variant)), *self.asked(k, in_words))
                         for k in self.distinct(i, rng)]
-        pieces, seen = [], set(self.names)  # nobody can know a made-up name at its first showing: it is given
+        pieces = []
         for k, variant, prompt, answer in examples:
-            pieces += Example(self.pairs.media(k, variant), prompt, answer).pieces(learned=answer not in seen)
-            seen.discard(answer)
+            pieces += Example(self.pairs.media(k, variant), prompt, answer).pieces(learned=answer not in new)
+            new.discard(answer)
         return Document(pieces, kind='examples', where=self.pairs.items[examples[0][0]].where)
 
     @property
@@ -160,10 +163,19 @@ class Pages:
         way = min(way, max(self.n_way[0], n // 2), len(labels))  # so that each can come twice
         labels = [labels[j] for j in rng.choice(len(labels), size=way, replace=False)]
         names = [self.names[j] for j in rng.choice(len(self.names), size=way, replace=False)]
+        if self.has_words and rng.random() < WRONG_WORDS:
+            names = self.wrong_words(rng, names)
         # Twice each, and whatever room is left goes to anyone.
         turns = (list(range(way)) * 2)[:n] + rng.integers(way, size=max(0, n - 2 * way)).tolist()
         views = [iter(self.views(label, turns.count(w), rng)) for w, label in enumerate(labels)]
         return [(*next(views[w]), names[w]) for w in rng.permutation(turns)]
+
+    def wrong_words(self, rng, names):
+        """Names, as many of them as possible replaced by words of anybody's captions: who calls a hammer
+        "rabbit" on a page is to be believed there."""
+        said = ' '.join(self.pairs.items[k].text for k in rng.integers(len(self.pairs), size=2 * len(names)))
+        words = dict.fromkeys(word for word in said.split() if word.isalpha() and len(word) > 2)
+        return [*words, *names][:len(names)]
 
     def views(self, label, n, rng):
         """n ways to see a label, [(item, variant), ...], no two of them the same pixels.

@@ -14,6 +14,7 @@ On your own data (docs/evaluation.md has an example of every form):
     python evaluate.py --zero_shot=my_classes                  # the CLIP way: class names in templates
     python evaluate.py --probe=my_classes                      # a linear classifier on the frozen features
     python evaluate.py --retrieval=my_pictures --split=val     # which caption belongs to which picture?
+    python evaluate.py --depths=my_pictures --split=val        # where what it sees is lost on its way
 
 A task gives `kit.episode.Episode`s (kit/tasks). Where an episode has choices, each is scored by
 log-likelihood and the best one is the prediction; elsewhere the answer is generated (§4). Rows of results are
@@ -32,6 +33,7 @@ from kit.show import canvas, charts
 from kit.sources.base import Report
 from kit.tasks.asker import CHECKPOINT, find_checkpoint, LEAST_FPS, load, MOST_BEAMS, MOST_FRAMES
 from kit.tasks.classes import run_classes
+from kit.tasks.depths import run_depths
 from kit.tasks.encoders import run_probe, run_retrieval, run_zero_shot, zero_shot
 from kit.tasks.episodes import episodes_of, frozen_episode, TASKS
 from kit.tasks.files import run_episodes
@@ -104,6 +106,8 @@ GROUPS = {  # of --help: what they are for, and of each key its default and its 
         'zero_shot': ('', 'a folder of class folders: contrastive zero-shot'),
         'templates': ('{}|a {}|a photo of a {}', 'class names are put into each, and the mean is taken'),
         'probe': ('', 'a folder of class folders: linear probe of the frozen encoder'),
+        'depths': ('', 'a folder: how well things are told apart after the encoder, the resampler, each '
+                       'gated layer'),
         'retrieval': ('', 'a folder with captions: which caption belongs to which picture?'),
         'split': ('', 'the split of a folder to use, wherever one is given; empty for all'),
     },
@@ -114,6 +118,7 @@ SOURCES = {
     'episodes': run_episodes, 'folder': run_folder,
     'coco_annotations': run_official, 'vqa_questions': run_official, 'classify': run_classes,
     'questions': run_questions, 'zero_shot': run_zero_shot, 'probe': run_probe, 'retrieval': run_retrieval,
+    'depths': run_depths,
 }
 BELONGS = {  # keys that say nothing without one of these
     'write_episodes': ('folder',), 'trials': ('folder',), 'within_group': ('folder',),

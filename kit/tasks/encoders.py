@@ -139,16 +139,16 @@ def retrieval(pairs, contrastive, features, tokenizer, report, most=None):
     return rows
 
 
-def nearest(features, episodes):
-    """What the frozen encoder would answer without any language model: of each episode, the name whose
-    examples look most like the query -> [answer].
+def nearest(see, episodes):
+    """What would be answered without any language model: of each episode, the name whose examples look most
+    like the query -> [answer].
 
-    A picture's features are the mean over places, as in the contrastive stage, and a name's the mean over its
-    examples; what all names have in common is taken away, and the cosine compares.
+    see(list of N Media) -> (N,D), what is seen of each. A name is the mean over its examples; what all names
+    have in common is taken away, and the cosine compares.
     """
     out = []
     for e in episodes:
-        x = pool_media(features, [*(s.media for s in e.support), e.query.media])      # (examples + 1,D)
+        x = see([*(s.media for s in e.support), e.query.media])                       # (examples + 1,D)
         names = list(dict.fromkeys(s.answer for s in e.support))
         of_name = [torch.stack([y for y, s in zip(x, e.support) if s.answer == name]) for name in names]
         shown = torch.stack([y.mean(0) for y in of_name])                             # (names,D)
@@ -159,7 +159,10 @@ def nearest(features, episodes):
 
 
 def nearest_row(features, episodes, ways=None, shots=None):
-    right = [name == e.query.answer for name, e in zip(nearest(features, episodes), episodes)]
+    """The row of the nearest neighbour in the frozen encoder's features, their mean over places, as in the
+    contrastive stage."""
+    said = nearest(lambda media: pool_media(features, media), episodes)
+    right = [name == e.query.answer for name, e in zip(said, episodes)]
     return row('naming', sum(right) / len(right), len(right), ways, shots, metric='nearest')
 
 

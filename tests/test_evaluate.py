@@ -388,6 +388,8 @@ def test_without_a_checkpoint_the_small_one_is_used_and_said(out, tmp_path, monk
         capsys.readouterr().err.splitlines()) == 1
     assert find_checkpoint(str(out)) == f'{out}/flamingo.pt'
     assert find_checkpoint(str(tmp_path), 'other.pt') == f'{tmp_path}/other.pt'
+    assert find_checkpoint(f'{tmp_path}/third', 'assets/pictures.pt') == 'assets/pictures.pt'
+    assert os.path.isdir(f'{tmp_path}/third')  # what is drawn goes there
     assert not capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import train
-from data import CAPTION_PROMPT, Media
+from data import CAPTION_PROMPT, Given, Media
 from kit.cli import configure
 from kit.copying import wire_copying
 from kit.files import BadInput
@@ -152,3 +152,23 @@ def test_a_language_model_begins_with_the_words_of_the_text_tower():
     alike = lambda x: F.normalize(x, dim=1) @ F.normalize(x, dim=1).T
     seen = table[words] - table[words].mean(0)
     assert torch.allclose(alike(after[words]), alike(seen), atol=1e-4)  # as near to each other as in the tower
+
+
+def test_some_things_are_called_by_the_captions_of_others(tmp_path):
+    """Only where the encoder's words stand beside the captions; at its first showing a name is given."""
+    captions = [f'a {colour} hat' for colour in COLOURS]
+    run = run_of(folder(tmp_path / 'a', captions, 3), tmp_path / 'out', '--folders=word_centres=3')
+    pages, rng = run.sources['m3w'].parts[0], np.random.default_rng
+    plain = [{name for *_, name in pages.deal(rng(i), 4)} for i in range(200)]
+    assert not set.union(*plain) & {*COLOURS, 'hat'}
+    class_words.call(run, {item.label: 'Ba Po' for item in class_words.items_of(run)})
+    called = [{name for *_, name in pages.deal(rng(i), 4)} for i in range(200)]
+    assert 20 < sum(bool(names & {*COLOURS, 'hat'}) for names in called) < 90
+    for i in range(4000, 4040):  # naming pages come after those of captions
+        said, given = [], []
+        for piece in pages.document(i, rng(i)).pieces:
+            if isinstance(piece, str) and piece.strip() not in (CAPTION_PROMPT, LOOKS_PROMPT):
+                said.append(piece.strip())
+                given.append(isinstance(piece, Given))
+        if any(given):
+            assert all(g == (name not in said[:k]) for k, (name, g) in enumerate(zip(said, given)))

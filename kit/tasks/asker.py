@@ -30,7 +30,11 @@ NEXT_PROMPT = re.compile(r'\b(Output|Question|Answer|Caption):')  # as the promp
 
 
 def find_checkpoint(out_dir, name=CHECKPOINT):
-    """The path of the checkpoint to read: in out_dir, or else assets/nano.pt, and a line that says so."""
+    """The path of the checkpoint to read: in out_dir, or else assets/nano.pt, and a line that says so. A name
+    with a folder in it is a path of its own."""
+    if os.path.dirname(name):
+        os.makedirs(out_dir, exist_ok=True)
+        return name
     path = os.path.join(out_dir, name)
     if name != CHECKPOINT or os.path.exists(path) or not os.path.exists(NANO):
         return path

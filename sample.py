@@ -36,7 +36,7 @@ from kit.world.tasks import naming_episode
 GROUPS = {  # of --help: what they are for, and of each key its default and its meaning
     'the model': {
         'out_dir': ('out', 'folder with the flamingo.pt to prompt'),
-        'checkpoint': (CHECKPOINT, 'file in out_dir, or a path (assets/pictures.pt). Without, assets/nano.pt'),
+        'checkpoint': (CHECKPOINT, 'file in out_dir, or a path: assets/pictures.pt. Without, assets/nano.pt'),
         'device': ('auto', 'auto, cpu, cuda, mps'),
         'n_frame': (0, 'most frames of a clip; 0 for those of training (the paper: 8, then 30)'),
         'fps': (1.0, 'frames a second of animations (the paper: 1 in training, then 3)'),

@@ -1,4 +1,4 @@
-"""A folder of captioned pictures, from a thousand to a hundred thousand: new things named, known ones described.
+"""A folder of captioned pictures, a thousand to a hundred thousand: new things named, known ones described.
 
     python train.py config/pictures.py --align=FOLDER --out_dir=out-pictures
     python sample.py --out_dir=out-pictures --prompt='<image:a.png>Output: dax<EOC><image:b.png>Output:'

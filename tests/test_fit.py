@@ -141,7 +141,8 @@ def test_a_folder_must_be_given(tmp_path):
 def test_a_language_model_begins_with_the_words_of_the_text_tower():
     torch.manual_seed(0)
     lm = wire_copying(GPT(50, 2, 64, 2, 32))
-    before, table, words = lm.wte.weight.detach().clone(), torch.randn(50, 24), torch.tensor([3, 7, 8, 20, 41])
+    before, table = lm.wte.weight.detach().clone(), torch.randn(50, 24)
+    words = torch.tensor([3, 7, 8, 20, 41])
     share_words(lm, table, words)
     after = lm.wte.weight.detach()
     others = [k for k in range(50) if k not in words.tolist()]
@@ -151,7 +152,7 @@ def test_a_language_model_begins_with_the_words_of_the_text_tower():
     assert blind.any() and (after[:, blind] == 0).all()  # where positions stand
     alike = lambda x: F.normalize(x, dim=1) @ F.normalize(x, dim=1).T
     seen = table[words] - table[words].mean(0)
-    assert torch.allclose(alike(after[words]), alike(seen), atol=1e-4)  # as near to each other as in the tower
+    assert torch.allclose(alike(after[words]), alike(seen), atol=1e-4)  # as near as in the tower
 
 
 def test_some_things_are_called_by_the_captions_of_others(tmp_path):

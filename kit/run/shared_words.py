@@ -19,8 +19,8 @@ def share_words(lm, table, words):
     wte = lm.wte.weight
     free = (wte != 0).any(0)                                                         # (lm_dim,)
     x = table[words] - table[words].mean(0)                                          # (n,D)
-    axes = torch.linalg.svd(x, full_matrices=False)[2][:int(free.sum())]             # the main ones come first
-    x = x @ axes.T @ torch.nn.init.orthogonal_(torch.empty(len(axes), int(free.sum())))  # no axis is special
+    axes = torch.linalg.svd(x, full_matrices=False)[2][:int(free.sum())]             # the main axes
+    x = x @ axes.T @ torch.nn.init.orthogonal_(torch.empty(len(axes), int(free.sum())))  # none is special
     length = wte[words][:, free].norm(dim=1, keepdim=True)
     rows = wte[words]
     rows[:, free] = F.normalize(x, dim=1) * length

@@ -18,7 +18,7 @@ from kit.world.pages import naming_page, question_page, Shapes, story_page
 from kit.world.tasks import (
     caption_episode, caption_is_right, clip_episode, direction_is_right, naming_episode, question_episode,
     zero_shot_classes, zero_shot_pictures)
-from kit.world.words import caption, clip_caption, long_caption, plural, questions, yes_or_no
+from kit.world.words import caption, clip_caption, long_caption, placed_caption, plural, questions, yes_or_no
 
 ROLES = ('m3w', 'align', 'ltip', 'vtp')
 SINGULAR = {plural(s): s for s in SHAPES} | {s: s for s in SHAPES}
@@ -280,7 +280,9 @@ def test_true_captions_are_right(split):
         s = scene(split, i)
         assert caption_is_right(s, caption(s))
         assert caption_is_right(s, caption(s).upper().rstrip('.'))
-        assert caption_is_right(s, long_caption(s)), long_caption(s)
+        for said in (long_caption(s), placed_caption(s)):
+            assert caption_is_right(s, said), said
+        assert (s.place in placed_caption(s)) == (s.count == 1) and s.glyph in placed_caption(s)
 
 
 @pytest.mark.parametrize('split', ['train', 'held'])

@@ -35,13 +35,23 @@ def caption(s):
     return phrase(s) + '.'
 
 
+def placed(s):
+    """'a small red ring on the left'"""
+    return phrase(s) + (' ' + PLACE_WORDS[s.place] if s.count == 1 else '')
+
+
+def sign(s):
+    return f' with the sign {s.glyph}' if s.glyph else ''
+
+
+def placed_caption(s):
+    """And where it is, and what a sign beside it says: 'a small red ring on the left with the sign K.'"""
+    return placed(s) + sign(s) + '.'
+
+
 def long_caption(s):
     """Everything there is to say, as LTIP's captions do."""
-    text = phrase(s)
-    if s.count == 1:
-        text += ' ' + PLACE_WORDS[s.place]
-    text += f' on a {"busy " if s.busy else ""}{s.background} background'
-    return text + (f' with the sign {s.glyph}' if s.glyph else '') + '.'
+    return f'{placed(s)} on a {"busy " if s.busy else ""}{s.background} background{sign(s)}.'
 
 
 def noisy_caption(s, rng):

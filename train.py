@@ -74,7 +74,7 @@ GROUPS = {
         'language_batch': (8, 'rows a step'),
         'language_tokens': (448, 'tokens a row, at a random place of the context'),
         'language_lr': (2e-3, 'peak learning rate'),
-        'flamingo_iters': (600, 'of the Flamingo stage'),
+        'flamingo_iters': (700, 'of the Flamingo stage'),
         'flamingo_lr': (2e-3, 'peak learning rate'),
     },
 } | RARE

@@ -89,8 +89,8 @@ def clip_page(rng, n_clip=(2, 10)):
     return Document(pieces, 'examples')
 
 
-PAGES = ((naming_page, 0.35), (caption_page, 0.29), (question_page, 0.24), (clip_page, 0.07),
-         (story_page, 0.05))
+PAGES = ((naming_page, 0.38), (caption_page, 0.30), (question_page, 0.21), (clip_page, 0.07),
+         (story_page, 0.04))
 # The first pages have captions only, some of them of clips; the others come in over as many again. *Why.* Captions tie what the
 # encoder sees to words that the language model knows, and that opens the gates. Names mean nothing to it;
 # while the gates are shut their loss is pure noise, and enough of it keeps them shut (with 45 % naming

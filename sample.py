@@ -24,7 +24,7 @@ from kit.cli import check_range, command, configure
 from kit.device import pick_device
 from kit.files import BadInput, open_file
 from kit.show import canvas, lettering, sheets
-from kit.tasks import attention, explain, rices
+from kit.tasks import explain, occlusion, rices
 from kit.tasks.asker import CHECKPOINT, find_checkpoint, LEAST_FPS, load, MOST_BEAMS, MOST_FRAMES
 from kit.tasks.chat import Chat, run_chat
 from kit.tasks.controls import blank_examples
@@ -152,7 +152,7 @@ def main():
     else:
         print_answers(document, truth, answers)
     if config.attention:
-        steps, title = attention.words(asker, document, asker.tokenizer.encode(' ' + answers[0][0]))
+        steps, title = occlusion.words(asker, document, asker.tokenizer.encode(' ' + answers[0][0]))
         canvas.save(sheets.attention_sheet(steps, title=title), config.attention)
     if config.explain or config.picture:
         explain.show(asker, document, answers[0][0], config)

@@ -6,7 +6,7 @@ import torch
 from data import CAPTION_PROMPT, Document, Given
 from kit.tasks import questions
 from kit.tasks.asker import load
-from kit.tasks.occlusion import blanked, log_p, occlusion, squares
+from kit.tasks.occlusion import blanked, log_p, occlusion, squares, widened, words
 from kit.world.draw import HELD_PAIRS
 from kit.world.tasks import kind_episode, KINDS, one_scene, scene_media
 from tiny_model import save_tiny
@@ -51,19 +51,19 @@ def test_exchanged_words_count_as_the_prompt_teaches_them():
         assert {shown, e.answer} == {'red', 'blue'}
 
 
-def test_a_square_is_blanked_with_the_mean_colour():
+def test_a_square_is_blanked_with_the_median_colour():
     pixels = torch.arange(3 * 48 * 48).view(1, 3, 48, 48).remainder(251).to(torch.uint8)
     places, n = squares(48)
-    assert n == 5 and len(places) == 25 and places[0] == (0, 0, 16, 16) and places[-1] == (32, 32, 48, 48)
+    assert n == 11 and len(places) == 121 and places[0] == (0, 0, 9, 9) and places[-1] == (39, 39, 48, 48)
     out = blanked(pixels)
-    assert out.shape == (25, 1, 3, 48, 48)
+    assert out.shape == (121, 1, 3, 48, 48)
     for picture, (top, left, bottom, right) in zip(out, places):
         changed = (picture != pixels)[0].any(0)
         assert not changed[:top].any() and not changed[bottom:].any()
         assert not changed[:, :left].any() and not changed[:, right:].any()
         for c in range(3):
-            mean = round(pixels[0, c].float().mean().item())
-            assert (picture[0, c, top:bottom, left:right] == mean).all()
+            median = sorted(pixels[0, c].flatten().tolist())[48 * 48 // 2 - 1]
+            assert (picture[0, c, top:bottom, left:right] == median).all()
 
 
 def test_occlusion_is_the_difference_of_two_plain_passes(loaded):
@@ -72,7 +72,7 @@ def test_occlusion_is_the_difference_of_two_plain_passes(loaded):
     media = scene_media(scene)
     prompts = asker.prompts([Document([media, Given(CAPTION_PROMPT), Given(' a red ring.')], 'prompt')])
     lost = occlusion(asker, [media], prompts)[0]
-    assert lost.shape == (prompts['tokens'].shape[1] - 1, 25)
+    assert lost.shape == (prompts['tokens'].shape[1] - 1, 121)
     pixels = asker.features.pixels(media)
     changed = asker.features.encode(blanked(pixels)[7])
     of = lambda features: log_p(asker.model, prompts['tokens'], prompts['image_index'], asker.model.resample(
@@ -83,10 +83,23 @@ def test_occlusion_is_the_difference_of_two_plain_passes(loaded):
 
 
 def test_a_map_is_widened_to_the_pixels_it_speaks_of():
-    weights = torch.zeros(25)
+    weights = torch.zeros(121)
     weights[-1] = 1.0
-    wide = questions.widened(weights, 48, by_squares=True)
-    assert wide.shape == (48, 48) and np.unravel_index(wide.argmax(), wide.shape)[0] >= 40
+    wide = widened(weights, 48)
+    assert wide.shape == (48, 48) and wide[47, 47] == 1 and wide[:39].max() == 0
     small = torch.tensor([0.0, 0, 0, 0, 0, 1, 0, 0, 0])
-    y, x = np.unravel_index(questions.widened(small, 48, False).argmax(), (48, 48))
+    y, x = np.unravel_index(questions.stretched(small, 48).argmax().item(), (48, 48))
     assert 16 <= y < 32 and x >= 32
+
+
+def test_every_word_of_a_prompt_and_its_answer_has_its_map(loaded):
+    asker, _ = loaded
+    document = Document([scene_media(one_scene(np.random.default_rng(1))), Given('Output: a red'),
+                         scene_media(one_scene(np.random.default_rng(2))), Given('Output:')], 'prompt')
+    steps, title = words(asker, document, asker.tokenizer.encode(' ring'))
+    assert [s['word'] for s in steps] == [
+        'prompt, picture 1: Output:', 'prompt, picture 1: a', 'prompt, picture 1: red',
+        'prompt, picture 2: Output:', 'answer, picture 2: ring']
+    assert all(s['weights'].shape == (48, 48) and (s['weights'] >= 0).all() for s in steps)
+    assert all(s['weights'].max() <= s['top'] for s in steps) and '0.76' in title
+    assert words(asker, Document([Given('hello')], 'prompt'), [1]) == ([], 'no picture')

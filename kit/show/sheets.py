@@ -170,17 +170,17 @@ def contact_sheet(items, columns=4, cell=128, title=''):
                            columns, cell, title)
 
 
-def heat(picture, weights, cell):
-    """The picture in its own colours where the model looked, faded elsewhere; a red line goes around what got
-    at least half of the largest weight. Weights may have any scale."""
+def heat(picture, weights, cell, top=None):
+    """The picture in its own colours where the weight is, a little faded elsewhere; a red line goes around
+    what has at least half of `top`, the largest weight unless said. Weights may have any scale."""
     picture = fitted(picture, cell, cell)
     weights = np.nan_to_num(np.atleast_2d(np.asarray(weights, dtype=np.float64)), posinf=0.0).clip(min=0)
-    weights = (weights / (weights.max() or 1)).astype(np.float32)
+    weights = (weights / (top or weights.max() or 1)).clip(max=1).astype(np.float32)
     weights = np.asarray(Image.fromarray(weights).resize(picture.size, Image.BILINEAR))
     pixels, looked = np.asarray(picture, dtype=np.float32), weights[..., None]
-    faded = 0.3 * pixels + 0.7 * 225
+    faded = 0.45 * pixels + 0.55 * 225
     shown = (faded * (1 - looked) + pixels * looked).round().astype(np.uint8)
-    shown[border(weights >= 0.5 * (weights.max() or 1))] = [int(VERMILION[k:k + 2], 16) for k in (1, 3, 5)]
+    shown[border(weights >= 0.5)] = [int(VERMILION[k:k + 2], 16) for k in (1, 3, 5)]
     return Image.fromarray(shown)
 
 
@@ -194,7 +194,8 @@ def border(inside, thick=2):
 
 
 def attention_sheet(steps, cell=120, title=''):
-    """Where the model looked at each word: steps are {'word', 'picture', 'weights' (h, w), any scale}."""
-    pictures = [framed(heat(step['picture'], step['weights'], cell), cell) for step in steps]
+    """Where each word comes from: steps are {'word', 'picture', 'weights' (h, w), any scale, and maybe 'top',
+    the weight that counts as full}."""
+    pictures = [framed(heat(step['picture'], step['weights'], cell, step.get('top')), cell) for step in steps]
     columns = max(1, min(8, (SHEET_WIDTH - 28) // (cell + 14)))
     return captioned_sheet(pictures, [step['word'] for step in steps], columns, cell, title)

@@ -7,6 +7,7 @@ docs/questions.md has the answers.
 """
 import contextlib
 import copy
+import math
 from dataclasses import replace
 from itertools import permutations
 
@@ -22,7 +23,7 @@ from kit.tasks import attention
 from kit.tasks.asker import Asker
 from kit.tasks.encoders import embed_media, zero_shot
 from kit.tasks.episodes import episodes_of
-from kit.tasks.occlusion import occlusion, squares
+from kit.tasks.occlusion import occlusion, widened
 from kit.tasks.options import listed
 from kit.tasks.results import measure, row, row_of
 from kit.world.draw import COLOURS, HELD_PAIRS, PAIRS, PLACE_WORDS, SHAPES
@@ -149,10 +150,20 @@ def localise(asker, contrastive, n):
     maps['attention less its mean'] = [m - mean for m in maps['attention']]
     rows.append(row('pointing game', float(np.mean([m.mean() for m in masks])), len(masks), control='chance'))
     for name, found in maps.items():
-        full = [widened(m, mask.shape[0], name == 'occlusion') for m, mask in zip(found, masks)]
+        full = [(widened if name == 'occlusion' else stretched)(m, mask.shape[0]).numpy()
+                for m, mask in zip(found, masks)]
         rows.append(share('pointing game', [mask.flat[m.argmax()] for m, mask in zip(full, masks)],
                           control=name))
+        on = [m.clip(0)[mask].sum() / max(m.clip(0).sum(), 1e-9) for m, mask in zip(full, masks)]
+        rows.append(row('pointing game', float(np.mean(on)), len(on), control=name, metric='weight on it'))
     return rows
+
+
+def stretched(weights, side):
+    """A map on the encoder's places (S,) -> (side,side), smooth between their middles"""
+    n = math.isqrt(len(weights))
+    small = weights.view(1, 1, n, n).float()
+    return F.interpolate(small, (side, side), mode='bilinear', align_corners=False)[0, 0]
 
 
 def place_episode(rng, places):
@@ -162,19 +173,6 @@ def place_episode(rng, places):
                        question_prompt('where is it?'), PLACE_WORDS[place])
     query = show()
     return Episode([show() for _ in range(4)], query, choices=list(PLACE_WORDS.values()))
-
-
-def widened(weights, side, by_squares):
-    """A map (S,) -> (side,side), smoothly: between the middles of the encoder's places, or of the squares."""
-    n = round(len(weights) ** 0.5)
-    small = weights.view(1, 1, n, n).float()
-    if not by_squares:
-        return F.interpolate(small, (side, side), mode='bilinear', align_corners=False)[0, 0].numpy()
-    total, times = torch.zeros(side, side), torch.zeros(side, side)  # of all squares that cover a pixel
-    for value, (top, left, bottom, right) in zip(weights.tolist(), squares(side)[0]):
-        total[top:bottom, left:right] += value
-        times[top:bottom, left:right] += 1
-    return (total / times.clamp(min=1)).numpy()
 
 
 # ---------------------------------------------------------------------------------------------

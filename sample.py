@@ -5,7 +5,7 @@
     python sample.py --prompt_file=prompt.txt --choices='dax|blicket'
     python sample.py --temperature=0.8 --top_k=20 --num_samples=3 --json=True
     python sample.py --prompt='<image:q.png>Output:' --rices=pictures --shots=8   # examples that look like q
-    python sample.py --attention=look.png                  # where it looks at each word
+    python sample.py --attention=look.png                  # where each word comes from
     python sample.py --explain=True --picture=way.png      # the prompt on its way through the model
     python sample.py --chat=True                           # ask about pictures, turn by turn
 
@@ -62,7 +62,7 @@ GROUPS = {  # of --help: what they are for, and of each key its default and its 
     },
     'what is shown': {
         'json': (False, 'print one JSON object for each answer'),
-        'attention': ('', 'a PNG to write: for each word, where in its picture the model looks'),
+        'attention': ('', 'a PNG to write: for each word, where in its picture it comes from'),
         'explain': (False, 'follow the prompt through the model: tokens, tensors, likeliest words'),
         'picture': ('', 'a PNG to write of what explain shows'),
     },

@@ -30,25 +30,13 @@ SHAPES = ('circle', 'square', 'triangle', 'star', 'ring', 'cross', 'heart', 'moo
 FILLS = ('plain', 'striped', 'dotted')
 SIZES = ('small', 'large')
 PLACES = {'left': (-1, 0), 'right': (1, 0), 'top': (0, -1), 'bottom': (0, 1), 'middle': (0, 0)}
-PLACE_WORDS = {
-    'left': 'on the left',
-    'right': 'on the right',
-    'top': 'at the top',
-    'bottom': 'at the bottom',
-    'middle': 'in the middle',
-}
+PLACE_WORDS = {'left': 'on the left', 'right': 'on the right', 'top': 'at the top', 'bottom': 'at the bottom',
+               'middle': 'in the middle'}
 BACKGROUNDS = {'white': (246, 246, 242), 'grey': (186, 190, 194), 'dark': (38, 42, 52)}
 GLYPHS = 'ABEHKMTX2347'
 NUMBERS = ('no', 'one', 'two', 'three')
-EVENTS = {
-    'moves to the left': (-1, 0),
-    'moves to the right': (1, 0),
-    'moves up': (0, -1),
-    'moves down': (0, 1),
-    'grows': None,
-    'shrinks': None,
-    'turns': None,
-}
+EVENTS = {'moves to the left': (-1, 0), 'moves to the right': (1, 0), 'moves up': (0, -1), 'moves down': (0, 1),
+          'grows': None, 'shrinks': None, 'turns': None}
 DIRECTIONS = tuple(EVENTS)[:4]
 
 PAIRS = [(c, s) for c in COLOURS for s in SHAPES]
@@ -58,10 +46,7 @@ TRAIN_PAIRS = [p for p in PAIRS if p not in HELD_PAIRS]
 
 # Which pictures there are, by split: (pairs, how many pictures, a number to draw them from).
 SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 160, 1), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 160, 2)}
-CLIP_SPLITS = {
-    'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 40, 3),
-    'held': (HELD_PAIRS, len(HELD_PAIRS) * 40, 4),
-}
+CLIP_SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 40, 3), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 40, 4)}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -86,22 +71,8 @@ def _outlines():
         'triangle': 1.15 * np.stack([np.cos(third), np.sin(third) + 0.15], 1),
         'star': np.stack([spikes * np.cos(angle), spikes * np.sin(angle)], 1),
         'ring': np.concatenate([_circle(1.0), _circle(0.52)[::-1]]),  # out and back: the seam has no width
-        'cross': np.array(
-            [
-                (-arm, -1),
-                (arm, -1),
-                (arm, -arm),
-                (1, -arm),
-                (1, arm),
-                (arm, arm),
-                (arm, 1),
-                (-arm, 1),
-                (-arm, arm),
-                (-1, arm),
-                (-1, -arm),
-                (-arm, -arm),
-            ]
-        ),
+        'cross': np.array([(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm),
+                           (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)]),
         'heart': np.stack(
             [16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))],
             1,
@@ -270,21 +241,11 @@ def scene(split, i):
     size = str(rng.choice(SIZES)) if count == 1 else 'small'
     glyph = str(rng.choice(list(GLYPHS))) if count == 1 and size == 'small' and rng.random() < 0.9 else ''
     places = [p for p in PLACES if not (glyph and p == 'middle')]
-    fill = (
-        str(rng.choice(FILLS, p=[0.5, 0.25, 0.25])) if size == 'large' else 'plain'
-    )  # a pattern needs room to be seen
-    return Scene(
-        colour,
-        shape,
-        size,
-        fill,
-        str(rng.choice(places)) if count == 1 else 'middle',
-        count,
-        glyph,
-        str(rng.choice(list(BACKGROUNDS))),
-        bool(rng.random() < 0.4),
-        int(rng.integers(2**31)),
-    )
+    # A pattern needs room to be seen.
+    fill = str(rng.choice(FILLS, p=[0.5, 0.25, 0.25])) if size == 'large' else 'plain'
+    place = str(rng.choice(places)) if count == 1 else 'middle'
+    return Scene(colour, shape, size, fill, place, count, glyph, background=str(rng.choice(list(BACKGROUNDS))),
+                 busy=bool(rng.random() < 0.4), seed=int(rng.integers(2**31)))
 
 
 @lru_cache(maxsize=None)
@@ -293,23 +254,11 @@ def clip(split, i):
     colour, shape = pairs[i % len(pairs)]
     rng = np.random.default_rng([seed, i])
     event = str(rng.choice(list(EVENTS), p=[0.16, 0.16, 0.16, 0.16, 0.12, 0.12, 0.12]))
-    becomes = (
-        str(rng.choice([c for c in COLOURS if c != colour and (c, shape) in pairs]))
-        if event == 'turns'
-        else ''
-    )
-    return Clip(
-        Scene(
-            colour,
-            shape,
-            'small',
-            background=str(rng.choice(list(BACKGROUNDS))),
-            busy=bool(rng.random() < 0.2),
-            seed=int(rng.integers(2**31)),
-        ),
-        event,
-        becomes,
-    )
+    others = [c for c in COLOURS if c != colour and (c, shape) in pairs]
+    becomes = str(rng.choice(others)) if event == 'turns' else ''
+    s = Scene(colour, shape, 'small', background=str(rng.choice(list(BACKGROUNDS))),
+              busy=bool(rng.random() < 0.2), seed=int(rng.integers(2**31)))
+    return Clip(s, event, becomes)
 
 
 def load_picture(split, i):

@@ -91,11 +91,19 @@ def clip_page(rng, n_clip=(2, 10)):
 
 PAGES = ((naming_page, 0.38), (caption_page, 0.30), (question_page, 0.21), (clip_page, 0.07),
          (story_page, 0.04))
-# The first pages have captions only, some of them of clips; the others come in over as many again. *Why.* Captions tie what the
-# encoder sees to words that the language model knows, and that opens the gates. Names mean nothing to it;
-# while the gates are shut their loss is pure noise, and enough of it keeps them shut (with 45 % naming
-# pages from the start, still at chance after 400 steps; captions alone were learned in 125).
+# The first 1,500 pages (24 a step) have captions only, of pictures and of clips; the others are phased in over
+# the next 1,500. *Why.* Captions tie what the encoder sees to words that the language model knows, and that
+# opens the gates. Names mean nothing to it; while the gates are shut their loss is pure noise, and enough of
+# it keeps them shut (with 45 % naming pages from the start, still at chance after 400 steps; captions alone
+# were learned in 125).
 ONLY_CAPTIONS = 1500
+FIRST_PAGES = ((caption_page, 0.85), (clip_page, 0.15))
+
+
+def any_of(rng, kinds):
+    """One of ((thing, chance), ...)"""
+    things, chances = zip(*kinds)
+    return things[int(rng.choice(len(things), p=chances))]
 
 
 class Shapes:
@@ -116,20 +124,14 @@ class Shapes:
     def document(self, i, rng):
         if self.role == 'm3w':
             other_pages = min(max(i / self.only_captions - 1, 0), 1)  # their share rises from 0 to 1
-            if rng.random() > other_pages:
-                return (caption_page if rng.random() < 0.85 else clip_page)(rng)
-            make, share = zip(*PAGES)
-            return make[int(rng.choice(len(make), p=share))](rng)
+            return any_of(rng, PAGES if rng.random() <= other_pages else FIRST_PAGES)(rng)
         if self.role == 'vtp':
             return clip_page(rng, n_clip=(1, 4))
-        media, s = training_picture(
-            np.random.default_rng([self.seed, i])
-        )  # the same in both roles: a picture has two captions
+        media, s = training_picture(np.random.default_rng([self.seed, i]))  # the same one in both roles
         return Document([media, noisy_caption(s, rng) if self.role == 'align' else long_caption(s)], 'pair')
 
     def text(self, i, rng):
-        make, share = zip(*TEXTS)
-        return make[int(rng.choice(len(make), p=share))](rng)
+        return any_of(rng, TEXTS)(rng)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -161,17 +163,13 @@ def naming_text(rng):
     and on a page with pictures, where every token sees its picture, the look-up is as short.
     """
     if rng.random() < 0.7:
-        things = [
-            str(w)
-            for w in rng.choice(
-                [*COLOURS, *SHAPES, *PLACES, *FILLS, *SIZES], int(rng.integers(2, 7)), replace=False
-            )
-        ]
-        link, end = [(' ', '. '), (': ', '. '), (' ', ' ')][int(rng.integers(3))]
+        words = [*COLOURS, *SHAPES, *PLACES, *FILLS, *SIZES]
+        things = [str(w) for w in rng.choice(words, int(rng.integers(2, 7)), replace=False)]
+        link, end = one_of(rng, [(' ', '. '), (': ', '. '), (' ', ' ')])
     else:
         pairs = [f'{a} {b}' for a in (*SIZES, *FILLS) for b in (*COLOURS, *SHAPES)]
         things = [str(p) for p in rng.choice(pairs, int(rng.integers(2, 6)), replace=False)]
-        link, end = [(' Output: ', '\n'), (': ', '. '), (' ', ', '), (' Output: ', ' ')][int(rng.integers(4))]
+        link, end = one_of(rng, [(' Output: ', '\n'), (': ', '. '), (' ', ', '), (' Output: ', ' ')])
     names = made_up_names(rng, len(things))
     order = rng.integers(len(things), size=int(rng.integers(8, 33)))
     return end.join(things[k] + link + names[k] for k in order)
@@ -180,11 +178,8 @@ def naming_text(rng):
 def plain_text(rng):
     """Any training page, its pictures left out, and of each colour with its shape one of the two replaced
     by a made-up word."""
-    make = [caption_page, question_page, story_page, clip_page][int(rng.choice(4, p=[0.3, 0.45, 0.1, 0.15]))]
-    text = ' '.join(
-        piece.strip() for piece in make(rng, (3, 33)).pieces if isinstance(piece, str)
-    )  # as long as a prompt may get
-
+    page = any_of(rng, SAID)(rng, (3, 33))  # as long as a prompt may get
+    text = ' '.join(piece.strip() for piece in page.pieces if isinstance(piece, str))
     names = made_up_names(rng, int(rng.integers(2, 6)))  # that recur: a name said once is noise to learn from
 
     def part(found):
@@ -194,4 +189,5 @@ def plain_text(rng):
 
 
 PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ((?:{'|'.join(SHAPES)})(?:s|es)?)\b")
+SAID = ((caption_page, 0.3), (question_page, 0.45), (story_page, 0.1), (clip_page, 0.15))
 TEXTS = ((copy_text, 0.2), (naming_text, 0.35), (plain_text, 0.45))

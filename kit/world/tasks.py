@@ -78,9 +78,8 @@ def clip_episode(rng, split, shots):
         while True:
             i = int(rng.integers(CLIP_SPLITS[split][1]))
             if clip(split, i).event in DIRECTIONS:
-                return Example(clip_media(split, i), CAPTION_PROMPT, clip_caption(clip(split, i))), clip(
-                    split, i
-                )
+                c = clip(split, i)
+                return Example(clip_media(split, i), CAPTION_PROMPT, clip_caption(c)), c
 
     query, truth = one(split)
     return Episode([one('train')[0] for _ in range(shots)], query, check=partial(direction_is_right, truth))
@@ -139,9 +138,8 @@ def reading_episode(rng, split, shots):
         while True:
             i = random_picture(rng, split)
             if scene(split, i).glyph:
-                return Example(
-                    picture_media(split, i), question_prompt('what does the sign say?'), scene(split, i).glyph
-                )
+                question = question_prompt('what does the sign say?')
+                return Example(picture_media(split, i), question, scene(split, i).glyph)
 
     query = one(split)
     return Episode([one('train') for _ in range(shots)], query)
@@ -157,9 +155,8 @@ def choice_episode(rng, split, shots, ways=4):
     """What does it do: one of four (STAR: multiple choice over clips)."""
     def one(split):
         i = random_clip(rng, split)
-        return Example(
-            clip_media(split, i), question_prompt('what does it do?'), happening(clip(split, i))
-        ), clip(split, i)
+        c = clip(split, i)
+        return Example(clip_media(split, i), question_prompt('what does it do?'), happening(c)), c
 
     query, truth = one(split)
     others = [e if e != 'turns' else f'turns {rng.choice(list(COLOURS))}' for e in EVENTS if e != truth.event]
@@ -177,31 +174,16 @@ def dialogue_episode(rng, split, shots):
         i = random_picture(rng, split)
         s = scene(split, i)
         asked = questions(s)
-        *before, (kind, question, answer) = [
-            asked[k] for k in rng.permutation(len(asked))[: int(rng.integers(2, 4))]
-        ]
+        turns = rng.permutation(len(asked))[: int(rng.integers(2, 4))]
+        *before, (kind, question, answer) = [asked[k] for k in turns]
         caption = f'a {s.colour} thing.' if kind != 'colour' else 'a thing.'
-        example = Example(
-            picture_media(split, i),
-            dialogue_prompt(caption, [(q, a) for _, q, a in before], question),
-            answer,
-        )
-        return example, s, kind
+        prompt = dialogue_prompt(caption, [(q, a) for _, q, a in before], question)
+        return Example(picture_media(split, i), prompt, answer), s, kind
     query, s, kind = one(split)
-    right = {
-        query.answer: 1.0,
-        phrase(s, size=kind == 'size', fill=False): 0.5
-        if kind in ('colour', 'shape', 'count', 'size')
-        else 0.0,
-    }
-    wrong = {
-        'colour': COLOURS,
-        'shape': SHAPES,
-        'count': NUMBERS[1:],
-        'size': SIZES,
-        'place': PLACE_WORDS.values(),
-        'sign': GLYPHS,
-    }
+    says_it_too = phrase(s, size=kind == 'size', fill=False)
+    right = {query.answer: 1.0, says_it_too: 0.5 if kind in ('colour', 'shape', 'count', 'size') else 0.0}
+    wrong = {'colour': COLOURS, 'shape': SHAPES, 'count': NUMBERS[1:], 'size': SIZES,
+             'place': PLACE_WORDS.values(), 'sign': GLYPHS}
     pool = [w for words in wrong.values() for w in words if w not in right and w != query.answer]
     pool = [w for w in wrong[kind] if w not in right] + [str(w) for w in rng.choice(pool, 6, replace=False)]
     choices = [*right, *dict.fromkeys(pool)][:12]
@@ -220,11 +202,8 @@ def statement_episode(rng, split, shots, turn=None):
         if not true:
             kind, values = (('colour', list(COLOURS)), ('shape', SHAPES))[int(rng.integers(2))]
             told = replace(s, **{kind: str(rng.choice([v for v in values if v != getattr(s, kind)]))})
-        return Example(
-            picture_media(split, i),
-            statement_prompt(phrase(told, size=False, fill=False), 'Is it true?'),
-            'yes' if true else 'no',
-        )
+        prompt = statement_prompt(phrase(told, size=False, fill=False), 'Is it true?')
+        return Example(picture_media(split, i), prompt, 'yes' if true else 'no')
 
     query = one(split, bool(rng.integers(2) if turn is None else turn % 2))
     return Episode([one('train', bool(rng.integers(2))) for _ in range(shots)], query, choices=['yes', 'no'])
@@ -236,13 +215,10 @@ def action_episode(rng, split, shots):
     def one(split):
         i = random_clip(rng, split)
         c = clip(split, i)
-        thing, new = (
-            phrase(c.scene, size=False, fill=False),
-            str(rng.choice([n for n in COLOURS if n != c.scene.colour])),
-        )
-        said = [
-            f'{thing} {happening(c) if e == c.event else f"{e} {new}" if e == "turns" else e}' for e in EVENTS
-        ]
+        thing = phrase(c.scene, size=False, fill=False)
+        new = str(rng.choice([n for n in COLOURS if n != c.scene.colour]))
+        does = {e: happening(c) if e == c.event else f'{e} {new}' if e == 'turns' else e for e in EVENTS}
+        said = [f'{thing} {does[e]}' for e in EVENTS]
         return Example(clip_media(split, i), ACTION_PROMPT, said[list(EVENTS).index(c.event)]), said
     query, said = one(split)
     return Episode([one('train')[0] for _ in range(shots)], query, choices=said)

@@ -17,17 +17,15 @@ import os
 import sys
 
 import numpy as np
-import torch
 
-from kit.answers import generate, score
 from kit.cli import check_range, command, configure
 from kit.device import pick_device
 from kit.files import BadInput, open_file
 from kit.show import canvas, lettering, sheets
 from kit.tasks import explain, occlusion, rices
-from kit.tasks.asker import CHECKPOINT, find_checkpoint, LEAST_FPS, load, MOST_BEAMS, MOST_FRAMES
+from kit.tasks.asker import CHECKPOINT, find_checkpoint, LEAST_FPS, load, MOST_FRAMES
 from kit.tasks.chat import Chat, run_chat
-from kit.tasks.controls import blank_examples
+from kit.tasks.prompted import answers_to, check_answer_keys, search_options
 from kit.tasks.prompts import as_text, file_media, parse_prompt
 from kit.tasks.tables import sheet
 from kit.world.draw import HELD_PAIRS
@@ -88,31 +86,6 @@ def read_prompt(config, media=file_media):
     return episode.document(), episode.query.answer
 
 
-def answers_to(document, config, asker, search):
-    """-> [(answer, what --json prints of it)], several where several samples are wanted. Raises BadInput."""
-    prompts = asker.prompts([document])
-    if prompts['features'] is None:
-        raise BadInput(f'{document.where}: has {int(prompts["length"])} tokens and 0 pictures; '
-                       '<image:PATH> shows one')
-    if config.choices:
-        choices = [c.strip() for c in config.choices.split('|')]
-        if not all(choices):
-            raise BadInput('--choices: an answer is empty')
-        ids = asker.candidates(choices, prompts['tokens'].shape[1], '--choices')
-        [scores] = score(asker.model, candidates=[ids], **prompts)
-        if config.calibrate:
-            [blind] = score(asker.model, candidates=[ids], **asker.prompts([blank_examples(document)]))
-            scores = [score_of - prior for score_of, prior in zip(scores, blind)]
-        ranked = dict(zip(choices, scores))
-        return [(max(ranked, key=ranked.get), {'choices': ranked})]
-    answers = []
-    for _ in range(config.num_samples):
-        [(ids, log_p)] = generate(asker.model, max_new_tokens=config.max_new_tokens, **search, **prompts)
-        text = asker.tokenizer.decode(ids)
-        answers.append((text.strip(), {'prompt': as_text(document), 'completion': text, 'logprob': log_p}))
-    return answers
-
-
 def print_answers(document, truth, answers):
     """For people: the prompt, and under it each answer, or the choices, the likeliest first."""
     print(lettering.printable(as_text(document)))
@@ -126,20 +99,15 @@ def print_answers(document, truth, answers):
 
 def main():
     config = configure(KEYS, usage=__doc__, groups=GROUPS)
-    check_range(config, 1, MOST_BEAMS, 'beam_size')
-    check_range(config, 1, 10_000, 'num_samples')
-    check_range(config, 1, 1 << 40, 'max_new_tokens')
+    check_answer_keys(config)
     check_range(config, 1, len(HELD_PAIRS), 'ways')
     check_range(config, 1, 100, 'shots')
-    check_range(config, 0, float('inf'), 'temperature', 'top_k')
-    check_range(config, 0, 2 ** 63 - 1, 'seed')
     check_range(config, 0, MOST_FRAMES, 'n_frame')
     check_range(config, LEAST_FPS, MOST_FRAMES, 'fps')
     device = pick_device(config.device, meta=False)
     path = find_checkpoint(config.out_dir, config.checkpoint)
     asker, contrastive = load(path, device, n_frame=config.n_frame, fps=config.fps)
-    search = dict(beam_size=config.beam_size, temperature=config.temperature, top_k=config.top_k,
-                  generator=torch.Generator(device).manual_seed(config.seed))
+    search = search_options(config, device)
     if config.chat:
         return run_chat(Chat(asker, config.max_new_tokens, **search), config.out_dir)
     document, truth = read_prompt(config, asker.media)

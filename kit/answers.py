@@ -39,13 +39,13 @@ def greedy(model, tokens, image_index, visual=None, n_new=32):
 
 @torch.no_grad()
 def generate(model, tokens, length, image_index, max_new_tokens=32, beam_size=3, temperature=0.0, top_k=0,
-             generator=None, media=None, features=None, frame_mask=None):
+             generator=None, told=None, media=None, features=None, frame_mask=None):
     """Continue prompts -> list of B pairs (token ids without <EOC>, log-probability of the answer with it).
 
     temperature 0: beam search, the most likely answer by sum of log-probabilities (beam_size 1 is greedy, 3
     the paper's). temperature > 0: sampling, from the top_k most likely words if top_k > 0. An answer ends
     at <EOC>, or where its own prompt leaves no room in the context, whatever stands beside it in the batch.
-    Raises ValueError where a prompt is longer than the context.
+    told: see `search`. Raises ValueError where a prompt is longer than the context.
     """
     room = model.lm.n_context + 1 - length                                    # (B,) the last word is not read
     if room.min() < 1:
@@ -54,16 +54,18 @@ def generate(model, tokens, length, image_index, max_new_tokens=32, beam_size=3,
     n_new = room.clamp(max=max_new_tokens)                                            # (B,)
     pictures = dict(media=media, features=features, frame_mask=frame_mask)
     cache, logits, index = prefill(model, tokens, length, image_index, int(n_new.max()), **pictures)
-    return search(model, cache, logits, index, n_new, beam_size, temperature, top_k, generator)
+    return search(model, cache, logits, index, n_new, beam_size, temperature, top_k, generator, told)
 
 
 @torch.no_grad()
-def search(model, cache, logits, index, n_new, beam_size=3, temperature=0.0, top_k=0, generator=None):
+def search(model, cache, logits, index, n_new, beam_size=3, temperature=0.0, top_k=0, generator=None,
+           told=None):
     """`generate` from where a cache stands: logits (B,V+2) after its last token, index (B,1) the image of
     new words, n_new (B,) how many each row may have. The cache is used up: its rows become beams.
 
     Beams compete by their plain sums of log-probabilities, finished or not: the paper says no more than
-    "beam search".
+    "beam search". told(ids, log_p), if given, is called after each word with the first prompt's best beam so
+    far and the log-probabilities (V+2,) that its last word was chosen by; what it raises ends the search.
     """
     k, b, device = 1 if temperature > 0 else beam_size, len(logits), logits.device
     beams = torch.arange(b, device=device).repeat_interleave(k)                      # (B*k,) row of each beam
@@ -87,6 +89,9 @@ def search(model, cache, logits, index, n_new, beam_size=3, temperature=0.0, top
                 word, parent, score = best_of(log_p, score, k)
             answer = torch.cat([answer[parent], word[:, None]], dim=1)
             done = done[parent] | (word == model.eoc) | (i + 1 >= n_new)
+            if told is not None:
+                best = int(score[:k].argmax())
+                told(answer[best].tolist(), log_p[parent[best]])
             if done.all():
                 break
             if k > 1:

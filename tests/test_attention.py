@@ -1,5 +1,4 @@
 """Attention on pictures: the weights are those that the layers use."""
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -92,16 +91,21 @@ def test_the_resamplers_weights_are_those_it_uses():
 def test_attention_from_the_command_line(monkeypatch, capsys, loaded, out):
     run(monkeypatch, capsys, loaded, f'--out_dir={out}', f'--attention={out}/look.png', '--ways=2')
     assert Image.open(out / 'look.png').width > 200
-    steps, title = attention.words(
-        loaded[0],
-        Document(
-            [picture_media('held', 1),
-             Given('Output: a red'),
-             picture_media('held', 2),
-             Given('Output:')], 'prompt'), loaded[0].tokenizer.encode(' ring'))
-    assert [s['word'] for s in steps] == [
-        'prompt, picture 1: Output:', 'prompt, picture 1: a', 'prompt, picture 1: red',
-        'prompt, picture 2: Output:', 'answer, picture 2: ring'
-    ]
-    assert all(s['weights'].shape[0] == s['weights'].shape[1] and np.isfinite(s['weights']).all()
-               for s in steps) and '0.76' in title  # tanh(1)
+
+
+def test_each_word_of_a_prompt_and_its_answer_says_where_it_looks(loaded):
+    """Of several tokens the mean, each by the token before it: that one predicts it."""
+    asker, pieces = loaded[0], [Given('so'), picture_media('held', 1), Given('Output: a strange'),
+                                picture_media('held', 2), Given('Output:')]
+    answer = asker.tokenizer.encode(' ring')
+    prompts, n_prompt = attention.with_answer(asker, Document(pieces, 'prompt'), answer)
+    assert prompts['tokens'][0, n_prompt:].tolist() == answer and prompts['length'] == n_prompt + len(answer)
+    looks = attention.looks(asker, prompts, n_prompt)
+    assert [(x['word'], x['answer'], x['index'], x['image']) for x in looks] == [
+        ('so', False, 0, None), ('Output:', False, 1, 0), ('a', False, 1, 0), ('strange', False, 1, 0),
+        ('Output:', False, 2, 1), ('ring', True, 2, 1)]
+    weights = attention.look(asker.model, prompts['tokens'], prompts['image_index'], prompts['features'],
+                             prompts['frame_mask'])
+    last, n = looks[-1]['weights'], len(answer)
+    assert torch.allclose(last, weights[-1 - n:-1, 1].mean(0), atol=1e-6) and looks[0]['weights'] is None
+    assert last.sum().item() == pytest.approx(1, abs=1e-4)

@@ -4,6 +4,7 @@ Every PNG of the project is drawn in this room, with Pillow alone. All functions
 it on disk. Nothing here may stop a training run: missing values are gaps, no data gives a chart that says so,
 any text can be drawn, hostile or not. Lengths are in pixels of the finished picture.
 """
+import io
 import math
 
 from PIL import Image, ImageDraw
@@ -14,7 +15,14 @@ from kit.show.lettering import font, GREY, INK, LINE, shorten, TEXT, text_width,
 
 def save(image, path):
     with whole_file(path, 'wb') as file:
-        image.save(file, format='PNG', optimize=True)
+        file.write(png(image))
+
+
+def png(image):
+    """A picture as the bytes of a file."""
+    out = io.BytesIO()
+    image.save(out, format='PNG', optimize=True)
+    return out.getvalue()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import contextlib
 import math
 
 import torch
-from PIL import Image
 
 from xattn import sees
 
@@ -70,38 +69,34 @@ def look(model, tokens, image_index, features, frame_mask):
     return out
 
 
-def words(asker, document, answer, most=48):
-    """The last `most` words of a prompt and of the answer to it, for sheets.attention_sheet, and the gates in
-    words.
-
-    document: data.Document; answer: token ids, read as far as they fit the context. -> ([{'word', 'picture',
-    'weights'}], title). Words that see no picture are left out. The picture is the one most looked at, of a
-    clip the frame.
-    """
+def with_answer(asker, document, answer):
+    """A prompt and the token ids of its answer, as far as they fit the context -> what asker.prompts gives
+    of both, and how many tokens are the prompt's."""
     prompts = asker.prompts([document])
-    if prompts['features'] is None:
-        return [], 'no picture'
-    device, answer = prompts['tokens'].device, answer[:asker.model.lm.n_context - prompts['tokens'].shape[1]]
-    tokens = torch.cat([prompts['tokens'], torch.tensor([answer], dtype=torch.long, device=device)], dim=1)
-    index = torch.cat([prompts['image_index'], prompts['image_index'][:, -1:].expand(-1, len(answer))], dim=1)
+    n_prompt = prompts['tokens'].shape[1]
+    answer = torch.tensor([answer[:asker.model.lm.n_context - n_prompt]], dtype=torch.long)      # (1,answer)
+    tokens = torch.cat([prompts['tokens'], answer.to(prompts['tokens'].device)], dim=1)
+    last = prompts['image_index'][:, -1:]
+    index = torch.cat([prompts['image_index'], last.expand(-1, answer.shape[1])], dim=1)
+    length = prompts['length'] + answer.shape[1]
+    return prompts | dict(tokens=tokens, image_index=index, length=length), n_prompt
+
+
+def looks(asker, prompts, n_prompt):
+    """What `with_answer` gives, with pictures -> for each word {'word', 'answer' (is it of the answer?),
+    'index' (φ, 0 for none), 'image' (the one most looked at, from 0; None where the word sees none),
+    'weights' (F,S) on its frames and places}."""
+    tokens, index = prompts['tokens'], prompts['image_index']
     weights = look(asker.model, tokens, index, prompts['features'], prompts['frame_mask']).cpu()  # (T,N,F,S)
-    pixels = [asker.features.pixels(piece) for piece in document.pieces if hasattr(piece, 'load')]
-    n_prompt, steps = prompts['tokens'].shape[1], []
-    for part in whole_words(tokens[0].tolist(), n_prompt, asker.tokenizer)[-most:]:
+    out = []
+    for part in whole_words(tokens[0].tolist(), n_prompt, asker.tokenizer):
         # A word is predicted by the token before it, so that is the one whose look counts.
         seen = torch.stack([weights[t - 1] for t, _ in part]).mean(0)                 # (N,F,S)
-        if seen.sum() == 0:
-            continue
-        image = int(seen.sum((1, 2)).argmax())
-        frame = int(seen[image].sum(1).argmax())
-        side = math.isqrt(seen.shape[-1])
-        picture = Image.fromarray(pixels[image][frame].permute(1, 2, 0).numpy())
-        word = asker.tokenizer.decode([token for _, token in part]).strip()
-        where = 'answer' if part[0][0] >= n_prompt else 'prompt'
-        steps.append({'word': f'{where}, picture {image + 1}: {word}', 'picture': picture,
-                      'weights': seen[image, frame].view(side, -1).numpy()})
-    gates = '  '.join(f'{x:.2f} {d:.2f}' for x, d in asker.model.gates())
-    return steps, f'Where it looks. How far the gates are open, by depth: {gates}'
+        image = int(seen.sum((1, 2)).argmax()) if seen.sum() > 0 else None
+        out.append({'word': asker.tokenizer.decode([token for _, token in part]).strip(),
+                    'answer': part[0][0] >= n_prompt, 'index': int(index[0, part[0][0]]),
+                    'image': image, 'weights': None if image is None else seen[image]})
+    return out
 
 
 def whole_words(tokens, n_prompt, tokenizer):

@@ -4,9 +4,12 @@ A control is a function (Episode, numpy Generator) -> Episode.
 """
 from dataclasses import replace
 
+import numpy as np
 from PIL import Image
 
 from data import Media
+from kit.files import BadInput
+from kit.tasks.prompts import as_episode, examples
 from kit.world.draw import SIZE
 from kit.world.names import made_up_names
 
@@ -23,11 +26,17 @@ def blank_support(episode, rng=None):
     return replace(episode, support=[replace(e, media=e.media and BLANK) for e in episode.support])
 
 
+def blanked(document, which):
+    """A prompt with nothing to see in these of its pictures, counted from 0"""
+    shown = [k for k, piece in enumerate(document.pieces) if isinstance(piece, Media)]
+    blank = {shown[n] for n in which}
+    return replace(document, pieces=[BLANK if k in blank else p for k, p in enumerate(document.pieces)])
+
+
 def blank_examples(document):
     """A prompt with nothing to see in any picture but its last, the one that is asked about."""
-    shown = [k for k, piece in enumerate(document.pieces) if isinstance(piece, Media)]
-    pieces = [BLANK if k in shown[:-1] else piece for k, piece in enumerate(document.pieces)]
-    return replace(document, pieces=pieces)
+    n_media = sum(isinstance(piece, Media) for piece in document.pieces)
+    return blanked(document, range(n_media - 1))
 
 
 def swap_support(episode, rng):
@@ -68,6 +77,20 @@ def text_only(episode, rng=None):
 
 CONTROLS = {f.__name__: f for f in (blank_support, swap_support, shuffle_answers, rename_answers, blank_query,
                                     text_only)}
+
+
+def spoilt(document, names, seed=0):
+    """A prompt under these controls, one after the other -> Document. Raises BadInput where one of them
+    changes nothing."""
+    rng, before = np.random.default_rng(seed), as_episode(document)
+    for name in names:
+        # A permutation may leave all in its place; so another one is drawn, a few times.
+        drawn = (CONTROLS[name](before, rng) for _ in range(20))
+        after = next((e for e in drawn if examples(e.document()) != examples(before.document())), None)
+        if after is None:
+            raise BadInput(f'{document.where}: {name.replace("_", " ")} changes nothing in it')
+        before = after
+    return before.document()
 
 
 def renamed(episode, names):

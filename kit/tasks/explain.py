@@ -228,9 +228,13 @@ def token_text(tokenizer, token):
 def likeliest(tokenizer, logits, ids, n_prompt):
     """logits (1,T,V+2) -> for each token of the answer (its probability, [(text, probability)] …)"""
     p = logits[0, n_prompt - 1:].double().softmax(-1)                                # (answer,V+2)
-    best = p.topk(min(MOST_LIKELY, p.shape[-1]))
-    return [(float(row[token]), [(token_text(tokenizer, i), x) for i, x in zip(at, values)])
-            for row, token, values, at in zip(p, ids[n_prompt:], best.values.tolist(), best.indices.tolist())]
+    return [(float(row[token]), top_words(tokenizer, row)) for row, token in zip(p, ids[n_prompt:])]
+
+
+def top_words(tokenizer, p):
+    """Probabilities (V+2,) -> [(text, probability)] of the likeliest tokens, the first of them first"""
+    best = p.topk(min(MOST_LIKELY, len(p)))
+    return [(token_text(tokenizer, i), x) for i, x in zip(best.indices.tolist(), best.values.tolist())]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from data import Media
-from kit.tasks.attention import whole_words
+from kit.tasks.attention import whole_words, with_answer
 
 LEAST = 0.05         # of log-probability, below which a loss is no loss
 SHARE, STEPS = 5, 2  # a square has a fifth of the picture's side; it moves by half of its own
@@ -84,13 +84,9 @@ def words(asker, document, answer, most=48):
     media = [piece for piece in document.pieces if isinstance(piece, Media)]
     if not media:
         return [], 'no picture'
-    prompts = asker.prompts([document])
-    n_prompt, index = prompts['tokens'].shape[1], prompts['image_index']
-    answer = torch.tensor([answer[:asker.model.config.n_context - n_prompt]], dtype=torch.long).to(index)
-    prompts['tokens'] = tokens = torch.cat([prompts['tokens'], answer], 1)
-    prompts['image_index'] = torch.cat([index, index[:, -1:].expand(-1, answer.shape[1])], 1)
+    prompts, n_prompt = with_answer(asker, document, answer)
     lost, steps = occlusion(asker, media, prompts), []
-    for part in whole_words(tokens[0].tolist(), n_prompt, asker.tokenizer)[-most:]:
+    for part in whole_words(prompts['tokens'][0].tolist(), n_prompt, asker.tokenizer)[-most:]:
         # A word is told by the token before it, so what that one sees is what counts.
         image = int(prompts['image_index'][0, part[0][0] - 1])
         if image == 0:

@@ -9,7 +9,8 @@ import os
 import re
 from functools import partial
 
-from data import Document, EndOfChunk, Given, Media
+from data import Document, EndOfChunk, Example, Given, Media
+from kit.episode import Episode
 from kit.files import BadInput
 from kit.sources.decode import Inside, read_frames
 from kit.sources.finding import given_path
@@ -43,7 +44,7 @@ def parse_prompt(text, where='prompt', media=file_media):
     return Document(pieces, 'prompt', where)
 
 
-def as_text(document):
+def as_text(document, name=lambda media: media.key):
     """Document -> text, pictures by name."""
     words = {EndOfChunk: lambda piece: '<EOC>', Given: str, str: str}
     out = ''
@@ -51,5 +52,41 @@ def as_text(document):
         if type(piece) in words:
             out += words[type(piece)](piece)
         else:  # a picture ends what came before it
-            out += ('<EOC>' if out and not out.endswith('<EOC>') else '') + f'<image:{piece.key}>'
+            out += ('<EOC>' if out and not out.endswith('<EOC>') else '') + f'<image:{name(piece)}>'
     return out
+
+
+# ---------------------------------------------------------------------------------------------
+# A prompt taken apart
+
+
+ANSWERED = re.compile(r'(.*\b(?:Output|Answer|Caption):)\s+(.*\S)\s*', re.DOTALL)
+
+
+def examples(document):
+    """A prompt -> [(Media or None, text)], the last of them unfinished. Joined by <EOC> they are the prompt
+    again."""
+    out, closed = [], True
+    for piece in document.pieces:
+        if isinstance(piece, Media):
+            out.append((piece, ''))
+        elif isinstance(piece, EndOfChunk):
+            out += [(None, '')] if closed else []
+        elif closed:
+            out.append((None, str(piece)))
+        else:
+            out[-1] = out[-1][0], out[-1][1] + piece
+        closed = isinstance(piece, EndOfChunk)
+    return out + [(None, '')] if closed else out
+
+
+def as_episode(document):
+    """A prompt -> Episode, its answers apart from what is asked, the last one unknown. Raises BadInput where
+    an example has none."""
+    *support, (media, asked) = examples(document)
+    parts = [ANSWERED.fullmatch(text) for _, text in support]
+    for number, part in enumerate(parts, 1):
+        if part is None:
+            raise BadInput(f'{document.where}: example {number} has no answer after "Output:" or "Answer:"')
+    support = [Example(media, *part.groups()) for (media, _), part in zip(support, parts)]
+    return Episode(support, Example(media, asked, ''), where=document.where)

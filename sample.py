@@ -8,6 +8,7 @@
     python sample.py --attention=look.png                  # where each word comes from
     python sample.py --explain=True --picture=way.png      # the prompt on its way through the model
     python sample.py --chat=True                           # ask about pictures, turn by turn
+    python sample.py --page=True                           # a page to prompt on
 
 <image:PATH> stands for a picture, an animated GIF, WebP or APNG, or a folder of frames. <EOC> ends an
 example. The prompt with its answer is saved as one picture, out_dir/sample.png.
@@ -21,6 +22,7 @@ import numpy as np
 from kit.cli import check_range, command, configure
 from kit.device import pick_device
 from kit.files import BadInput, open_file
+from kit.page.server import serve
 from kit.show import canvas, lettering, sheets
 from kit.tasks import explain, occlusion, rices
 from kit.tasks.asker import CHECKPOINT, find_checkpoint, LEAST_FPS, load, MOST_FRAMES
@@ -47,6 +49,9 @@ GROUPS = {  # of --help: what they are for, and of each key its default and its 
         'rices': ('', 'a folder: the prompt begins with its pictures most like the last one'),
         'images': ('', 'the folder of pictures, where rices is a COCO file'),
         'chat': (False, 'a dialogue; /image PATH shows a picture'),
+        'page': (False, 'a page to prompt on, in the browser'),
+        'port': (8000, 'of the page; 0 for a free one'),
+        'host': ('127.0.0.1', 'address of the page; any but this computer itself lets others in'),
     },
     'the answer': {
         'choices': ('', 'answers to rank by log-likelihood, separated by |, instead of writing one'),
@@ -104,9 +109,12 @@ def main():
     check_range(config, 1, 100, 'shots')
     check_range(config, 0, MOST_FRAMES, 'n_frame')
     check_range(config, LEAST_FPS, MOST_FRAMES, 'fps')
+    check_range(config, 0, 65535, 'port')
     device = pick_device(config.device, meta=False)
     path = find_checkpoint(config.out_dir, config.checkpoint)
     asker, contrastive = load(path, device, n_frame=config.n_frame, fps=config.fps)
+    if config.page:
+        return serve(asker, config, path)
     search = search_options(config, device)
     if config.chat:
         return run_chat(Chat(asker, config.max_new_tokens, **search), config.out_dir)

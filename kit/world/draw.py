@@ -30,13 +30,13 @@ SHAPES = ('circle', 'square', 'triangle', 'star', 'ring', 'cross', 'heart', 'moo
 FILLS = ('plain', 'striped', 'dotted')
 SIZES = ('small', 'large')
 PLACES = {'left': (-1, 0), 'right': (1, 0), 'top': (0, -1), 'bottom': (0, 1), 'middle': (0, 0)}
-PLACE_WORDS = {'left': 'on the left', 'right': 'on the right', 'top': 'at the top', 'bottom': 'at the bottom',
-               'middle': 'in the middle'}
+PLACE_WORDS = {'left': 'on the left', 'right': 'on the right', 'top': 'at the top',
+               'bottom': 'at the bottom', 'middle': 'in the middle'}
 BACKGROUNDS = {'white': (246, 246, 242), 'grey': (186, 190, 194), 'dark': (38, 42, 52)}
 GLYPHS = 'ABEHKMTX2347'
 NUMBERS = ('no', 'one', 'two', 'three')
-EVENTS = {'moves to the left': (-1, 0), 'moves to the right': (1, 0), 'moves up': (0, -1), 'moves down': (0, 1),
-          'grows': None, 'shrinks': None, 'turns': None}
+EVENTS = {'moves to the left': (-1, 0), 'moves to the right': (1, 0), 'moves up': (0, -1),
+          'moves down': (0, 1), 'grows': None, 'shrinks': None, 'turns': None}
 DIRECTIONS = tuple(EVENTS)[:4]
 
 PAIRS = [(c, s) for c in COLOURS for s in SHAPES]
@@ -244,7 +244,7 @@ def scene(split, i):
     # A pattern needs room to be seen.
     fill = str(rng.choice(FILLS, p=[0.5, 0.25, 0.25])) if size == 'large' else 'plain'
     place = str(rng.choice(places)) if count == 1 else 'middle'
-    return Scene(colour, shape, size, fill, place, count, glyph, background=str(rng.choice(list(BACKGROUNDS))),
+    return Scene(colour, shape, size, fill, place, count, glyph, str(rng.choice(list(BACKGROUNDS))),
                  busy=bool(rng.random() < 0.4), seed=int(rng.integers(2**31)))
 
 

@@ -91,11 +91,11 @@ def clip_page(rng, n_clip=(2, 10)):
 
 PAGES = ((naming_page, 0.38), (caption_page, 0.30), (question_page, 0.21), (clip_page, 0.07),
          (story_page, 0.04))
-# The first 1,500 pages (24 a step) have captions only, of pictures and of clips; the others are phased in over
-# the next 1,500. *Why.* Captions tie what the encoder sees to words that the language model knows, and that
-# opens the gates. Names mean nothing to it; while the gates are shut their loss is pure noise, and enough of
-# it keeps them shut (with 45 % naming pages from the start, still at chance after 400 steps; captions alone
-# were learned in 125).
+# The first 1,500 pages (24 a step) have captions only, of pictures and of clips; the others are phased in
+# over the next 1,500. *Why.* Captions tie what the encoder sees to words that the language model knows, and
+# that opens the gates. Names mean nothing to it; while the gates are shut their loss is pure noise, and
+# enough of it keeps them shut (with 45 % naming pages from the start, still at chance after 400 steps;
+# captions alone were learned in 125).
 ONLY_CAPTIONS = 1500
 FIRST_PAGES = ((caption_page, 0.85), (clip_page, 0.15))
 

@@ -46,7 +46,8 @@ TRAIN_PAIRS = [p for p in PAIRS if p not in HELD_PAIRS]
 
 # Which pictures there are, by split: (pairs, how many pictures, a number to draw them from).
 SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 160, 1), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 160, 2)}
-CLIP_SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 40, 3), 'held': (HELD_PAIRS, len(HELD_PAIRS) * 40, 4)}
+CLIP_SPLITS = {'train': (TRAIN_PAIRS, len(TRAIN_PAIRS) * 40, 3),
+               'held': (HELD_PAIRS, len(HELD_PAIRS) * 40, 4)}
 
 
 # ---------------------------------------------------------------------------------------------

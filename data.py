@@ -1,6 +1,6 @@
 """From a Document to tensors: everything Flamingo reads is an ordered list of texts and pictures.
 
-A web page, a captioned picture or clip, a few-shot prompt and a chat are all a `Document` (§3.1.3, §3.2,
+A web page, a captioned picture or clip, a few-shot prompt and a chat are all a `Document` (§2.3, §2.4,
 A.3):
 
     Document([Media, "Output: a red ring.", Media, ...])

@@ -17,8 +17,8 @@ On your own data (docs/evaluation.md has an example of every form):
     python evaluate.py --depths=my_pictures --split=val        # where what it sees is lost on its way
 
 A task gives `kit.episode.Episode`s (kit/tasks). Where an episode has choices, each is scored by
-log-likelihood and the best one is the prediction; elsewhere the answer is generated (§4). Rows of results are
-written to out_dir/evaluate.json.
+log-likelihood and the best one is the prediction; elsewhere the answer is generated (§2.5). Rows of results
+are written to out_dir/evaluate.json.
 """
 import json
 import os

@@ -1,4 +1,4 @@
-"""Flamingo: a frozen encoder and a frozen language model, and between them what is trained (§3).
+"""Flamingo: a frozen encoder and a frozen language model, and between them what is trained (§2).
 
     media ─► NFNet (frozen) ─► features (B,N,F,S,D_v) ─► PerceiverResampler ─► visual (B,N,R,D)
     tokens ─► embed ─► [ GatedCrossAttention(visual, image_index) ─► GPT block (frozen) ] × L
@@ -8,8 +8,8 @@ The second line is `Flamingo.stream`. Text is written by functions over a Flamin
 
 Shapes, in all files: B batch, T tokens, N images in the sequence, F frames, S places, R visual tokens per
 image, D width, V vocabulary of the language model, H heads, d head width, E common embedding of pictures
-and texts. Sections (§) are those of the paper's first version on arXiv; tables, figures, appendices (A, B)
-of its second.
+and texts. Sections (§), tables, figures and appendices (A, B) are those of the paper's second version on
+arXiv.
 """
 from dataclasses import dataclass
 
@@ -132,7 +132,7 @@ class Flamingo(nn.Module):
 
     def freeze(self, vision=True, lm=True):
         """The one place that says what is trained. The language model never is (but in ablate.py, to see what
-        that would cost); the vision encoder only when fine-tuning at the very end (appendix: fine-tuning)."""
+        that would cost); the vision encoder only when fine-tuning at the very end (appendix B.2)."""
         self.requires_grad_(True)
         self.lm.requires_grad_(not lm)
         self.vision.requires_grad_(not vision)
@@ -283,7 +283,7 @@ class FlamingoConfig:
     text_dim: int = 128
     text_head: int = 4
     plain_words: bool = False   # kit.contrastive.PlainWords as text tower instead
-    # what a training sequence holds (§3.2: L=256 tokens, N=5 images)
+    # what a training sequence holds (§2.4: L=256 tokens, N=5 images)
     n_token: int = 448          # L
     n_image: int = 33           # N
 

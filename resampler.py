@@ -1,4 +1,4 @@
-"""Perceiver Resampler: any number of frames and patches in, a fixed handful of visual tokens out (§3.1.1).
+"""Perceiver Resampler: any number of frames and patches in, a fixed handful of visual tokens out (§2.1).
 
 The language model pays for every visual token in every gated layer, so a clip of 30 frames must not
 cost 30 pictures. A few learned *latents* ask the picture questions by cross-attention and carry the
@@ -66,7 +66,7 @@ class ResamplerLayer(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """Visual features of any size -> exactly `n_latent` visual tokens per image or clip (§3.1.1).
+    """Visual features of any size -> exactly `n_latent` visual tokens per image or clip (§2.1).
 
     forward(media (B,N,F,S,D_in), frame_mask (B,N,F) bool or None) -> visual (B,N,R,D), float.
     `frame_mask` is True where a frame is real. A frame that is padding has no influence on the result,

@@ -9,8 +9,8 @@
 
     vision     NFNet and text tower from random weights: which caption goes with which picture? (appendix B.1)
     language   a GPT from random weights, on text alone
-    flamingo   both frozen; the resampler and the gated layers between them learn to answer   (§3.2)
-    finetune   the same, the vision encoder training too, at a small learning rate            (appendix)
+    flamingo   both frozen; the resampler and the gated layers between them learn to answer   (§2.4)
+    finetune   the same, the vision encoder training too, at a small learning rate            (appendix B.2)
 
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
@@ -97,7 +97,7 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 
 
 class VisionStage:
-    """Contrastive pretraining: the pictures of a batch against its captions (§3.1.1, appendix B.1)."""
+    """Contrastive pretraining: the pictures of a batch against its captions (§2.1, appendix B.1)."""
     name, mixing = 'vision', 'accumulate'
 
     def __init__(self, run):
@@ -184,7 +184,7 @@ class LanguageStage:
 
 
 class FlamingoStage:
-    """The resampler, the gated layers and two embedding rows learn, between two frozen models (§3.2)."""
+    """The resampler, the gated layers and two embedding rows learn, between two frozen models (§2.4)."""
     name = 'flamingo'
 
     def __init__(self, run):
@@ -246,9 +246,8 @@ class FlamingoStage:
 
 
 class FinetuneStage(FlamingoStage):
-    """A trained Flamingo trains on at a small learning rate, its vision encoder included (the end of the
-    paper's appendix, which also uses larger pictures for it, 480 x 480); or, with --adapt, a few weights of
-    it (kit/adapt.py)."""
+    """A trained Flamingo trains on at a small learning rate, its vision encoder included (appendix B.2, where
+    pictures are also larger, 480 x 480); or, with --adapt, a few weights of it (kit/adapt.py)."""
     name = 'finetune'
 
     def load(self):

@@ -1,4 +1,4 @@
-"""The vision encoder: an NFNet, and the contrastive training that teaches it to see (§3.1.1, appendix B.1).
+"""The vision encoder: an NFNet, and the contrastive training that teaches it to see (§2.1, appendix B.1).
 
 Flamingo's eyes are a Normalizer-Free ResNet (Brock et al. 2021, arXiv 2102.06171), trained from nothing by
 telling which caption belongs to which picture. After that it is frozen for good, and only its last grid of

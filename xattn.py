@@ -1,4 +1,4 @@
-"""GATED XATTN-DENSE: how text looks at pictures (§3.1.2), and at which one (§3.1.3).
+"""GATED XATTN-DENSE: how text looks at pictures (§2.2), and at which one (§2.3).
 
 A gated layer stands before a frozen block of the language model and adds what the text needs to see:
 

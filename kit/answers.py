@@ -1,4 +1,4 @@
-"""Answers: functions over a Flamingo that write text after a prompt, or weigh answers that are given (§4).
+"""Answers: functions over a Flamingo that write text after a prompt, or weigh answers that are given (§2.5).
 
     greedy      the idea, in ten lines
     generate    many prompts at a time, beams or samples, nothing computed twice
@@ -136,7 +136,7 @@ def score(model, tokens, length, image_index, candidates, media=None, features=N
     the end says that the answer must stop there) -> for each prompt a list of floats, Σ log p over the
     answer's tokens.
 
-    The prompt is read once for all of its candidates (§4: close-ended tasks are ranked by log-likelihood).
+    The prompt is read once for all of its candidates (§2.5: close-ended tasks are ranked by log-likelihood).
     Raises ValueError where a candidate is empty, or does not fit the context after its own prompt.
     """
     rows = [(row, ids) for row, answers in enumerate(candidates) for ids in answers]

@@ -7,7 +7,7 @@ from data import Document, Example, Given, question_prompt
 
 @dataclass
 class Episode:
-    """A few-shot task: examples to learn from, and a query whose answer is the truth (§4, appendix A.2).
+    """A few-shot task: examples to learn from, and a query whose answer is the truth (§2.5, appendix A.2).
 
     choices:     answers to choose from, by log-likelihood; None: the answer is generated
     check(text): whether a generated answer is right; by default when it is the same text

@@ -23,7 +23,7 @@ class Tokenizer:
 
     Ids 0 … V-1 belong to the language model and are frozen with it: the BPE ranks, then <BOS> and <PAD>.
     Ids V and V+1 are <image> and <EOC>, which the language model never met: Flamingo trains their two
-    rows itself (§3.2; the paper adds <EOC> only, and writes <image> as plain text).
+    rows itself (§2.4; the paper adds <EOC> only, and writes <image> as plain text).
 
     ranks: {bytes: id}; among two possible merges, the one with the lower id comes first
     n_vocab: V of a published vocabulary, where ids may be missing among the ranks: those of added tokens,

@@ -39,7 +39,7 @@ def grown(out, toward, leaves):
 
 
 def slow_layer(layer, y, visual, image_index):
-    """§3.1.2 and §3.1.3 for one token, one head, one key at a time; only what a token sees is ever
+    """§2.2 and §2.3 for one token, one head, one key at a time; only what a token sees is ever
     touched."""
     def norm(x, ln):
         return (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt() * ln.weight + ln.bias

@@ -25,7 +25,7 @@ from kit.files import BadItem
 
 
 VIDEOS = '.mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ogv .ts .3gp'.split()
-# One frame a second (§3.1.1).
+# One frame a second (§2.1).
 FFMPEG = 'make a folder of frames of each: ffmpeg -i clip.mp4 -vf fps=1 clip/%05d.jpg'
 
 PICTURES = ('.png .apng .jpg .jpeg .jfif .gif .webp .avif .bmp .tif .tiff .ppm .pgm .pbm .pnm .pfm .jp2 '
@@ -110,7 +110,7 @@ def read_frames(path, n_frame=8, limit_pixels=64_000_000, fps=1.0):
     """The frames of a picture (one), an animation, or a folder of frames (up to n_frame). path: of a file or
     a folder, or an Inside.
 
-    Animations are sampled at `fps` frames a second (the paper: 1 in training, §3.1.1; 3 when a trained model
+    Animations are sampled at `fps` frames a second (the paper: 1 in training, §2.1; 3 when a trained model
     is asked). A folder of frames, in natural order (2 before 10), is taken to have that rate already. What is
     longer than n_frame / fps seconds is spread evenly. Returns a list of PIL RGB pictures, at least one.
     Raises BadItem and nothing else.

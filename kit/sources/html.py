@@ -1,4 +1,4 @@
-"""Saved web pages, made Documents the way M3W was (§3.2, appendix A.3.1): the text that a reader sees and the
+"""Saved web pages, made Documents the way M3W was (§2.4, appendix A.3.1): the text that a reader sees and the
 pictures where the DOM has them.
 
     bytes  ──decode_html──►  str  ──PageReader──►  [text or Media, ...]

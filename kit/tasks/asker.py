@@ -1,4 +1,4 @@
-"""Putting questions to a trained Flamingo: answers are ranked by log-likelihood, or written (§4)."""
+"""Putting questions to a trained Flamingo: answers are ranked by log-likelihood, or written (§2.5)."""
 import os
 import re
 import sys
@@ -58,7 +58,7 @@ def load(path, device='cpu', batch_size=16, n_frame=0, fps=1.0):
 
 def trim(text):
     """What stands before the next prompt: a model that does not stop at <EOC> goes on with a question of its
-    own (§4 trims so, too)."""
+    own (the first version of the paper trims so, too)."""
     return NEXT_PROMPT.split(text, maxsplit=1)[0].strip()
 
 

@@ -23,27 +23,24 @@ are written to out_dir/evaluate.json.
 import json
 import os
 
-import numpy as np
-from tqdm import tqdm
-
 from kit.cli import check_range, command, configure
 from kit.device import pick_device
-from kit.files import BadInput, BadItem, whole_file
+from kit.files import BadInput, whole_file
 from kit.show import canvas, charts
 from kit.sources.base import Report
 from kit.tasks.asker import CHECKPOINT, find_checkpoint, LEAST_FPS, load, MOST_BEAMS, MOST_FRAMES
 from kit.tasks.classes import run_classes
 from kit.tasks.depths import run_depths
-from kit.tasks.encoders import run_probe, run_retrieval, run_zero_shot, zero_shot
-from kit.tasks.episodes import episodes_of, frozen_episode, TASKS
+from kit.tasks.encoders import run_probe, run_retrieval, run_zero_shot
+from kit.tasks.episodes import TASKS
 from kit.tasks.files import run_episodes
 from kit.tasks.metrics import METRICS
 from kit.tasks.naming import naming_ways, run_controls, run_folder
 from kit.tasks.official import run_official
-from kit.tasks.options import listed, numbers, templates
+from kit.tasks.options import listed, templates
 from kit.tasks.questions import QUESTIONS, run_questions
-from kit.tasks.results import check_lengths, row_of
-from kit.tasks.tables import control_text, NAMING_SHOTS, SHOTS, tables
+from kit.tasks.suite import cells, run_suite
+from kit.tasks.tables import control_text, tables
 
 
 GROUPS = {  # of --help: what they are for, and of each key its default and its meaning
@@ -130,58 +127,6 @@ BELONGS = {  # keys that say nothing without one of these
 PREDICTED = 'episodes', 'coco_annotations', 'vqa_questions'
 SPOILED = 'episodes', 'folder'  # besides the embedded world: by controls
 
-# Frozen's naming protocol: (shots, repeats, is the task announced?), at 2 and 5 ways.
-FROZEN = [(1, 0, False), (1, 0, True), (3, 0, True), (5, 0, True), (1, 1, True), (1, 3, True), (1, 5, True)]
-
-
-def cells(config):
-    """The table of the embedded world -> [(task, ways, shots)]"""
-    plan = []
-    for task in listed(config, 'tasks', TASKS):
-        if task == 'naming':
-            shots = [s for s in numbers(config, 'shots', NAMING_SHOTS) if s > 0]
-            plan += [(task, ways, s) for ways in naming_ways(config) for s in shots]
-        else:
-            plan += [(task, None, s) for s in (numbers(config, 'shots', SHOTS) if task != 'action' else [0])]
-    return plan
-
-
-def full_table(config, asker, contrastive, report):
-    """Every task of the embedded world over the number of shots, and Frozen's naming protocol -> rows.
-    What does not fit the context is left out, and reported."""
-    rows = []
-    if not config.tasks:
-        rows.append(zero_shot(contrastive, asker.tokenizer, asker.features, 8 * config.n))
-
-    def ask(task, ways, shots, wanted, change=None, label=None):
-        seeds = range(config.seed, config.seed + config.seeds)
-        episodes = [e for seed in seeds for e in
-                    episodes_of(task, shots, config.n, ways, seed, text_examples=config.text_examples)]
-        if change is not None:
-            rng = np.random.default_rng(config.seed)
-            episodes = [change(e, rng) for e in episodes]
-        try:
-            check_lengths(asker, episodes, task, shots, ways)
-        except BadItem as e:
-            return report.add(e)
-        answers = asker.answer(episodes, task)
-        for metric in wanted:
-            try:
-                rows.append(row_of(metric, task, episodes, answers, ways, shots, label=label))
-            except ValueError as e:  # one episode alone has no ROC curve
-                raise BadInput(f'{task}: {e}; take more episodes (--n)') from e
-
-    for task, ways, shots in tqdm(cells(config), desc='tasks × shots', leave=False):
-        ask(task, ways, shots, TASKS[task][1])
-    if 'naming' in listed(config, 'tasks', TASKS) and not (config.ways or config.shots):
-        for ways in (2, 5):
-            for shots, repeats, induction in FROZEN:
-                label = 'written' + (f', {repeats} repeats' if repeats else '')
-                label += '' if induction else ', no induction'
-                ask('naming', ways, shots, ['accuracy'],
-                    lambda e, rng: frozen_episode(e, rng, repeats, induction), label)
-    return rows
-
 
 def asked_about(config):
     """-> which of SOURCES is given, or None: the embedded world. Raises BadInput where it is more than
@@ -226,7 +171,7 @@ def ask_all(config, asker, contrastive, report):
     asked = asked_about(config)
     if config.controls and asked != 'episodes':
         return run_controls(config, asker, contrastive, report)
-    return SOURCES.get(asked, full_table)(config, asker, contrastive, report)
+    return SOURCES.get(asked, run_suite)(config, asker, contrastive, report)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""The encoders of the contrastive stage from their sizes; one more text tower, for --sizes=plain_words=True."""
+"""The encoders of the contrastive stage from their sizes; another text tower, for --sizes=plain_words=True"""
 import torch.nn.functional as F
 from torch import nn
 

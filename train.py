@@ -87,8 +87,8 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 #     mixing               how its sources are mixed: data.mixture
 #     data                 reads the samples of its sources (kit/run/batches.py)
 #     module, net          what it trains; the same as training calls it (over many processes)
-#     optimizer, lr        and the peak of the learning rate
-#     n_iter               how many steps
+#     optimizer            with the share of `lr` that each group of its parameters gets
+#     n_iter, lr, decay    how many steps; the peak of the learning rate, and how it falls: see `schedule`
 #     batches(samples, i)  -> the micro-batches of a step, from {source: samples of batch i}
 #     losses(batch)        -> {source: mean loss}
 #     clip()               clips the gradient -> its norm before
@@ -108,6 +108,7 @@ class VisionStage:
         self.module = self.load()
         self.net = spread_vision(run, self.module)
         self.n_iter, self.lr = self.config.vision_iters, self.config.vision_lr
+        self.decay = self.config.schedule_vision
         self.optimizer = adamw(self.module.named_parameters(), self.lr, weight_decay=0.0)  # the paper: Adam
 
     def load(self):
@@ -161,6 +162,7 @@ class LanguageStage:
         self.lambdas = {'text': 1.0}
         self.net = spread_language(run, self.module)
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
+        self.decay = self.config.schedule_language
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config.weight_decay)
 
     def batches(self, samples, i):
@@ -190,12 +192,14 @@ class FlamingoStage:
     def __init__(self, run):
         self.run, self.config, self.data, self.mixing = run, run.config, SequenceData(run), run.config.mixing
         class_words.use(run)  # only with --folders=words=N
-        self.lambdas = {s: getattr(self.config, 'lambda_' + s) for s in SOURCES if getattr(self.config, s)}
-        self.lambdas = {source: weight for source, weight in self.lambdas.items() if weight}
+        weights = {source: getattr(self.config, 'lambda_' + source) for source in SOURCES}
+        self.lambdas = {source: weight for source, weight in weights.items()
+                        if weight and getattr(self.config, source)}
         if not self.lambdas:
             raise BadInput('nothing to learn from: give m3w, align, ltip or vtp, and a lambda above 0')
         self.contrastive, self.module = self.load()
         self.features = FrozenFeatures(self.module.vision, run.reader.pixels, run.device)
+        self.decay = self.config.schedule_flamingo
         self.prepare()
         self.net = spread_flamingo(run, self.module)
         trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
@@ -302,11 +306,11 @@ def load_frozen(run, contrastive=None, kind=Flamingo):
 
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
-    kind = getattr(run.config, 'schedule_' + stage.name.replace('finetune', 'flamingo'))
     loop = Loop(run, stage, missing, progress)
     for step, i, samples in loop:                         # from where it stopped; ends on a signal or on time
+        share = schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
-            group['lr'] = stage.lr * group['scale'] * schedule(kind, step, run.config.warmup, stage.n_iter)
+            group['lr'] = stage.lr * group['scale'] * share
         losses, n_token = gradients(run, stage, samples, i)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):

@@ -124,7 +124,7 @@ def test_peers_that_can_be_imported_are_measured_beside_ours(monkeypatch, tmp_pa
             return self.linear(y)
 
     def missing():
-        raise ImportError
+        raise ImportError("No module named 'transformers'")
 
     module = types.SimpleNamespace(GatedCrossAttentionBlock=Block)
     monkeypatch.setitem(sys.modules, 'flamingo_pytorch', module)
@@ -133,7 +133,9 @@ def test_peers_that_can_be_imported_are_measured_beside_ours(monkeypatch, tmp_pa
     rows = run(monkeypatch, tmp_path, '--peers=True', '--what=xattn_forward')
     both = 'ours', 'flamingo-pytorch'
     assert [(row['who'], row['images']) for row in rows] == [(who, n) for n in (1, 5, 32) for who in both]
-    ratios = [line for line in capsys.readouterr().out.splitlines() if 'the fastest peer' in line]
+    said = capsys.readouterr().out.splitlines()
+    assert "not measured beside idefics: No module named 'transformers' (pip install transformers)" in said
+    ratios = [line for line in said if 'the fastest peer' in line]
     assert len(ratios) == 3 and all('flamingo-pytorch' in line for line in ratios)
 
 

@@ -1,6 +1,7 @@
 """What people bring: folders, lists, shards and files as they are downloaded, each with its right captions
 and splits."""
 import base64
+import csv
 import io
 import json
 import os
@@ -197,6 +198,15 @@ def test_damaged_rows_are_counted(tmp_path):
     assert pairs.report.as_dict() == {'not a row': 1, 'missing': 1, 'no text': 1, 'not UTF-8': 1}
     assert [item.text for item in pairs.items] == [SAID[0], SAID[2], SAID[3], *SAID]
     assert pairs.items[2].where == f'{tmp_path / "metadata.csv"}:8'
+
+
+def test_a_long_cell_is_read_and_other_tables_keep_their_limit(tmp_path):
+    """csv's limit, 128 KiB a cell unless said otherwise, is one for the whole process."""
+    pictures(tmp_path / 'images')
+    before, long = csv.field_size_limit(), 'red ' * 50_000
+    text(tmp_path / 'metadata.csv', 'file_name,text\n' + f'images/0.png,"{long}"\nimages/1.png,"a ""b"\n')
+    assert [item.text for item in open_folder(tmp_path).items] == [long.strip(), 'a "b']
+    assert csv.field_size_limit() == before
 
 
 # ---------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from kit.tasks.controls import BLANK, blank_examples, blank_support, CONTROLS, t
 from kit.tasks.encoders import zero_shot
 from kit.tasks.episodes import episodes_of, frozen_episode, TASKS
 from kit.tasks.results import control_rows, measure, row, value_of
+from kit.tasks.suite import run_suite
 from kit.tasks.tables import control_text, tables
 from kit.weights.small import halve
 from kit.world.draw import clip, EVENTS, scene
@@ -338,8 +339,8 @@ def test_the_whole_command_on_a_few_episodes(asker, loaded, out, monkeypatch, ca
 
 def test_what_does_not_fit_the_context_is_left_out_whole(asker, loaded):
     report = Report()
-    rows = evaluate.full_table(config('--n=2', '--seeds=1', '--tasks=caption', '--shots=2,60'), asker,
-                               loaded[1], report)
+    rows = run_suite(config('--n=2', '--seeds=1', '--tasks=caption', '--shots=2,60'), asker,
+                     loaded[1], report)
     assert {r['shots']
             for r in rows} == {2} and report.where == {'longer than the context': ['caption, 60 shots']}
 
@@ -347,7 +348,7 @@ def test_what_does_not_fit_the_context_is_left_out_whole(asker, loaded):
 @pytest.mark.parametrize('argv', [['--tasks=captoin'], ['--shots=a'], ['--shots=-1'], ['--ways=1']])
 def test_mistakes_are_named(asker, loaded, argv):
     with pytest.raises(BadInput, match=argv[0][2:].split('=')[0]):
-        evaluate.full_table(config('--n=1', '--seeds=1', *argv), asker, loaded[1], Report())
+        run_suite(config('--n=1', '--seeds=1', *argv), asker, loaded[1], Report())
 
 
 @pytest.mark.parametrize('said, kept', [('a red ring', 'a red ring'),

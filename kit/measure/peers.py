@@ -10,17 +10,21 @@ import os
 
 import torch
 
-NAMES = ('flamingo-pytorch', 'open_flamingo', 'idefics')
+from kit.files import one_line
+
+PACKAGES = {'flamingo-pytorch': 'flamingo-pytorch', 'open_flamingo': 'open-flamingo',
+            'idefics': 'transformers'}
+NAMES = tuple(PACKAGES)
 
 
 def importable():
-    """-> {name: module}"""
+    """-> {name: module}. Of those that cannot be imported, the screen says why."""
     found, loaders = {}, (flamingo_pytorch, open_flamingo_layers, idefics)
     for name, load in zip(NAMES, loaders):
         try:
             found[name] = load()
-        except ImportError:
-            pass
+        except ImportError as e:
+            print(one_line(f'not measured beside {name}: {e} (pip install {PACKAGES[name]})'))
     return found
 
 
@@ -31,7 +35,7 @@ def flamingo_pytorch():
 def open_flamingo_layers():
     package = importlib.util.find_spec('open_flamingo')
     if package is None:
-        raise ImportError('open_flamingo')
+        raise ImportError("No module named 'open_flamingo'")
     path = os.path.join(package.submodule_search_locations[0], 'src', 'helpers.py')
     spec = importlib.util.spec_from_file_location('open_flamingo_helpers', path)
     module = importlib.util.module_from_spec(spec)

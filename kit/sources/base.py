@@ -267,12 +267,23 @@ def readable_pairs(pairs, pixels, report):
 # ---------------------------------------------------------------------------------------------
 # Files and lines
 
-def locate(root, name):
-    """The real path of `name` in the folder `root` (itself a real path). Raises BadItem when it is not there,
-    or leads out of it: a downloaded list must not be able to show us other files of this machine."""
+def real_path(path, known):
+    """os.path.realpath (links and '..' resolved), asked for each folder only once. known: {folder: its real
+    path}, filled on the way."""
+    folder, name = os.path.split(path)
+    if folder not in known:
+        known[folder] = os.path.realpath(folder)
+    real = os.path.join(known[folder], name)
+    return os.path.realpath(path) if name in ('', '.', '..') or os.path.islink(real) else real
+
+
+def locate(root, name, known=None):
+    """The real path of `name` in the folder `root` (itself a real path). known: as of `real_path`. Raises
+    BadItem when it is not there, or leads out of it: a downloaded list must not be able to show us other
+    files of this machine."""
     path = os.path.join(root, name)
     try:
-        real = os.path.realpath(path)  # links and '..' resolved
+        real = real_path(path, {} if known is None else known)
         if os.path.isabs(name) or not real.startswith(os.path.join(root, '')):
             raise BadItem('outside the folder', path)
         mode = os.stat(real).st_mode
@@ -339,7 +350,10 @@ SPLIT_KEYS = 'split subset partition set_name'.split()
 
 def first_of(fields, keys):
     """The first of these fields that is there."""
-    return next((fields[key] for key in keys if fields.get(key) is not None), None)
+    for key in keys:
+        if (value := fields.get(key)) is not None:
+            return value
+    return None
 
 
 def lower_keys(fields):

@@ -90,6 +90,7 @@ class Finder:
 
     def __init__(self, *roots):
         self.roots = [os.path.realpath(given_path(root)) for root in roots]
+        self.known = {}  # {folder: its real path}
 
     def __call__(self, name):
         if re.match(r'(https?|ftp|s3|gs)://', name):
@@ -97,7 +98,7 @@ class Finder:
         troubles = []
         for root in self.roots:
             try:
-                return locate(root, name)
+                return locate(root, name, self.known)
             except BadItem as e:
                 troubles.append(e)
         if troubles[0].kind == 'missing':

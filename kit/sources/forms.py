@@ -136,12 +136,14 @@ def count_unread(place, form, found, items):
     found = [part for entry in found for part in (entry if isinstance(entry, tuple) else [entry])]
     used = {part if form.whole else os.path.realpath(part) for part in found if isinstance(part, str)}
     used |= place.read_too | ({item.path for item in items} if isinstance(items, list) else set())
-    stems = {os.path.splitext(path)[0] for path in used}
+    folders, unread = {parts: os.path.join(place.root, *parts) for parts in {p for p, _ in place.files}}, []
     for parts, name in place.files:
-        path = os.path.join(place.root, *parts, name)
+        path = os.path.join(folders[parts], name)
         above = (os.path.join(place.root, *parts[:n]) for n in range(1, len(parts) + 1))  # a folder of frames
-        if path in used or any(folder in used for folder in above):
-            continue
+        if path not in used and not any(folder in used for folder in above):
+            unread.append((path, name))
+    stems = {os.path.splitext(path)[0] for path in used} if unread else set()
+    for path, name in unread:
         if is_picture(name):
             if form.holds == 'pairs' and not form.whole and os.path.realpath(path) not in used:
                 place.aside.add(BadItem('a picture that nothing is said about', path))
@@ -259,7 +261,7 @@ class Source:
         *Why not drawn by weight:* a sampled part would show some items twice and others not at all. Dealt out
         evenly, as a line is drawn in pixels, the first i numbers hold i times the share of a part, rounded,
         and that needs no counting. The numbers of a block change places, or a mix of 1:1 would deal all even
-        numbers to the same part, and rows of texts (kit/run/reading.py) begin with even numbers only.
+        numbers to the same part, and rows of texts (kit/run/batches.py) begin with even numbers only.
         """
         if len(self.parts) == 1:
             return 0, i

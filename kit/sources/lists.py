@@ -13,6 +13,7 @@ import importlib.util
 import os
 import re
 from fnmatch import fnmatch
+from functools import lru_cache
 
 from kit.files import BadInput, BadItem, open_file
 from kit.sources.base import (
@@ -27,8 +28,6 @@ METADATA = ('metadata.jsonl', 'metadata.csv', 'metadata.tsv', 'metadata.parquet'
 NAMED = ('captions*.txt', 'captions*.csv', 'captions*.tsv', 'captions*.jsonl', '*.token', '*token.txt')
 LEMMAS = '*lemma*'  # Flickr8k's captions once more, each word in its ground form
 ENDINGS = ('.jsonl', '.csv', '.tsv', '.txt', '.token', '.parquet')
-
-csv.field_size_limit(LIMIT_TEXT)  # of one cell; Python's own limit is an eighth of that
 
 
 # ---------------------------------------------------------------------------------------------
@@ -173,7 +172,7 @@ def table_rows(file, report):
             else (cells_of(line, separator) for line in lines()))
     while True:
         try:
-            cells = next(rows)
+            cells = next_row(rows)
         except StopIteration:
             return
         except csv.Error as e:
@@ -185,6 +184,16 @@ def table_rows(file, report):
             if columns[-1] in TEXT_KEYS and len(cells) > len(columns):  # commas in a caption without quotes
                 cells[len(columns) - 1:] = last.split(separator, len(columns) - 1)[-1:]
             yield f'{file}:{number}', dict(zip(columns, (cell.strip() or None for cell in cells)))
+
+
+def next_row(rows):
+    """next(rows) of a csv.reader, whose cells may be as long as a caption. The limit (Python's own is an
+    eighth of that) is the whole process's, and so is set back."""
+    before = csv.field_size_limit(LIMIT_TEXT)
+    try:
+        return next(rows)
+    finally:
+        csv.field_size_limit(before)
 
 
 def json_rows(file, report):
@@ -268,7 +277,12 @@ def row_items(fields, split, find, where):
         raise BadItem('bad split', where, repr(mine))
     path = find(name_in(name))
     if not mine:  # one list of pictures in train/ and in test/
-        *above, _ = path.removeprefix(find.roots[0]).split(os.sep)
-        mine = next(filter(split_of, above), 'train')
+        mine = split_above(os.path.dirname(path.removeprefix(find.roots[0])))
     mine = split_of(mine) or mine
     return [Item(path, text, mine, '' if prompt else text, where, prompt=prompt) for text in texts]
+
+
+@lru_cache(1 << 12)
+def split_above(folders):
+    """'/train/cat' -> 'train', the first of these folders that is called by a split; 'train' if none is"""
+    return next(filter(split_of, folders.split(os.sep)), 'train')

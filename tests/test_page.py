@@ -30,7 +30,8 @@ from kit.cli import configure
 from kit.files import BadInput
 from kit.page import desk, server
 from kit.page.desk import Desk
-from kit.tasks import attention, controls
+from kit.show import sheets
+from kit.tasks import attention, controls, occlusion
 from kit.tasks.asker import load, NANO
 from kit.tasks.episodes import episodes_of
 from kit.tasks.prompts import as_episode, as_text, examples, parse_prompt
@@ -311,6 +312,25 @@ def test_each_word_says_which_picture_it_sees_and_where_it_looks(page, asker):
     prompts = attention.with_answer(asker, document, asker.tokenizer.encode(' ' + out['answer']))
     wanted, mine = attention.looks(asker, *prompts)[-1]['weights'], np.array(words[-1]['weights'][0])
     assert mine / 1000 == pytest.approx((wanted[0] / wanted.sum()).numpy(), abs=2e-3)
+
+
+def test_what_each_word_would_lose_is_the_map_that_sample_py_draws(page, asker):
+    """Of the words that see one picture, in the prompt as it is and in the spoilt one."""
+    got, request = drawn(page, 'naming', 4, ways=2)
+    request |= {'controls': ['blank_support'], 'answer': 'dax'}
+    for run, image in (('before', 0), ('before', 2), ('after', 2)):
+        maps = said(page, '/lost', request | {'run': run, 'image': image})['maps']
+        runs, _ = page.desk.runs(request)
+        steps, _ = occlusion.words(asker, runs[run], asker.tokenizer.encode(' dax'))
+        mine = [s for s in steps if f'picture {image + 1}:' in s['word']]
+        assert sorted(map(int, maps)) == [s['place'] for s in mine] and len(mine) > 1
+        wanted = sheets.heat(mine[-1]['picture'], mine[-1]['weights'], 224, mine[-1]['top'])
+        png = Image.open(io.BytesIO(base64.b64decode(maps[str(mine[-1]['place'])])))
+        assert np.array_equal(np.asarray(png), np.asarray(wanted))
+    words = answer(page, request)['words']
+    assert {w['place'] for w in words if w['index'] == 3 and not w['answer']} <= set(map(int, maps))
+    assert 'image' in refused(page, '/lost', request | {'run': 'before', 'image': 3})[1]
+    assert 'run' in refused(page, '/lost', request | {'run': 'x', 'image': 0})[1]
 
 
 def test_clips_have_weights_for_every_frame(page):

@@ -115,6 +115,17 @@ def test_a_word_lights_up_the_one_picture_it_sees(page):
     assert page.run('document.querySelectorAll(".card.seen").length') == 0
 
 
+def test_what_a_word_would_lose_is_shown_when_asked_for(page):
+    asked(page)
+    page.click('[value=lost]')
+    page.until('document.querySelector("#shown .frames > img") !== null')
+    first = page.run('document.querySelector("#shown .frames > img").src')
+    page.run('document.querySelector("#words button").focus()')  # of another picture
+    page.until(f'(document.querySelector("#shown .frames > img") || {{src: {first!r}}}).src !== {first!r}')
+    page.click('[name=map][value=attention]')
+    assert page.run('document.querySelectorAll("#shown i").length') == 9
+
+
 def test_the_keyboard_alone(page):
     """From the top: draw a prompt, move a card, write in it, ask."""
     before = page.run('text()')

@@ -24,9 +24,9 @@ from kit.cli import parse
 from kit.episode import dialogue_prompt
 from kit.features import Kept
 from kit.files import BadInput, BadItem
-from kit.show import canvas
+from kit.show import canvas, sheets
 from kit.sources.decode import Inside, is_video, media_of
-from kit.tasks import attention
+from kit.tasks import attention, occlusion
 from kit.tasks.controls import blanked, spoilt
 from kit.tasks.episodes import episodes_of
 from kit.tasks.explain import likeliest, token_text, top_words
@@ -107,19 +107,25 @@ class Desk:
 
     def ask(self, request, tell):
         """Answers the prompt, and after that the spoilt one where something is to be spoilt. All is told."""
-        document, names = self.document(request)
-        config, runs = self.keys(request), [('before', document)]
-        wanted, blank = (field(request, name, list, default=[]) for name in ('controls', 'blank'))
-        if any(name not in CONTROLS for name in wanted):
-            raise BadInput(f'controls: some of {", ".join(CONTROLS)}')
-        if wanted or blank:
-            shown = [names[id(p)] for p in document.pieces if isinstance(p, Media)]
-            after = blanked(document, [n for n, name in enumerate(shown) if name in blank])
-            runs.append(('after', spoilt(after, wanted, config.seed) if wanted else after))
-        for run, asked in runs:
+        config, (runs, names) = self.keys(request), self.runs(request)
+        for run, document in runs.items():
             tell({'run': run, 'doing': 'reading the prompt'})
-            self.answer(asked, config, names, lambda event: tell({'run': run, **event}))
+            self.answer(document, config, names, lambda event: tell({'run': run, **event}))
         return {'done': True}
+
+    def lost(self, request, tell):
+        """Of each word that sees one picture, what it loses where that is blanked: {its place: a PNG}, as
+        sample.py --attention draws it. image: which picture, counted from 0; answer: what was said."""
+        runs, _ = self.runs(request)
+        run, answer = field(request, 'run', str), field(request, 'answer', str)
+        if run not in runs:
+            raise BadInput(f'run: one of {", ".join(runs)}')
+        n_image = sum(isinstance(piece, Media) for piece in runs[run].pieces)
+        image = field(request, 'image', int, 0, n_image - 1)
+        ids, most = self.answer_ids(answer), self.asker.model.lm.n_context
+        steps, _ = occlusion.words(self.asker, runs[run], ids, most, images=[image])
+        maps = [sheets.heat(step['picture'], step['weights'], 224, step['top']) for step in steps]
+        return {'maps': {step['place']: encoded(canvas.png(m)) for step, m in zip(steps, maps)}}
 
     def sheet(self, request, tell):
         """-> the PNG that sample.py saves as sample.png"""
@@ -194,6 +200,20 @@ class Desk:
         document = parse_prompt(text, 'the prompt', lambda path: media[named(path, media)])
         return document, {id(m): name for name, m in media.items()}
 
+    def runs(self, request):
+        """-> ({'before': the prompt as it is, 'after': spoilt, where that is wanted}, what `document` gives
+        besides). Raises BadInput."""
+        document, names = self.document(request)
+        wanted, blank = (field(request, name, list, default=[]) for name in ('controls', 'blank'))
+        if any(name not in CONTROLS for name in wanted):
+            raise BadInput(f'controls: some of {", ".join(CONTROLS)}')
+        if not wanted and not blank:
+            return {'before': document}, names
+        shown = [names[id(p)] for p in document.pieces if isinstance(p, Media)]
+        after = blanked(document, [n for n, name in enumerate(shown) if name in blank])
+        after = spoilt(after, wanted, self.keys(request).seed) if wanted else after
+        return {'before': document, 'after': after}, names
+
     def keys(self, request):
         """-> sample.py's keys, those of the request in place of their defaults. Raises BadInput."""
         given = field(request, 'keys', dict, default={})
@@ -223,12 +243,14 @@ class Desk:
         tell({'answer': answer, **said, 'cards': cards_of(document, names)})
         tell(self.seen(document, answer))
 
+    def answer_ids(self, answer):
+        return self.asker.tokenizer.encode(' ' + answer) if answer else []
+
     @torch.no_grad()
     def seen(self, document, answer):
         """Of a prompt and its answer: the words and where they look; of the answer's tokens the likeliest."""
         model, tokenizer = self.asker.model, self.asker.tokenizer
-        ids = tokenizer.encode(' ' + answer) if answer else []
-        prompts, n_prompt = attention.with_answer(self.asker, document, ids)
+        prompts, n_prompt = attention.with_answer(self.asker, document, self.answer_ids(answer))
         pictures = dict(features=prompts['features'], frame_mask=prompts['frame_mask'])
         logits = forbid(model, model(prompts['tokens'], prompts['image_index'], **pictures)[0])
         ids = [*prompts['tokens'][0].tolist(), model.eoc]

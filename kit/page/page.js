@@ -450,12 +450,13 @@ function clearAnswers() {
 
 async function askOnce() {
   await Promise.allSettled(cards.map((card) => card.picture && pictures.get(card.picture).ready));
+  const asked = request();
   let done = false;
-  for await (const event of lines(await send('ask', request(), asking.signal))) {
+  for await (const event of lines(await send('ask', asked, asking.signal))) {
     if (event.error) throw new Failed(event);
     if (event.doing) $('doing').textContent = event.doing;
     if (event.run) {
-      const run = runs[event.run] = Object.assign(runs[event.run] || {}, event);
+      const run = runs[event.run] = Object.assign(runs[event.run] || {asked}, event);
       showRun(event.run, run);
       if (event.words && event.run === 'before') showSees('before');
     }
@@ -581,6 +582,10 @@ function showSees(name) {
     if (next) { e.preventDefault(); next.focus(); }
   };
   const first = run.words.findIndex((word) => word.answer), at = first < 0 ? all.length - 1 : first;
+  const now = () => all.findIndex((button) => button.getAttribute('aria-pressed') === 'true');
+  for (const radio of document.querySelectorAll('[name=map]')) {
+    radio.onchange = () => showWord(run, run.words[now()], all[now()]);
+  }
   if (all[at]) showWord(run, run.words[at], all[at]);
 }
 
@@ -599,15 +604,43 @@ function showWord(run, word, button) {
     said.textContent = `“${word.word}” stands before every picture: it sees nothing.`;
     return;
   }
-  const known = pictures.get(name), most = Math.max(1, ...word.weights.flat());
+  const lost = document.querySelector('[name=map]:checked').value === 'lost';
+  $('map-hint').textContent = lost ? LOST : ATTENTION;
+  if (lost) showLost(run, word, frames);
+  else showAttention(word, pictures.get(name), frames);
+  const verb = word.index === word.image + 1 ? 'sees' : 'looks most at';
+  const which = name === 'blank' ? 'blanked' : name;
+  said.textContent = `“${word.word}” ${verb} picture ${word.image + 1} (${which}).`;
+}
+
+const ATTENTION = 'Circles: the attention of the gated layers to each place, followed back through the ' +
+  'resampler. A place has a wide view of its picture, so they say what was weighed, not where a thing is.';
+const LOST = 'In its own colours: what the word needs. A square of the picture is blanked, and the word ' +
+  'becomes less likely; a line goes around what costs it most. Of a clip, the frame in the middle.';
+
+function showAttention(word, known, frames) {
+  const most = Math.max(1, ...word.weights.flat());
   word.weights.forEach((weights, f) => {
     const image = known ? make('img', {src: known.frames[f] || known.frames[0], alt: ''}) : make('span');
     image.classList.toggle('grey', !known);
     frames.append(make('span', {className: 'frame'}, image, circles(weights, most)));
   });
-  const verb = word.index === word.image + 1 ? 'sees' : 'looks most at';
-  const which = name === 'blank' ? 'blanked' : name;
-  said.textContent = `“${word.word}” ${verb} picture ${word.image + 1} (${which}).`;
+}
+
+async function showLost(run, word, frames) {  // found once for all words that see a picture
+  const image = word.index - 1, answer = run.answer;
+  run.lost = run.lost || {};
+  run.lost[image] = run.lost[image] || send('lost', {...run.asked, run: run.run, answer, image})
+    .then((response) => response.json());
+  const wait = make('span', {className: 'hint', textContent: 'blanking square by square …'});
+  frames.replaceChildren(wait);
+  try {
+    const {maps} = await run.lost[image];
+    if (wait.isConnected) frames.replaceChildren(make('img', {src: asUrl(maps[word.place]), alt: ''}));
+  } catch (e) {
+    delete run.lost[image];  // the next word asks again
+    if (wait.isConnected) wait.textContent = e.message;
+  }
 }
 
 function circles(weights, most) {  // a place each; the area is the weight, and the picture stays visible

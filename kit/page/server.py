@@ -41,7 +41,8 @@ PATIENCE = 30              # seconds for a client to send or to take the next by
 JSON, LINES = 'application/json', 'application/x-ndjson'
 ROUTES = {
     '/start': ('start', 0, JSON), '/draw': ('draw', 0, JSON), '/parse': ('parse', 0, JSON),
-    '/ask': ('ask', 0, LINES), '/sheet': ('sheet', 0, 'image/png'), '/save': ('save', 0, 'application/zip'),
+    '/ask': ('ask', 0, LINES), '/lost': ('lost', 0, JSON),
+    '/sheet': ('sheet', 0, 'image/png'), '/save': ('save', 0, 'application/zip'),
     '/picture': ('picture', LIMIT_PICTURE, JSON), '/load': ('load', LIMIT_PROMPT, JSON),
 }
 # Keys of sample.py that say something about one prompt, which here the page says.

@@ -83,9 +83,9 @@ def with_answer(asker, document, answer):
 
 
 def looks(asker, prompts, n_prompt):
-    """What `with_answer` gives, with pictures -> for each word {'word', 'answer' (is it of the answer?),
-    'index' (φ, 0 for none), 'image' (the one most looked at, from 0; None where the word sees none),
-    'weights' (F,S) on its frames and places}."""
+    """What `with_answer` gives, with pictures -> for each word {'word', 'place' (of its first token),
+    'answer' (is it of the answer?), 'index' (φ, 0 for none), 'image' (the one most looked at, from 0; None
+    where the word sees none), 'weights' (F,S) on its frames and places}."""
     tokens, index = prompts['tokens'], prompts['image_index']
     weights = look(asker.model, tokens, index, prompts['features'], prompts['frame_mask']).cpu()  # (T,N,F,S)
     out = []
@@ -94,8 +94,8 @@ def looks(asker, prompts, n_prompt):
         seen = torch.stack([weights[t - 1] for t, _ in part]).mean(0)                 # (N,F,S)
         image = int(seen.sum((1, 2)).argmax()) if seen.sum() > 0 else None
         out.append({'word': asker.tokenizer.decode([token for _, token in part]).strip(),
-                    'answer': part[0][0] >= n_prompt, 'index': int(index[0, part[0][0]]),
-                    'image': image, 'weights': None if image is None else seen[image]})
+                    'place': part[0][0], 'answer': part[0][0] >= n_prompt,
+                    'index': int(index[0, part[0][0]]), 'image': image, 'weights': None if image is None else seen[image]})
     return out
 
 

@@ -74,28 +74,28 @@ def widened(lost, side):
     return total / times.clamp(min=1)
 
 
-def words(asker, document, answer, most=48):
+def words(asker, document, answer, most=48, images=None):
     """The last `most` words of a prompt and of the answer to it, for sheets.attention_sheet, and a title.
 
-    document: data.Document; answer: token ids, read as far as they fit the context. -> ([{'word', 'picture',
-    'weights', 'top'}], title). The picture is the one that the word sees, of a clip the frame in the middle;
+    document: data.Document; answer: token ids, read as far as they fit the context; images: see `occlusion`.
+    -> ([{'word', 'place' (of its first token), 'picture', 'weights', 'top'}], title). The picture is the one that the word sees, of a clip the frame in the middle;
     words that see none are left out. Weights are what the word's log-probability loses, where it loses any.
     """
     media = [piece for piece in document.pieces if isinstance(piece, Media)]
     if not media:
         return [], 'no picture'
     prompts, n_prompt = with_answer(asker, document, answer)
-    lost, steps = occlusion(asker, media, prompts), []
+    lost, steps = occlusion(asker, media, prompts, images), []
     for part in whole_words(prompts['tokens'][0].tolist(), n_prompt, asker.tokenizer)[-most:]:
         # A word is told by the token before it, so what that one sees is what counts.
         image = int(prompts['image_index'][0, part[0][0] - 1])
-        if image == 0:
+        if image - 1 not in lost:
             continue
         pixels = asker.features.pixels(media[image - 1])                              # (F,3,H,W)
         gone = sum(lost[image - 1][t - 1] for t, _ in part).clamp(min=0).cpu()        # (P,)
         word = asker.tokenizer.decode([token for _, token in part]).strip()
         where, weights = 'answer' if part[0][0] >= n_prompt else 'prompt', widened(gone, pixels.shape[-1])
-        steps.append({'word': f'{where}, picture {image}: {word}',
+        steps.append({'word': f'{where}, picture {image}: {word}', 'place': part[0][0],
                       'picture': Image.fromarray(pixels[len(pixels) // 2].permute(1, 2, 0).numpy()),
                       'weights': weights.numpy(), 'top': max(weights.max().item(), LEAST)})
     gates = '  '.join(f'{x:.2f} {d:.2f}' for x, d in asker.model.gates())

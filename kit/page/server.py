@@ -224,8 +224,17 @@ class Handler(BaseHTTPRequestHandler):
         try:
             yield
         except Refused as e:
-            self.close_connection = True  # what it has sent besides is not read
+            self.close_connection = True
             self.reply(e.status, JSON, as_json({'error': e.message}))
+            self.drain()
+
+    def drain(self, most=4 << 20, seconds=1):
+        """Read some of what a refused client is still sending: closed at once, it would not hear why."""
+        end = time.monotonic() + seconds
+        self.connection.settimeout(seconds)
+        with contextlib.suppress(OSError):
+            while most > 0 and time.monotonic() < end and (part := self.rfile.read1(1 << 16)):
+                most -= len(part)
 
     def check_sender(self):
         """Raises Refused where the request was not meant for this server, or comes from another's page."""

@@ -20,6 +20,7 @@ sources as samples and makes tensors of them, with data.encode and data.collate.
 the stage's `losses`, and back in `train_stage` the optimizer makes the step.
 """
 import math
+from collections import Counter
 
 import torch
 
@@ -37,6 +38,7 @@ from kit.run.driver import finish, session, stages_to_train
 from kit.run.keys import GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.spread import spread_flamingo, spread_language, spread_vision
+from kit.run.stage import Stage
 from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, PRESETS, Flamingo
 from vision import adaptive_gradient_clip, contrastive_loss
@@ -82,26 +84,93 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 
 
 # ---------------------------------------------------------------------------------------------
-# The stages: three, and fine-tuning. Each has
-#     lambdas              {source: λ}, its sources and their weights in the loss
-#     mixing               how its sources are mixed: data.mixture
-#     data                 reads the samples of its sources (kit/run/batches.py)
-#     module, net          what it trains; the same as training calls it (over many processes)
-#     optimizer            with the share of `lr` that each group of its parameters gets
-#     n_iter, lr, decay    how many steps; the peak of the learning rate, and how it falls: see `schedule`
-#     batches(samples, i)  -> the micro-batches of a step, from {source: samples of batch i}
-#     losses(batch)        -> {source: mean loss}
-#     clip()               clips the gradient -> its norm before
-#     evaluate(), state()  -> {name: value} for the log, in evaluations and in every line
-#     content()            -> what its file holds
+# The loop
 
 
-class VisionStage:
+def train_stage(run, stage, missing, progress=None):
+    """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
+    loop = Loop(run, stage, missing, progress)
+    # From where it stopped; it ends on a signal or on time. i: the number of the samples' batch, which is the
+    # step's but with --mixing=round_robin.
+    for step, i, samples in loop:
+        share = schedule(stage.decay, step, run.config.warmup, stage.n_iter)
+        for group in stage.optimizer.param_groups:
+            group['lr'] = stage.lr * group['scale'] * share
+        losses, n_token = gradients(run, stage, samples, i)
+        norm = stage.clip().item()                        # once: clipping each source would change the mix
+        if loop.finite(losses, norm):
+            stage.optimizer.step()
+        else:
+            loop.skip(not_finite(run, stage, samples, i))
+        stage.optimizer.zero_grad(set_to_none=True)
+        loop.log(losses, norm, n_token)
+        if loop.time_to_evaluate():
+            loop.evaluate()
+    return loop.complete
+
+
+def gradients(run, stage, samples, i):
+    """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) in every parameter's .grad: over the samples
+    of each source m, its batch i, in micro-batches -> {source: L_m}, a mean over all ranks, and the number of
+    tokens read, padding included."""
+    total, n_token = Counter(), 0
+    for batch in stage.batches(samples, i):
+        with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
+            with autocast(run.device, run.dtype, cache=False):
+                losses = stage.losses(batch)
+            sum(stage.lambdas.get(s, 1.0) * loss for s, loss in losses.items()).backward()  # merged: no λ
+        for source, loss in losses.items():
+            total[source] += loss.item()
+        n_token += batch.n_token
+    distributed.average(stage.module, run.config.shard)
+    return dict(zip(total, distributed.mean(*total.values()))), n_token
+
+
+def not_finite(run, stage, samples, i):
+    """Which sources gave a loss or gradient that is not finite? Each alone, once more: this is rare."""
+    found = []
+    for source in samples:
+        stage.optimizer.zero_grad(set_to_none=True)
+        losses, _ = gradients(run, stage, {source: samples[source]}, i)
+        if not math.isfinite(sum(losses.values()) + stage.clip().item()):
+            found.append(source)
+    return found or list(samples)  # if each alone is finite, only their sum is not
+
+
+def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
+    """AdamW. Only matrices decay, and none of the resampler's (appendix B.1.2): decay would work against
+    gates, gains and norms, and the two new embedding rows are among frozen ones. The gates learn `gate_scale`
+    times as fast: while they are shut, everything behind them learns through a keyhole."""
+    groups = {}
+    for name, p in named_parameters:
+        rows = name in ('new_rows', 'soft_prompt')
+        matrix = p.ndim >= 2 and not name.startswith('resampler.') and not rows
+        kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
+        # Scalars and the encoder in groups of their own: they stay whole when the rest is sharded.
+        groups.setdefault((kind, p.ndim == 0, name.startswith('vision.')), []).append(p)
+    groups = [{'params': ps, 'weight_decay': weight_decay if kind == 'matrix' else 0.0,
+               'scale': gate_scale if kind == 'gate' else 1.0} for (kind, _, _), ps in groups.items()]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)  # betas: not in the paper
+
+
+def schedule(kind, step, warmup, n):
+    """The learning rate of a step of n, as a share of its peak: linear warm-up, then one of four decays."""
+    left = 1 - step / n
+    decay = {'cosine': 0.5 * (1 + math.cos(math.pi * (1 - left))), 'linear': left,
+             'trapezoid': min(1.0, left / 0.3), 'constant': 1.0}[kind]
+    return min(1.0, (step + 1) / max(warmup, 1)) * decay
+
+
+# ---------------------------------------------------------------------------------------------
+# The stages: three, and fine-tuning. What each has: kit/run/stage.py
+
+
+class VisionStage(Stage):
     """Contrastive pretraining: the pictures of a batch against its captions (§2.1, appendix B.1)."""
-    name, mixing = 'vision', 'accumulate'
+    name = 'vision'
 
     def __init__(self, run):
-        self.run, self.config, self.data = run, run.config, PairData(run)
+        super().__init__(run, PairData(run))
         self.lambdas = {source: 1.0 for source in ('align', 'ltip') if getattr(self.config, source)}
         if not self.lambdas:
             raise BadInput('the vision stage needs pairs: give align or ltip')
@@ -117,17 +186,15 @@ class VisionStage:
             contrastive.vision = nfnet(self.config.nfnet, self.run.size.dim_embed)
         return contrastive
 
-    def batches(self, samples, i):
-        return self.data.batches(samples, i)
-
     def losses(self, batch):
         images = self.module.vision.normalise(batch.images)
-        texts = [(tokens, mask) for tokens, mask, _ in batch.captions.values()]
-        pictures, captions, beta = self.net(images, texts)                           # (pictures,E), (B,E)s, β
+        texts = [(captions.tokens, captions.mask) for captions in batch.captions.values()]
+        v, l, beta = self.net(images, texts)          # (pictures,E), for each source (captions,E), β
         losses = {}
-        for (source, (_, _, shows)), l in zip(batch.captions.items(), captions):
-            v = pictures[shows]                                                      # (B,E): each caption's
-            losses[source] = contrastive_loss(v, l, beta, *distributed.all_pairs(v, l))
+        for (source, captions), l_source in zip(batch.captions.items(), l):
+            v_source = v[captions.shows]              # (captions,E): of each caption its picture
+            of_all_ranks = distributed.all_pairs(v_source, l_source)
+            losses[source] = contrastive_loss(v_source, l_source, beta, *of_all_ranks)
         return losses
 
     def clip(self):
@@ -140,7 +207,7 @@ class VisionStage:
     def evaluate(self):
         return checks.encoder(self.run, self.module)
 
-    def state(self):
+    def log_values(self):
         return {'beta': round(self.module.log_beta.exp().item(), 3)}
 
     def content(self):
@@ -148,12 +215,12 @@ class VisionStage:
         return {'contrastive': self.module.state_dict(), 'words': words}
 
 
-class LanguageStage:
+class LanguageStage(Stage):
     """Predicting the next word, on text alone. Flamingo will freeze what is learned here."""
-    name, mixing = 'language', 'accumulate'
+    name = 'language'
 
     def __init__(self, run):
-        self.run, self.config, self.data = run, run.config, TextData(run)
+        super().__init__(run, TextData(run))
         class_words.use(run)  # only with --folders=words=N
         self.module = gpt2(self.config.gpt2) if self.config.gpt2 else wire_copying(GPT.from_config(run.size))
         shared_words.begin(run, self.module)  # only with --folders=keep_captions=True
@@ -165,32 +232,32 @@ class LanguageStage:
         self.decay = self.config.schedule_language
         self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config.weight_decay)
 
-    def batches(self, samples, i):
-        return self.data.batches(samples, i)
-
     def losses(self, batch):
         _, loss = self.net(batch.tokens, batch.targets, batch.position)
         return {'text': batch.share * loss}
 
-    def clip(self):
-        return distributed.clip_grad_norm(self.module.parameters(), self.config.grad_clip)
-
     def evaluate(self):
         return {'copying': checks.copying(self.run, self.module)}
-
-    def state(self):
-        return {}
 
     def content(self):
         return {'lm': self.module.state_dict()}
 
 
-class FlamingoStage:
-    """The resampler, the gated layers and two embedding rows learn, between two frozen models (§2.4)."""
+class FlamingoStage(Stage):
+    """The resampler, the gated layers and two embedding rows learn, between two frozen models (§2.4).
+
+    What lets a small one learn this in minutes is not in the paper, and stands elsewhere:
+        the first pages have captions only             kit/world/pages.py, FIRST_PAGES
+        the language model is born copying             kit/copying.py
+        gates learn 15 times as fast as the rest       --gate_scale, `adamw`
+        some channels of each picture are left out     --feature_dropout, kit/run/batches.py
+        pages stand anywhere in the context            kit/run/batches.py, SequenceData.place
+    """
     name = 'flamingo'
 
     def __init__(self, run):
-        self.run, self.config, self.data, self.mixing = run, run.config, SequenceData(run), run.config.mixing
+        super().__init__(run, SequenceData(run))
+        self.mixing = run.config.mixing
         class_words.use(run)  # only with --folders=words=N
         weights = {source: getattr(self.config, 'lambda_' + source) for source in SOURCES}
         self.lambdas = {source: weight for source, weight in weights.items()
@@ -233,13 +300,10 @@ class FlamingoStage:
         _, each = self.net(**batch.text, **batch.pictures, each=True)                # (number of targets,)
         return batch.mean_of_each_source(each)
 
-    def clip(self):
-        return distributed.clip_grad_norm(self.module.parameters(), self.config.grad_clip)
-
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)
 
-    def state(self):
+    def log_values(self):
         """The gates by depth: how far they have opened."""
         return {f'gate_{which}_{depth}': round(value, 5) for depth, pair in enumerate(self.module.gates())
                 for which, value in zip('xd', pair)}
@@ -298,81 +362,6 @@ def load_frozen(run, contrastive=None, kind=Flamingo):
     for frozen in flamingo.frozen:
         frozen.to(frozen_dtype(run.dtype, run.device, run.size.lm_dim))
     return contrastive, flamingo
-
-
-# ---------------------------------------------------------------------------------------------
-# The loop
-
-
-def train_stage(run, stage, missing, progress=None):
-    """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
-    loop = Loop(run, stage, missing, progress)
-    for step, i, samples in loop:                         # from where it stopped; ends on a signal or on time
-        share = schedule(stage.decay, step, run.config.warmup, stage.n_iter)
-        for group in stage.optimizer.param_groups:
-            group['lr'] = stage.lr * group['scale'] * share
-        losses, n_token = gradients(run, stage, samples, i)
-        norm = stage.clip().item()                        # once: clipping each source would change the mix
-        if loop.finite(losses, norm):
-            stage.optimizer.step()
-        else:
-            loop.skip(not_finite(run, stage, samples, i))
-        stage.optimizer.zero_grad(set_to_none=True)
-        loop.log(losses, norm, n_token)
-        if loop.time_to_evaluate():
-            loop.evaluate_and_save()
-    return loop.complete
-
-
-def gradients(run, stage, samples, i):
-    """Compute the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) over the samples of each source m, its batch
-    i, in micro-batches -> {source: L_m}, a mean over all ranks, and the number of tokens read, padding
-    included."""
-    total, n_token = {}, 0
-    for batch in stage.batches(samples, i):
-        with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
-            with autocast(run.device, run.dtype, cache=False):
-                losses = stage.losses(batch)
-            sum(stage.lambdas.get(s, 1.0) * loss for s, loss in losses.items()).backward()  # merged: no λ
-        total |= {source: total.get(source, 0.0) + loss.item() for source, loss in losses.items()}
-        n_token += batch.n_token
-    distributed.average(stage.module, run.config.shard)
-    return dict(zip(total, distributed.mean(*total.values()))), n_token
-
-
-def not_finite(run, stage, samples, i):
-    """Which sources gave a loss or gradient that is not finite? Each alone, once more: it is seldom asked."""
-    found = []
-    for source in samples:
-        stage.optimizer.zero_grad(set_to_none=True)
-        losses, _ = gradients(run, stage, {source: samples[source]}, i)
-        if not math.isfinite(sum(losses.values()) + stage.clip().item()):
-            found.append(source)
-    return found or list(samples)  # if each alone is finite, only their sum is not
-
-
-def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
-    """AdamW. Only matrices decay, and none of the resampler's (appendix B.1.2): decay would work against
-    gates, gains and norms, and the two new embedding rows are among frozen ones. The gates learn `gate_scale`
-    times as fast: while they are shut, everything behind them learns through a keyhole."""
-    groups = {}
-    for name, p in named_parameters:
-        rows = name in ('new_rows', 'soft_prompt')
-        matrix = p.ndim >= 2 and not name.startswith('resampler.') and not rows
-        kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
-        # Scalars and the encoder in groups of their own: they stay whole when the rest is sharded.
-        groups.setdefault((kind, p.ndim == 0, name.startswith('vision.')), []).append(p)
-    groups = [{'params': ps, 'weight_decay': weight_decay if kind == 'matrix' else 0.0,
-               'scale': gate_scale if kind == 'gate' else 1.0} for (kind, _, _), ps in groups.items()]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)  # betas: not in the paper
-
-
-def schedule(kind, step, warmup, n):
-    """The learning rate of a step of n, as a share of its peak: linear warm-up, then one of four decays."""
-    left = 1 - step / n
-    decay = {'cosine': 0.5 * (1 + math.cos(math.pi * (1 - left))), 'linear': left,
-             'trapezoid': min(1.0, left / 0.3), 'constant': 1.0}[kind]
-    return min(1.0, (step + 1) / max(warmup, 1)) * decay
 
 
 def main():

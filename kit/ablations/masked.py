@@ -5,9 +5,9 @@ from kit.ablations.score import few_shot
 from kit.features import FrozenFeatures
 from kit.files import BadInput
 from kit.masked import MaskedSystem
-from kit.run import distributed
 from kit.run.batches import SequenceData
 from kit.run.keys import SOURCES
+from kit.run.stage import Stage
 from kit.tasks.asker import Asker, chosen, written
 from kit.variants import with_places
 from vision import NFNet
@@ -30,22 +30,20 @@ def pixels_of(media, pixels, normalise):
     return normalise(torch.stack([pixels(m)[0] for row in media for m in row]))
 
 
-class MaskedStage:
-    """All of the masked system at once, with the parts of a stage of train.py. optimizer_of: train.adamw"""
-    name, mixing = 'flamingo', 'accumulate'
+class MaskedStage(Stage):
+    """All of the masked system at once. optimizer_of: train.adamw"""
+    name = 'flamingo'
 
     def __init__(self, run, row):
-        self.run, self.config, size = run, run.config, run.size
+        size = run.size
         n_layer = size.lm_layer + len(range(0, size.lm_layer, size.xattn_every)) + size.resampler_layer
         self.module = MaskedSystem(size, n_layer, size.lm_dim, size.lm_head).to(run.device)
-        self.net, self.data = self.module, PatchData(run, self.module.n_patch)
+        super().__init__(run, PatchData(run, self.module.n_patch))
+        self.net, self.decay = self.module, run.config.schedule_flamingo
         self.lambdas = {source: 1.0 for source in SOURCES if getattr(self.config, source)}
         self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr
         self.optimizer = self.optimizer_of(self.module.named_parameters(), self.lr, self.config.weight_decay)
         self.normalise = NFNet('nano', per_image=size.per_image).normalise
-
-    def batches(self, samples, i):
-        return self.data.batches(samples, i)
 
     def losses(self, batch):
         tokens, index = batch.text['tokens'], batch.text['image_index']
@@ -53,13 +51,10 @@ class MaskedStage:
         words = (tokens < self.module.image) & (tokens != self.run.size.pad) & (tokens != self.run.size.bos)
         return self.net(tokens, index, pixels, words)
 
-    def clip(self):
-        return distributed.clip_grad_norm(self.module.parameters(), self.config.grad_clip)
-
     def evaluate(self):
         return {}
 
-    state = content = evaluate
+    content = evaluate
 
     def ask(self, n):
         features = FrozenFeatures(None, self.run.reader.pixels, self.run.device)

@@ -12,6 +12,7 @@ Batch i of a source depends on i and the seed only. So resuming needs no more th
 every rank and every worker reads its own samples without asking the others.
 """
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,17 +51,23 @@ class StageData:
 # Contrastive stage
 
 
+class Captions(NamedTuple):
+    """tokens (N,T) int, mask (N,T) bool of real ones; caption n describes picture shows[n], shows (N,) int"""
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    shows: torch.Tensor
+
+
 @dataclass
 class PairBatch:
-    """images (M,3,H,W) uint8: each picture once. captions: {source: (tokens (N,T) int, mask (N,T) bool,
-    shows (N,) int)}; caption n describes picture shows[n]."""
+    """images (M,3,H,W) uint8: each picture once. captions: {source: Captions}"""
     images: torch.Tensor
     captions: dict
     more: bool
 
     @property
     def n_token(self):
-        return sum(tokens.numel() for tokens, _, _ in self.captions.values())
+        return sum(captions.tokens.numel() for captions in self.captions.values())
 
 
 class PairData(StageData):
@@ -97,7 +104,7 @@ class PairData(StageData):
                 tokens, mask = pad_texts(texts, TEXT_CONTEXT)
                 mask = drop_words(mask, config.augment_word_dropout, rng)
                 shows = torch.tensor([place[key] for key in keys])
-                captions[source] = [x.to(self.device) for x in (tokens, mask, shows)]
+                captions[source] = Captions(*(x.to(self.device) for x in (tokens, mask, shows)))
             images = torch.stack(list(images.values())).to(self.device)
             yield PairBatch(images, captions, more=sources is not parts[-1])
 
@@ -139,6 +146,11 @@ class TextBatch:
         return self.tokens.numel()
 
 
+# More than there ever are, so that no two rows of all steps have a text in common.
+TEXTS_A_ROW = 1 << 10
+TEXTS_A_STEP = 1 << 24
+
+
 class TextData(StageData):
 
     def of_source(self, source, i):
@@ -147,7 +159,7 @@ class TextData(StageData):
         n, rows = min(self.config.language_tokens, self.size.n_context), []
         mine = distributed.mine(self.config.language_batch, 'language_batch')
         for k in mine:
-            row, number = [], (i << 24) + (k << 10)  # numbers for 16,000 rows a step of a thousand texts each
+            row, number = [], i * TEXTS_A_STEP + k * TEXTS_A_ROW
             while len(row) <= n:
                 text = self.reader.read(self.reader.text, source, number)
                 row += [self.tokenizer.bos, *self.tokenizer.encode(text)]

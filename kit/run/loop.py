@@ -94,7 +94,7 @@ class Loop:
             return
         line = {'stage': stage.name, 'iter': self.step + 1,
                 **{'loss_' + k: round(v, 6) for k, v in losses.items()},
-                'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5), **stage.state()}
+                'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5), **stage.log_values()}
         line['tokens_per_s'] = round(self.n_token / (time.time() - self.clock))
         line['minutes'] = round(run.minutes(), 3)
         run.log.append(line)
@@ -105,7 +105,7 @@ class Loop:
     def time_to_evaluate(self):
         return (self.step + 1) % self.run.config.eval_every == 0 or self.is_last
 
-    def evaluate_and_save(self):
+    def evaluate(self):
         """Log the stage's own evaluation; every --eval_every steps, save the state to continue from."""
         run, stage = self.run, self.stage
         with autocast(run.device, run.dtype):

@@ -10,6 +10,9 @@ from kit.files import BadInput, BadItem
 from kit.run import distributed
 
 
+FAR = 1 << 40  # beyond the numbers of all documents that are read
+
+
 class Reader:
     """The documents of all sources, and a count of what cannot be read.
 
@@ -57,7 +60,7 @@ class Reader:
         for attempt in range(50):
             self.tried[source] += 1
             try:
-                return make(source, number + (attempt << 40))
+                return make(source, number + attempt * FAR)
             except BadItem as e:
                 self.leave_out(e)
                 self.failed[source] += 1

@@ -59,7 +59,7 @@ class Document:
     pieces: list
     kind: str = 'page'
     where: str = ''  # file and line, for messages
-    dropped: list = field(default_factory=list)  # pictures that it has lost on the way here: BadItems
+    dropped: list = field(default_factory=list)  # pictures that could not be read: BadItems
 
 
 @dataclass

@@ -32,7 +32,8 @@ class Flamingo(nn.Module):
     media:        (B,N,F,3,height,width), uint8 pixels or normalised floats; None for text alone. Or, instead,
                   `features` of the frozen encoder, as `see` makes them
     frame_mask:   (B,N,F) bool, which frames are real
-    targets:      (B,T), -100 where there is nothing to learn -> the mean loss over the others, of none 0;
+    targets:      (B,T), -100 where there is nothing to learn -> the mean loss over the others, 0 if
+                  there are none;
                   with `each` the loss of every one, row by row
     position:     (B,T), where in the context each token stands; its place in the row unless said
     document:     (B,T), where several share a row, which of them a token belongs to; none sees another
@@ -61,7 +62,8 @@ class Flamingo(nn.Module):
         self.freeze()
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None, kv=None):
-        """The whole tower: tokens (B,T), visual (B,N,R,D) or None -> (B,T,D), what `head` tells words from.
+        """The whole tower: tokens (B,T), visual (B,N,R,D) or None -> (B,T,D), of which `head`
+        makes the next word's logits.
 
         position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it.
         While text is written, what was computed before is kept (kit/answers.py): `past` has for each block
@@ -108,8 +110,9 @@ class Flamingo(nn.Module):
             features = self.see(media, frame_mask)
         if features is None or features.numel() == 0:
             return None
-        # Each place on a scale of one. An encoder's grid can be of any size (our nano NFNet's has an rms of
-        # 16), and the time embedding that is added to it would be lost underneath: clips would be pictures.
+        # Ours, not the paper's: each place is brought to unit variance. An encoder's grid can be of any size
+        # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost
+        # underneath: clips would be pictures.
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 
@@ -200,7 +203,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer, pre-norm, learned positions, output head tied to the embedding.
+    """Decoder-only transformer, pre-norm, learned positions, output head tied to the embedding. (Ours
+    begins its training with sinusoids as positions and a few heads wired to copy: kit/copying.py.)
 
     forward(tokens (B,T) int, targets (B,T) int or None) -> (logits (B,T,V), the loss, or None without
     targets); a target of -100 is left out of the loss. position (B,T): where in the context each token

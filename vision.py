@@ -25,8 +25,9 @@ SIZES = {'nano': dict(stem=(8, 8, 8, 32), widths=(64, 128, 192), depths=(1, 1, 1
                       drop_path=0.0)}
 SIZES['nano16'] = SIZES['nano'] | dict(stem=(8, 16, 16, 32))  # what `nano` was; old checkpoints have it
 SIZES['half'] = SIZES['nano'] | dict(stem=(4, 4, 4, 16), widths=(32, 64, 96), group=8)  # a row of ablate.py
-SIZES |= {f'F{n - 1}': dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), group=128, alpha=0.2,
-                            depths=(n, 2 * n, 6 * n, 3 * n), drop_path=0.25) for n in range(1, 8)}
+for f in range(7):
+    SIZES[f'F{f}'] = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), group=128, alpha=0.2,
+                          depths=tuple(n * (f + 1) for n in (1, 2, 6, 3)), drop_path=0.25)
 
 TEXT_CONTEXT = 64  # tokens of a caption that the text tower reads
 
@@ -85,7 +86,7 @@ class SqueezeExcite(nn.Module):
 
 
 class NFBlock(nn.Module):
-    """x ← shortcut + α · skip_gain · branch(β · γ·gelu(x)), a bottleneck with a grouped pair of 3x3.
+    """x ← shortcut + α · skip_gain · branch(β · γ·gelu(x)), a bottleneck with two grouped 3x3.
 
     β = 1/(expected std of x): the branch sees unit variance although the stream's variance grows block by
     block. (In the contrastive loss, β is the inverse temperature.)
@@ -267,10 +268,12 @@ def adaptive_gradient_clip(parameters, clip=0.01, eps=1e-3):
     of a weight, and the whole of a vector or scalar. Without normalisation layers, a large step on a small
     weight is what makes an NFNet diverge.
     """
+    def norm(x):
+        """of each unit"""
+        within = tuple(range(1, x.ndim)) if x.ndim > 1 else None
+        return torch.linalg.vector_norm(x, dim=within, keepdim=True)
+
     for p in parameters:
-        if p.grad is None:
-            continue
-        within = tuple(range(1, p.ndim)) if p.ndim > 1 else None
-        norm = lambda x: torch.linalg.vector_norm(x, dim=within, keepdim=True)
-        longest = clip * norm(p).clamp(min=eps)
-        p.grad.mul_((longest / norm(p.grad).clamp(min=1e-6)).clamp(max=1.0))
+        if p.grad is not None:
+            longest = clip * norm(p).clamp(min=eps)
+            p.grad.mul_((longest / norm(p.grad).clamp(min=1e-6)).clamp(max=1.0))

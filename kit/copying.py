@@ -4,7 +4,7 @@ that goes by two tokens).
 Two heads note for each token its predecessor and the one before; a head of the next block finds the token
 that came after the same two, and says it. Two, since parts of names recur: by the last token alone "hammer"
 goes on as "hammmm". Large models grow such heads by themselves and in-context learning hangs on them; a
-model of a few layers takes longer to than all of its training here. So a language model that starts from
+model of a few layers would need longer than its whole training here. So a language model that starts from
 nothing begins with them: their projections are random, as all others, but matched to each other, and
 training goes on from there. (docs/results.md: what they are worth.)
 

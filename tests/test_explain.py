@@ -181,7 +181,7 @@ def test_probabilities_are_those_of_a_plain_forward(asker, episode, explained):
     check_words(asker, explained.words, ids, exact)
     exact = plain_probabilities(asker, training_text(blank_support(episode)), explained.n_prompt)
     check_words(asker, explained.words, ids, exact, blanked=True)
-    assert explained.words[0].probability > 0.5 > explained.words[0].probability_blanked  # it did look
+    assert explained.words[0].probability > explained.words[0].probability_blanked  # it did look
 
 
 def test_clips_and_pictures_side_by_side(asker):

@@ -49,8 +49,7 @@ def caption_page(rng, n_image=(4, 12), p_placed=0.4):
 def question_page(rng, n_image=(5, 12), p_long=0.33):
     """One in three may be as long as a prompt of 32 examples, and so are the rows of the language stage.
     *Why.* Where no page had been longer than 11, questions were answered less and less after more examples
-    than that (24 % after 32). Now 80 to 92 % are, by the run, of 93 to 95 % after 4. Captions and clips
-    need no such pages."""
+    than that (24 % after 32). Captions and clips need no such pages."""
     n = int(rng.integers(n_image[0], 34 if rng.random() < p_long else n_image[1]))
     return Document([piece for _ in range(n) for piece in question_example(rng).pieces()], 'examples')
 

@@ -20,5 +20,5 @@ sizes = (
 vision_lr = 3e-3
 language_tokens = 384
 n_token = 320
-lambda_align = 1.0
-batch = 'm3w=8 align=64'
+lambda_align = 0.5
+batch = 'm3w=12 align=32'

@@ -173,3 +173,16 @@ def test_some_things_are_called_by_the_captions_of_others(tmp_path):
                 given.append(isinstance(piece, Given))
         if any(given):
             assert all(g == (name not in said[:k]) for k, (name, g) in enumerate(zip(said, given)))
+
+
+def test_half_of_the_naming_pages_have_things_that_look_alike(tmp_path):
+    captions = [f'a {colour} hat' for colour in COLOURS]
+    run = run_of(folder(tmp_path / 'a', captions, 3), tmp_path / 'out', '--folders=word_centres=3')
+    pages, rng = run.sources['m3w'].parts[0], np.random.default_rng
+    kind = {text: ('Ba' if k < 6 else 'Po') for k, text in enumerate(captions)}
+    class_words.call(run, {text: f'{kind[text]} Xa' for text in captions})
+    of = lambda page: {kind[pages.pairs.items[k].text] for k, *_ in page}
+    said = [of(pages.deal(rng(i), 4, alike=True)) for i in range(50)]
+    assert all(len(kinds) == 1 for kinds in said) and len(set.union(*said)) == 2
+    mixed = [of(pages.deal(rng(i), 4)) for i in range(50)]
+    assert sum(len(kinds) == 2 for kinds in mixed) > 25

@@ -90,7 +90,7 @@ def fit(found):
 
     vision = round(min(8000, max(300, 3000 * (found.pictures / 5000) ** 0.5)), -2)
     keys |= {'vision_batch': batch, 'vision_iters': int(vision), 'language_iters': 600,
-             'flamingo_iters': 1500}
+             'flamingo_iters': 1200}
     lines.append(f'steps: {keys["vision_iters"]:,} of {batch} pictures to see, {keys["language_iters"]:,} to '
                  f'read, {keys["flamingo_iters"]:,} to do both')
     lines.append('expect: ' + expectation(found, several))

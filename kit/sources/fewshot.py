@@ -1,12 +1,14 @@
 """Few-shot pages made of pairs: what a folder of captioned pictures, or of class folders, becomes for `m3w`
 and `text`."""
 from dataclasses import dataclass
+from functools import cached_property
 
 from data import CAPTION_PROMPT, Document, Example
 from kit.files import BadInput
 
 
 COPIES = 0.3  # share of the text made of a folder that is nothing but copying
+ALIKE = 0.5  # share of naming pages of things that share a syllable of the encoder's words
 WRONG_WORDS = 0.25  # share of naming pages on which things are called by the captions of others
 LOOKS_PROMPT = 'Looks:'  # what the encoder's own words answer, where they stand beside the captions
 
@@ -79,7 +81,9 @@ class Pages:
         if rng.random() < self.naming * come_in:
             rise = min(1.0, i / self.ways_rise) if self.ways_rise else 1.0
             most = round(self.n_way[0] + rise * (self.n_way[1] - self.n_way[0]))
-            examples = [(k, variant, CAPTION_PROMPT, name) for k, variant, name in self.deal(rng, most)]
+            alike = self.has_words and rng.random() < ALIKE
+            dealt = self.deal(rng, most, alike)
+            examples = [(k, variant, CAPTION_PROMPT, name) for k, variant, name in dealt]
             new = {name for *_, name in examples}  # nobody can know a name at its first showing: it is given
         else:
             new = set()
@@ -96,6 +100,18 @@ class Pages:
     def has_words(self):
         """Whether the encoder's words stand beside the captions: not before it can see."""
         return bool(self.pairs.items[0].word)
+
+    def kind_of(self, label):
+        """The first syllable of the encoder's word for a label."""
+        return self.pairs.items[self.items[label][0]].word.split()[0]
+
+    @cached_property
+    def kinds(self):
+        """{first syllable: labels}: what looks alike is harder to tell apart."""
+        kinds = {}
+        for label in self.labels:
+            kinds.setdefault(self.kind_of(label), []).append(label)
+        return kinds
 
     def asked(self, k, in_words=False):
         """What is asked about item k, and its answer."""
@@ -152,14 +168,17 @@ class Pages:
         others = rng.choice(len(self.pairs), size=n, replace=False).tolist()
         return [lead] + [k for k in others if k != lead][:n - 1]
 
-    def deal(self, rng, most):
+    def deal(self, rng, most, alike=False):
         """The plan of a naming page of at most this many labels: [(item, variant, name), ...] in the order
-        they are shown."""
+        they are shown. alike: of labels that look alike to the encoder."""
         n = int(rng.integers(self.n_image[0], self.n_image[1] + 1))
         way = int(rng.integers(self.n_way[0], most + 1))
         labels = self.labels
         if self.within and self.groups and rng.random() < self.within:
             labels = self.groups[int(rng.integers(len(self.groups)))]
+        if alike:
+            kind = self.kinds[self.kind_of(self.labels[int(rng.integers(len(self.labels)))])]
+            labels = kind if len(kind) >= self.n_way[0] else labels
         way = min(way, max(self.n_way[0], n // 2), len(labels))  # so that each can come twice
         labels = [labels[j] for j in rng.choice(len(labels), size=way, replace=False)]
         names = [self.names[j] for j in rng.choice(len(self.names), size=way, replace=False)]

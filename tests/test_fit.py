@@ -1,8 +1,11 @@
 """What a folder of pictures asks for: what is chosen, what is left as given, and what is refused before
 training."""
+import itertools
 import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +14,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 import train
-from data import CAPTION_PROMPT, Given, Media
+from data import CAPTION_PROMPT, Example, Given, Media
 from kit.cli import configure
 from kit.copying import wire_copying
+from kit.episode import Episode
 from kit.files import BadInput
 from kit.run import class_words
 from kit.run.fit import fit, look
@@ -23,6 +27,8 @@ from kit.run.shared_words import share_words
 from kit.sources.base import FolderSpec
 from kit.sources.fewshot import LOOKS_PROMPT
 from kit.sources.forms import open_folder
+from kit.tasks.asker import load, ROOT
+from kit.tasks.controls import blank_support
 from model import GPT
 
 COLOURS = 'red green blue gold pink grey cyan plum navy teal rust lime'.split()
@@ -186,3 +192,19 @@ def test_half_of_the_naming_pages_have_things_that_look_alike(tmp_path):
     assert all(len(kinds) == 1 for kinds in said) and len(set.union(*said)) == 2
     mixed = [of(pages.deal(rng(i), 4)) for i in range(50)]
     assert sum(len(kinds) == 2 for kinds in mixed) > 25
+
+
+def test_the_shipped_model_names_real_things_in_a_hand_it_never_saw():
+    """assets/pictures.pt, fresh from a clone: of each two of six things, shown once, which is the other
+    drawing?"""
+    asker, _ = load(os.path.join(ROOT, 'assets', 'pictures.pt'))
+    folder = os.path.join(ROOT, 'assets', 'pictures')
+    at = lambda name: Example(asker.media(os.path.join(folder, f'{name}.png')), CAPTION_PROMPT, '')
+    things, episodes = ('elephant', 'tent', 'dragon', 'eggplant', 'volleyball', 'telephone'), []
+    for pair in itertools.permutations(things, 2):
+        for asked, name in zip(pair, ('dax', 'wug')):
+            support = [replace(at(thing), answer=said) for thing, said in zip(pair, ('dax', 'wug'))]
+            episodes.append(Episode(support, replace(at(asked + '_2'), answer=name), choices=['dax', 'wug']))
+    right = [answer['correct'] for answer in asker.answer(episodes)]
+    blind = [answer['correct'] for answer in asker.answer([blank_support(e) for e in episodes])]
+    assert sum(right) >= 40 and 22 <= sum(blind) <= 38  # of 60

@@ -3,7 +3,7 @@ from kit.run import distributed
 
 
 class Stage:
-    """A stage has, beside what follows,
+    """A stage has, besides what follows,
 
         name                 of its file and its lines in the log
         lambdas, mixing      {source: λ}, its sources and their weights in the loss; how they mix: data.mixture

@@ -137,7 +137,7 @@ class Shapes:
 # Plain text for the language model, which must learn to copy before it is frozen
 #
 # A colour never stands before a shape in it. *Why.* From captions as they are it learns which pairs there
-# are, and then holds a new one for impossible: a frozen model's prejudice, against which the picture has to
+# are, and then takes a new one to be impossible: a frozen model's prejudice, against which the picture has to
 # argue for ever. (Its log-probability of the right shape after the colour of a held-out pair was −2.7,
 # where knowing nothing gives −2.1; with the prejudice subtracted, 84 % of the shapes were right, and 76 %
 # with it.)

@@ -94,7 +94,8 @@ class Loop:
             return
         line = {'stage': stage.name, 'iter': self.step + 1,
                 **{'loss_' + k: round(v, 6) for k, v in losses.items()},
-                'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5), **stage.log_values()}
+                'lr': stage.optimizer.param_groups[0]['lr'], 'grad_norm': round(norm, 5),
+                **stage.log_values()}
         line['tokens_per_s'] = round(self.n_token / (time.time() - self.clock))
         line['minutes'] = round(run.minutes(), 3)
         run.log.append(line)

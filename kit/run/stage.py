@@ -6,7 +6,7 @@ class Stage:
     """A stage has, besides what follows,
 
         name                 of its file and its lines in the log
-        lambdas, mixing      {source: λ}, its sources and their weights in the loss; how they mix: data.mixture
+        lambdas, mixing      {source: λ}, its sources and their weights; how they mix: data.mixture
         data                 reads the samples of its sources (kit/run/batches.py)
         module, net          what it trains; the same as training calls it (over many processes)
         optimizer            with the share of `lr` that each group of its parameters gets

@@ -95,7 +95,8 @@ def looks(asker, prompts, n_prompt):
         image = int(seen.sum((1, 2)).argmax()) if seen.sum() > 0 else None
         out.append({'word': asker.tokenizer.decode([token for _, token in part]).strip(),
                     'place': part[0][0], 'answer': part[0][0] >= n_prompt,
-                    'index': int(index[0, part[0][0]]), 'image': image, 'weights': None if image is None else seen[image]})
+                    'index': int(index[0, part[0][0]]), 'image': image,
+                    'weights': None if image is None else seen[image]})
     return out
 
 

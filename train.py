@@ -16,8 +16,9 @@ It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
 To follow one batch: `train_stage` is the loop. A stage's `data` (kit/run/batches.py) reads Documents of its
-sources as samples and makes tensors of them, with data.encode and data.collate. `gradients` gives these to
-the stage's `losses`, and back in `train_stage` the optimizer makes the step.
+sources as samples, ahead of the loop, and makes tensors of them, with data.encode and data.collate;
+`FlamingoStage.pictures` adds what the frozen encoder sees. `gradients` gives these to the stage's `losses`, and
+back in `train_stage` the optimizer makes the step.
 """
 import math
 from collections import Counter

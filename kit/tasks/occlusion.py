@@ -79,8 +79,8 @@ def words(asker, document, answer, most=48, images=None):
 
     document: data.Document; answer: token ids, read as far as they fit the context; images: see `occlusion`.
     -> ([{'word', 'place' (of its first token), 'picture', 'weights', 'top'}], title). The picture is the one
-    that the word sees, of a clip the frame in the middle;
-    words that see none are left out. Weights are what the word's log-probability loses, where it loses any.
+    that the word sees, of a clip the frame in the middle; words that see none are left out. Weights are what
+    the word's log-probability loses, where it loses any.
     """
     media = [piece for piece in document.pieces if isinstance(piece, Media)]
     if not media:

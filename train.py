@@ -17,8 +17,8 @@ finetune.pt after --stage=finetune). Run it again, and it continues where it was
 
 To follow one batch: `train_stage` is the loop. A stage's `data` (kit/run/batches.py) reads Documents of its
 sources as samples, ahead of the loop, and makes tensors of them, with data.encode and data.collate;
-`FlamingoStage.pictures` adds what the frozen encoder sees. `gradients` gives these to the stage's `losses`, and
-back in `train_stage` the optimizer makes the step.
+`FlamingoStage.pictures` adds what the frozen encoder sees. `gradients` gives these to the stage's `losses`,
+and back in `train_stage` the optimizer makes the step.
 """
 import math
 from collections import Counter
@@ -91,8 +91,8 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # From where it stopped, until the end, a signal, or until time is up. i: the number of the samples' batch,
-    # which is the step's, except with --mixing=round_robin.
+    # From where it stopped, until the end, a signal, or until time is up. i: the number of the batch, which is
+    # the step's, except with --mixing=round_robin.
     for step, i, samples in loop:
         share = schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:

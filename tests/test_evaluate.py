@@ -411,6 +411,7 @@ def test_a_halved_checkpoint_answers_nearly_the_same(out, tmp_path, asker):
     assert os.path.getsize(tmp_path / 'small.pt') < 0.55 * os.path.getsize(out / 'flamingo.pt')
     beside = json.load(open(tmp_path / 'small.json'))
     assert beside['made by'] == 'python train.py --n_latent=4' and beside['rows'][0]['value'] == 0.9
+    assert str(out).encode() not in (tmp_path / 'small.pt').read_bytes()  # nothing of where it was trained
     small, _ = load(str(tmp_path / 'small.pt'))
     assert all(p.dtype == torch.float32 for p in small.model.parameters())
     episodes = episodes_of('naming', 1, 4, ways=2)

@@ -24,7 +24,7 @@ def halve(source, target):
     """A trained flamingo.pt with its weights in float16, for others to try, and beside it a .json with the
     command that made it and the table of its results.json. Loading turns them back into float32. Raises
     BadInput."""
-    content = load(source, 'flamingo', given=list, flamingo=dict, contrastive=dict)
+    content = load(source, 'flamingo', given=list, keys=dict, flamingo=dict, contrastive=dict)
     name, extension = os.path.splitext(target)
     if extension != '.pt':
         raise BadInput(f'{target}: must end in .pt')
@@ -37,6 +37,7 @@ def halve(source, target):
     # Without the stage: where they were trained one by one, this is the command for all of them.
     given = [argument for argument in content['given']
              if argument.split('=')[0] not in ('--stage', '--out_dir', '--init_from', '--device')]
+    content['given'], content['keys']['out_dir'] = given, 'out'  # where it lay is nobody's business
     for part in ('flamingo', 'contrastive'):
         content[part] = {k: v.half() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
                          for k, v in content[part].items()}

@@ -91,8 +91,8 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # From where it stopped, until the end, a signal, or until time is up. i: the number of the batch, which is
-    # the step's, except with --mixing=round_robin.
+    # From where it stopped, until the end, a signal, or until time is up. i: the number of the batch, which
+    # is the step's, except with --mixing=round_robin.
     for step, i, samples in loop:
         share = schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from kit.files import BadInput, one_line, read_json, whole_file
 from kit.run.run import FREE_KEYS
-from model import PRESETS, FlamingoConfig
+from model import PRESETS
 
 FILE, LIMIT = 'ablations.json', 64 << 20
 OF_NO_MATTER = FREE_KEYS | {'rows', 'seeds', 'jobs', 'cell', 'given', 'seed', 'eval_every', 'eval_n'}

@@ -35,6 +35,12 @@ def one_of(rng, things):
     return things[int(rng.integers(len(things)))]
 
 
+def any_of(rng, kinds):
+    """One of ((thing, chance), ...)"""
+    things, chances = zip(*kinds)
+    return things[int(rng.choice(len(things), p=chances))]
+
+
 def some_of(rng, letters, least, most):
     """least to most letters, one after the other"""
     return ''.join(one_of(rng, letters) for _ in range(int(rng.integers(least, most + 1))))
@@ -78,10 +84,9 @@ def is_held(word):
 
 def made_up_names(rng, n, split='train'):
     """n different names of a split; of two words, both are of it."""
-    makers, shares = zip(*NAMES)
     names = {}
     while len(names) < n:
-        make = makers[int(rng.choice(len(makers), p=shares))]
+        make = any_of(rng, NAMES)
         while True:  # of its kind, so that both splits have kinds in the same shares
             name = make(rng)
             if all(is_held(word) == (split == 'held') for word in name.split()):

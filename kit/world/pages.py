@@ -7,7 +7,7 @@ from data import Document, Example, question_prompt
 from kit.world.draw import (
     clip, clip_media, COLOURS, FILLS, picture_media, PLACES, random_clip, random_picture, SHAPES, SIZES,
     TRAIN_PAIRS, training_picture)
-from kit.world.names import made_up_names, one_of
+from kit.world.names import any_of, made_up_names, one_of
 from kit.world.words import (
     caption, clip_caption, clip_questions, long_caption, noisy_caption, placed_caption, questions, yes_or_no)
 
@@ -97,12 +97,6 @@ PAGES = ((naming_page, 0.38), (caption_page, 0.30), (question_page, 0.21), (clip
 # captions alone were learned in 125).
 ONLY_CAPTIONS = 1500
 FIRST_PAGES = ((caption_page, 0.85), (clip_page, 0.15))
-
-
-def any_of(rng, kinds):
-    """One of ((thing, chance), ...)"""
-    things, chances = zip(*kinds)
-    return things[int(rng.choice(len(things), p=chances))]
 
 
 class Shapes:

@@ -20,7 +20,7 @@ from torch import nn
 from kit.fast.attention import attention
 from resampler import PerceiverResampler
 from vision import NFNet
-from xattn import find_route, GatedCrossAttention
+from xattn import GatedCrossAttention
 
 
 class Flamingo(nn.Module):
@@ -61,26 +61,23 @@ class Flamingo(nn.Module):
         self.image, self.eoc = c.n_vocab, c.n_vocab + 1
         self.freeze()
 
-    def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None, kv=None):
+    def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         """The whole tower: tokens (B,T), visual (B,N,R,D) or None -> (B,T,D), of which `head`
         makes the next word's logits.
 
         position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it.
-        While text is written, what was computed before is kept (kit/answers.py): `past` has for each block
-        the keys and values of earlier tokens, `kv` for each gated layer those of the images (no visual).
+        While text is written, what was computed before is kept (kit/answers.py): `visual` is then what
+        `for_each_layer` makes of it, and `past` has for each block the keys and values of earlier tokens.
         """
-        every, route = self.config.xattn_every, self.route(image_index, visual, kv)
+        every = self.config.xattn_every
+        if not isinstance(visual, list):
+            visual = [visual] * len(self.gated)                          # every layer sees the same
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
-                y = self.gated[i // every](y, visual, image_index, kv and kv[i // every], route)
+                y = self.gated[i // every](y, visual[i // every], image_index)
             y = block(y, mask, past and past[i])                         # (B,T,D)
         return self.lm.ln_f(y)
-
-    def route(self, image_index, visual, kv):
-        """Which tokens look at which image, found once for all gated layers. Arguments: as of `stream`"""
-        images = kv[0][0] if kv else visual                              # N of them in a sequence
-        return find_route(image_index, 0 if images is None else images.shape[1], self.config.attend)
 
     def embed(self, tokens):
         """(B,T) -> (B,T,D): the frozen table for its own words, the trained rows for the two new ones."""
@@ -116,8 +113,8 @@ class Flamingo(nn.Module):
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 
-    def visual_keys_values(self, visual):
-        """(B,N,R,D) -> for each gated layer keys and values (B,N,H,R,d), `kv` of `stream`; None for None"""
+    def for_each_layer(self, visual):
+        """(B,N,R,D) -> for each gated layer its keys and values (B,N,H,R,d); None for None"""
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
 
     def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from kit.fast.attention import attention
-from kit.fast.routing import route_tokens, routed_attention
+from kit.fast.routing import routed_attention
 from resampler import FeedForward
 
 # Does a token of this index see this image? Both are counted from 1. Index 0 is before the first image; one
@@ -63,8 +63,9 @@ def masked_attention(q, k, v, seen):
 
 
 class GatedCrossAttention(nn.Module):
-    """One GATED XATTN-DENSE layer (Figure 4): y (B,T,D), visual (B,N,R,D_v) or None, image_index (B,T) ->
-    (B,T,D)
+    """One GATED XATTN-DENSE layer (Figure 4): y (B,T,D), visual (B,N,R,D_v), image_index (B,T) -> (B,T,D)
+
+    visual may be None, for text alone, or what `keys_values` has made of it.
 
     dim:        width D of the language model;  dim_visual: width of the visual tokens (default D)
     n_head, head_dim: heads and their width, D / n_head unless said (the paper: 128 at every size)
@@ -97,18 +98,19 @@ class GatedCrossAttention(nn.Module):
         """(B,N,R,D_v) -> keys and values, (B,N,H,R,d) each: computed once per sequence, then kept while
         text is written."""
         kv = self.to_kv(self.norm_visual(visual)).chunk(2, dim=-1)                    # (B,N,R,H*d) each
-        return [x.unflatten(-1, (self.n_head, self.head_dim)).transpose(2, 3) for x in kv]
+        return tuple(x.unflatten(-1, (self.n_head, self.head_dim)).transpose(2, 3) for x in kv)
 
-    def cross_attention(self, y, visual, image_index, kv=None, route=None):
-        """(B,T,D) -> (B,T,D), before the gate. See `forward`."""
-        if kv is None and visual is None:
+    def cross_attention(self, y, visual, image_index):
+        """(B,T,D) -> (B,T,D), before the gate"""
+        if visual is None:
             return torch.zeros_like(y)
-        q, (k, v) = self.queries(y), self.keys_values(visual) if kv is None else kv
+        q = self.queries(y)                                                           # (B,T,H,d)
+        k, v = visual if isinstance(visual, tuple) else self.keys_values(visual)      # (B,N,H,R,d) each
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
         if self.routed:  # skip this on a first reading: it equals the definition below, and is faster
-            out = routed_attention(q, k, v, image_index, route)
+            out = routed_attention(q, k, v, image_index)
         else:
             out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)
         return self.to_out(out.flatten(2))                                            # (B,T,D)
@@ -117,15 +119,9 @@ class GatedCrossAttention(nn.Module):
         """-> how far the two gates are open, scalars"""
         return gate(self.alpha_x), gate(self.alpha_d)
 
-    def forward(self, y, visual, image_index, kv=None, route=None):
-        """kv: keys_values(visual), where they are kept already (then `visual` is not needed); route: see
-        `find_route`."""
+    def forward(self, y, visual, image_index):
         gate_x, gate_d = self.gates()
-        y = y + gate_x * self.cross_attention(y, visual, image_index, kv, route)
+        y = y + gate_x * self.cross_attention(y, visual, image_index)
         y = y + gate_d * self.feed_forward(y)
         return y
 
-
-def find_route(image_index, n_image, attend):
-    """The `route` of all gated layers of a model, found once for all; None where there is none to find."""
-    return route_tokens(image_index, n_image) if n_image > 1 and sees_its_own_only(attend) else None

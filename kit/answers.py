@@ -196,10 +196,10 @@ def prefill(model, tokens, length, image_index, n_new, media=None, features=None
     own.
     """
     b, t = tokens.shape
-    kv = model.visual_keys_values(model.resample(media, features, frame_mask))
+    visual = model.for_each_layer(model.resample(media, features, frame_mask))
     kind = tokens.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.lm.wte.weight.dtype
-    cache = Cache(model.config, b, t + n_new, tokens.device, dtype, kv)
+    cache = Cache(model.config, b, t + n_new, tokens.device, dtype, visual)
     y = read(model, cache, tokens, image_index)                                       # (B,T,D)
     cache.length = length.clone()                                            # what lies beyond is overwritten
     last = (length - 1)[:, None]                                                      # (B,1)
@@ -210,7 +210,7 @@ def prefill(model, tokens, length, image_index, n_new, media=None, features=None
 def read(model, cache, tokens, image_index):
     """tokens (B,T) that follow what the cache holds, into it -> Flamingo.stream's (B,T,D)"""
     position, mask, past = cache.next(tokens.shape[1])
-    y = model.stream(tokens, image_index, None, position, mask, past, cache.visual)
+    y = model.stream(tokens, image_index, cache.visual, position, mask, past)
     cache.length = cache.length + tokens.shape[1]
     return y
 
@@ -265,13 +265,13 @@ class Cache:
         n_kept = int(index.clamp(1, self.n_image).max())
         kept = (first + torch.arange(n_kept, device=index.device)).clamp(max=self.n_image - 1)  # (B,n_kept)
         rows = torch.arange(len(index), device=index.device)[:, None]
-        self.visual = [[x[rows, kept] for x in kv] for kv in self.visual]
+        self.visual = [(k[rows, kept], v[rows, kept]) for k, v in self.visual]
         return index
 
     def repeat(self, rows):
         """Keep these rows, in this order; a row may be taken several times (beams, candidates)."""
         self.reorder(rows)
-        self.visual = self.visual and [[x.index_select(0, rows) for x in kv] for kv in self.visual]
+        self.visual = self.visual and [tuple(x.index_select(0, rows) for x in kv) for kv in self.visual]
 
     def reorder(self, rows):
         """The same among rows that have the same pictures: the beams of a prompt change places."""
@@ -279,17 +279,17 @@ class Cache:
         self.length = self.length[rows]
 
     def show(self, visual):
-        """More pictures, after those there are: their keys and values, as Flamingo.visual_keys_values gives
+        """More pictures, after those there are: their keys and values, as Flamingo.for_each_layer gives
         them."""
         if self.visual:
             layers = zip(self.visual, visual)
-            visual = [[torch.cat(pair, dim=1) for pair in zip(old, new)] for old, new in layers]
+            visual = [tuple(torch.cat(pair, dim=1) for pair in zip(old, new)) for old, new in layers]
         self.visual = visual
 
     def keep(self, length, n_image):
         """Back to when it held this many tokens (B,) and pictures; what lies beyond is overwritten."""
         self.length = length
-        self.visual = [[x[:, :n_image] for x in kv] for kv in self.visual] if n_image else None
+        self.visual = [(k[:, :n_image], v[:, :n_image]) for k, v in self.visual] if n_image else None
 
     def copy(self):
         """What is done to the copy leaves this one as it is; the pictures are shared."""

@@ -43,8 +43,8 @@ class CrossAttentionOnly(GatedCrossAttention):
     def gates(self):
         return torch.tanh(self.alpha_x), torch.zeros(())
 
-    def forward(self, y, visual, image_index, kv=None, route=None):
-        return y + self.gates()[0] * self.cross_attention(y, visual, image_index, kv, route)
+    def forward(self, y, visual, image_index):
+        return y + self.gates()[0] * self.cross_attention(y, visual, image_index)
 
 
 class NoLayer(nn.Module):
@@ -53,12 +53,12 @@ class NoLayer(nn.Module):
     def keys_values(self, visual):
         """(B,N,R,D_v) -> keys and values of no width, (B,N,1,R,0) each: how many images there are is read off
         them."""
-        return [visual[:, :, None, :, :0]] * 2
+        return (visual[:, :, None, :, :0],) * 2
 
     def gates(self):
         return torch.zeros(()), torch.zeros(())
 
-    def forward(self, y, visual, image_index, kv=None, route=None):
+    def forward(self, y, visual, image_index):
         return y
 
 
@@ -82,13 +82,15 @@ class VanillaXattn(Flamingo):
     did."""
     Gated = CrossAttentionOnly
 
-    def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None, kv=None):
-        every, route = self.config.xattn_every, self.route(image_index, visual, kv)
+    def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
+        every = self.config.xattn_every
+        if not isinstance(visual, list):
+            visual = [visual] * len(self.gated)
         y = self.lm.add_positions(self.embed(tokens), position)                              # (B,T,D)
         for i, block in enumerate(self.lm.h):
             y = y + block.attn(block.ln_1(y), mask, past and past[i])
             if i % every == 0:
-                y = self.gated[i // every](y, visual, image_index, kv and kv[i // every], route)
+                y = self.gated[i // every](y, visual[i // every], image_index)
             y = y + block.feed_forward(block.ln_2(y))
         return self.lm.ln_f(y)
 
@@ -110,15 +112,17 @@ class Grafting(Flamingo):
         self.config = replace(c, lm_layer=c.lm_layer + n)  # that many blocks remember what they have read
         self.freeze()
 
-    def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None, kv=None):
-        route, n = self.route(image_index, visual, kv), len(self.lm.h)
+    def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
+        n = len(self.lm.h)
+        if not isinstance(visual, list):
+            visual = [visual] * len(self.gated)
         y = self.lm.add_positions(self.embed(tokens), position)                              # (B,T,D)
         for i, block in enumerate(self.lm.h):
             y = block(y, mask, past and past[i])
         y = self.lm.ln_f(y)
         for k, (block, gated) in enumerate(zip(self.grafted, self.gated)):
             y = block(y, mask, past and past[n + k])
-            y = gated(y, visual, image_index, kv and kv[k], route)
+            y = gated(y, visual[k], image_index)
         return y
 
 
@@ -221,12 +225,12 @@ class OneStream(Flamingo):
         super().__init__(replace(config, visual_dim=config.lm_dim), vision, lm)
         self.gated = nn.ModuleList()
 
-    def visual_keys_values(self, visual):
+    def for_each_layer(self, visual):
         """What answering keeps of the pictures, in the form of a gated layer's: here, themselves."""
-        return None if visual is None else [[visual, visual]]
+        return None if visual is None else [(visual, visual)]
 
-    def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None, kv=None):
-        visual, y = kv[0][0] if kv else visual, self.embed(tokens)
+    def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
+        visual, y = visual[0][0] if isinstance(visual, list) else visual, self.embed(tokens)
         if visual is not None:
             y = torch.where(self.places(tokens, image_index).unsqueeze(-1),
                             self.at_places(tokens, image_index, visual), y)

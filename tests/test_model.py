@@ -226,11 +226,10 @@ def test_tags_without_pictures_see_nothing():
     y = torch.randn(1, 10, 16)
     blind = prompts['image_index'].clamp(max=1) * (prompts['image_index'] == 1)
     with torch.no_grad():
-        kv = model.visual_keys_values(model.resample(pictures(1, 1)))[0]
-        assert torch.equal(model.gated[0](y, None, prompts['image_index'], kv),
-                           model.gated[0](y, None, blind, kv))
-        nothing = model.gated[0](y, None, prompts['image_index'], None)
-        assert torch.equal(model.gated[0](y, None, prompts['image_index'], kv)[:, 4:], nothing[:, 4:])
+        kv = model.for_each_layer(model.resample(pictures(1, 1)))[0]
+        assert torch.equal(model.gated[0](y, kv, prompts['image_index']), model.gated[0](y, kv, blind))
+        nothing = model.gated[0](y, None, prompts['image_index'])
+        assert torch.equal(model.gated[0](y, kv, prompts['image_index'])[:, 4:], nothing[:, 4:])
 
 
 @pytest.mark.parametrize('attend', ['last', 'all_previous'])

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gates import open_gates
 from kit.fast.routing import route_tokens, routed_attention
-from xattn import find_route, gate, GatedCrossAttention, masked_attention, SEES, sees, sees_its_own_only
+from xattn import gate, GatedCrossAttention, masked_attention, SEES, sees, sees_its_own_only
 
 MODES = list(SEES)
 D, D_V, R = 8, 6, 2  # widths of text and visual tokens, visual tokens per image
@@ -113,10 +113,9 @@ def test_routed_attention_is_masked_attention(page):
     toward = torch.randn(b, t, 2, 3, dtype=torch.float64)
     plain = masked_attention(*leaves, sees(index, n_image, 'last'))
     gradients = grown(plain, toward, leaves)
-    for route in (None, route_tokens(index, n_image)):
-        fast = routed_attention(*leaves, index, route)
-        torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(grown(fast, toward, leaves), gradients, rtol=1e-11, atol=1e-11)
+    fast = routed_attention(*leaves, index)
+    torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grown(fast, toward, leaves), gradients, rtol=1e-11, atol=1e-11)
 
 
 def test_what_a_token_sees_by_hand():
@@ -135,8 +134,8 @@ def test_no_image_at_all(attend, how):
     layer = gated_layer(attend)
     index = torch.tensor([[0, 0, 1, 2]])
     y, visual = inputs(1, 4, 0)
-    kv = layer.keys_values(visual) if how == 'kv empty' else None
-    out = layer(y, visual if how == 'visual empty' else None, index, kv=kv)
+    given = {'visual None': None, 'visual empty': visual, 'kv empty': layer.keys_values(visual)}
+    out = layer(y, given[how], index)
     torch.testing.assert_close(out, slow_layer(layer, y, None, index), rtol=1e-10, atol=1e-10)
 
 
@@ -237,18 +236,15 @@ def test_gates_keep_a_bf16_stream_bf16(attend, n_image):
 
 
 @pytest.mark.parametrize('attend', MODES)
-def test_kept_keys_and_route_give_the_same(attend):
-    """keys_values and the Route are made once and shared by all steps and layers; token by token (as in
-    generation) is the same too."""
+def test_kept_keys_and_values_give_the_same(attend):
+    """keys_values are made once and shared by all steps; token by token (as in generation) is the same too."""
     layer = gated_layer(attend)
     index = torch.tensor([[0, 1, 1, 3, 3, 2, 4], [1, 0, 2, 2, 2, 2, 3]])
     y, visual = inputs(2, 7, 3)
     out = layer(y, visual, index)
-    kv, route = layer.keys_values(visual), find_route(index, visual.shape[1], attend)
-    for options in (dict(kv=kv), dict(kv=kv, route=route)):
-        assert torch.equal(layer(y, None, index, **options), out)
-    assert torch.equal(layer(y, visual, index, route=route), out)
-    steps = [layer(y[:, t:t + 1], None, index[:, t:t + 1], kv=kv) for t in range(7)]
+    kept = layer.keys_values(visual)
+    assert torch.equal(layer(y, kept, index), out)
+    steps = [layer(y[:, t:t + 1], kept, index[:, t:t + 1]) for t in range(7)]
     torch.testing.assert_close(torch.cat(steps, 1), out, rtol=1e-10, atol=1e-10)
 
 

@@ -51,16 +51,19 @@ def route_tokens(image_index, n_image):
     return Route(token_at, image, whole, place_of, seen, chunk)
 
 
-def routed_attention(q, k, v, image_index, route=None):
+def routed_attention(q, k, v, image_index):
     """xattn.masked_attention, where a token sees the image of its index and no other.
 
     q (B,T,H,d), k and v (B,N,H,R,d), image_index (B,T) -> (B,T,H,d), zero where a token sees nothing.
-    route: that of image_index, where it is known already.
     """
     if k.shape[1] == 1:  # nothing to route: captioned pictures, and an answer that is written word by word
         out = attention(q.transpose(1, 2), k[:, 0], v[:, 0]).transpose(1, 2)              # (B,T,H,d)
         return out.masked_fill((image_index != 1)[..., None, None], 0.0)
-    route = route or route_tokens(image_index, k.shape[1])
+    return attention_along(route_tokens(image_index, k.shape[1]), q, k, v)
+
+
+def attention_along(route, q, k, v):
+    """`routed_attention` where the Route is known."""
     q_chunk = q.flatten(0, 1).index_select(0, route.token)                                # (M*C,H,d)
     q_chunk = q_chunk.unflatten(0, (-1, route.chunk)).transpose(1, 2)                     # (M,H,C,d)
     k, v = (x.flatten(0, 1) for x in (k, v))                                              # (B*N,H,R,d) each

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kit.ablations.rows import ROWS, sizes_of
 from kit.device import frozen_dtype
-from kit.fast.routing import Route
+from kit.fast.routing import attention_along, Route
 from kit.show.lettering import text_table
 from kit.sizes import check_sizes
 from model import Block, Flamingo, FlamingoConfig, PRESETS
@@ -174,8 +174,10 @@ def activations(c, model, dtype):
         chunk = -(-t // n)  # text is spread evenly over the images
         token, image, place = (torch.zeros(size, dtype=torch.long) for size in (n * chunk, n, t))
         route = Route(token, image, True, place, torch.ones(1, t, dtype=torch.bool), chunk)
-        visual, index = stream(1, n, r, dim, dtype=torch.float32), torch.ones(1, t, dtype=torch.long)
-        return layer(stream(1, t, d), visual, index, route=route)
+        y, (k, v) = stream(1, t, d), layer.keys_values(stream(1, n, r, dim, dtype=torch.float32))
+        gate_x, gate_d = layer.gates()
+        y = y + gate_x * layer.to_out(attention_along(route, layer.queries(y), k, v).flatten(2))
+        return y + gate_d * layer.feed_forward(y)
 
     block = kept(lambda: Block(d, c.lm_head), lambda b: b(stream(1, t, d)), dtype, frozen)
     gated = kept(lambda: GatedCrossAttention(d, dim, c.xattn_head, c.xattn_head_dim), gate, dtype)

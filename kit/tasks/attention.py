@@ -49,13 +49,14 @@ def look(model, tokens, image_index, features, frame_mask):
     much each token, while the next one is predicted, looks at each place of each picture; sums to 1 over all
     of them, or to 0 where it sees none."""
     visual = model.resample(features=features, frame_mask=frame_mask)
-    from_text, kept = [], iter(model.visual_keys_values(visual))
+    from_text = []
 
     def at_gated(layer, args):
-        from_text.append(text_to_visual(layer, args[0], args[2], next(kept)))
+        y, keys_values, index = args
+        from_text.append(text_to_visual(layer, y, index, keys_values))
 
     with watching(model.gated, at_gated):
-        model(tokens, image_index, features=features, frame_mask=frame_mask)
+        model.stream(tokens, image_index, model.for_each_layer(visual))
     from_text = sum(from_text) / len(from_text)                                       # (T,N,R)
     n_place = features.shape[1]
     out = torch.zeros(len(from_text), *frame_mask.shape[1:], n_place, device=features.device)

@@ -31,8 +31,8 @@ class FeedForward(nn.Module):
 class ResamplerLayer(nn.Module):
     """X ← X + Attn(q = X, kv = [X_f; X]);  X ← X + FFW(X)   (Figure 5).
 
-    forward(latents (B,R,D), features (B,F,S,D), time (F,1,D)) -> (B,R,D). X are the latents, X_f is
-    features + time at every place of every frame. B counts images here, of all sequences.
+    forward(latents (B,R,D), features (B,F*S,D)) -> (B,R,D). X are the latents, X_f the features of all
+    places of all frames, each with its moment. B counts images here, of all sequences.
     """
 
     def __init__(self, dim, n_head, head_dim):
@@ -45,22 +45,21 @@ class ResamplerLayer(nn.Module):
         self.to_out = nn.Linear(n_head * head_dim, dim, bias=False)
         self.feed_forward = FeedForward(dim)
 
-    def queries_keys_values(self, latents, features, time):
+    def queries_keys_values(self, latents, features):
         """-> q (B,H,R,d), k and v (B,H,F*S+R,d)"""
-        latents = self.norm_latents(latents)
-        media = self.norm_media(features + time).flatten(1, 2)                        # (B,F*S,D)
+        latents, features = self.norm_latents(latents), self.norm_media(features)
         # Latents stand among the keys, too (unlike DETR): they can see what the others already hold.
-        kv = self.to_kv(torch.cat([media, latents], dim=1))                           # (B,F*S+R,2*H*d)
+        kv = self.to_kv(torch.cat([features, latents], dim=1))                        # (B,F*S+R,2*H*d)
         heads = (self.n_head, self.head_dim)
         return [x.unflatten(-1, heads).transpose(1, 2) for x in (self.to_q(latents), *kv.chunk(2, dim=-1))]
 
-    def attend(self, latents, features, time):
-        q, k, v = self.queries_keys_values(latents, features, time)
+    def cross_attention(self, latents, features):
+        q, k, v = self.queries_keys_values(latents, features)
         out = attention(q, k, v)                                                      # (B,H,R,d)
         return self.to_out(out.transpose(1, 2).flatten(2))                            # (B,R,D)
 
-    def forward(self, latents, features, time):
-        latents = latents + self.attend(latents, features, time)
+    def forward(self, latents, features):
+        latents = latents + self.cross_attention(latents, features)
         latents = latents + self.feed_forward(latents)
         return latents
 
@@ -106,16 +105,17 @@ class PerceiverResampler(nn.Module):
         before = moment.floor().long()
         after = (before + 1).clamp(max=n_trained - 1)
         share = (moment - before).unsqueeze(-1).to(self.time_embedding.dtype)        # (n,1)
-        # F.embedding, not an index, whose gradient adds up in the order in which threads come: never twice
-        # the same.
+        # F.embedding, not an index, whose gradient adds up in the order in which threads come.
         before, after = (F.embedding(place, self.time_embedding) for place in (before, after))  # (n,D) each
         return torch.lerp(before, after, share)
 
     def resample(self, features):
         """(B,F,S,D) features of B images that have equally many frames -> (B,R,D)"""
-        x, time = self.latents.expand(len(features), -1, -1), self.time(features.shape[1]).unsqueeze(1)
+        features = features + self.time(features.shape[1]).unsqueeze(1)              # (B,F,S,D)
+        features = features.flatten(1, 2)                                            # (B,F*S,D)
+        x = self.latents.expand(len(features), -1, -1)                               # (B,R,D)
         for layer in self.layers:
-            x = layer(x, features, time)
+            x = layer(x, features)
         return self.norm(x)
 
     def forward(self, media, frame_mask=None):

@@ -139,9 +139,8 @@ class TransformerResampler(PerceiverResampler):
         latents = self.latents.expand(len(features), -1, -1)
         x = features + self.time(features.shape[1]).unsqueeze(1)                             # (B,F,S,D)
         x = torch.cat([x.flatten(1, 2), latents], dim=1)                                     # (B,F*S+R,D)
-        nothing, no_time = x[:, None, :0], x.new_zeros(1, 1, 1)
         for layer in self.layers:
-            x = layer(x, nothing, no_time)
+            x = layer(x, x[:, :0])  # no features beside them
         return self.norm(x[:, -len(self.latents):])
 
 

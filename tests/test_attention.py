@@ -74,14 +74,14 @@ def test_the_resamplers_weights_are_those_it_uses():
     the weight, up to one, lies on the latents: a mixture of their values."""
     torch.manual_seed(0)
     layer = ResamplerLayer(16, 2, 8)
-    latents, features, time = torch.randn(3, 4, 16), torch.randn(3, 2, 3, 16), torch.randn(2, 1, 16)
+    latents, features = torch.randn(3, 4, 16), torch.randn(3, 6, 16)
     value = layer.to_kv.weight[16:].view(2, 8, 16)
     value[1] = value[0]
-    seen = layer.norm_media(features + time).flatten(1, 2)                                # (N,F*S,D)
-    values = torch.cat([seen, layer.norm_latents(latents)], 1) @ value[0].T               # (N,F*S+R,d)
-    weights = attention.visual_to_places(layer, latents, features, time)
+    seen = torch.cat([layer.norm_media(features), layer.norm_latents(latents)], 1)        # (N,F*S+R,D)
+    values = seen @ value[0].T                                                            # (N,F*S+R,d)
+    weights = attention.visual_to_places(layer, latents, features)
     layer.to_out = torch.nn.Identity()
-    full = layer.attend(latents, features, time).unflatten(-1, (2, 8)).mean(2)                  # (N,R,d)
+    full = layer.cross_attention(latents, features).unflatten(-1, (2, 8)).mean(2)         # (N,R,d)
     assert (weights > 0).all() and (weights.sum(-1) < 1).all()
     rest, own = (full - weights @ values[:, :6]) / (1 - weights.sum(-1, keepdim=True)), values[:, 6:]
     assert (rest <= own.max(1, keepdim=True).values +

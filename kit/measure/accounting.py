@@ -186,8 +186,8 @@ def activations(c, model, dtype):
 
     def resampler(n_layer):
         def read(layers):
-            features, time = wide(n, 1, s), wide(1, 1)
-            return [layer(wide(n, r), features, time) for layer in layers]
+            features = wide(n, s)
+            return [layer(wide(n, r), features) for layer in layers]
 
         size = c.resampler_dim, c.resampler_head, c.resampler_head_dim
         return kept(lambda: nn.ModuleList(ResamplerLayer(*size) for _ in range(n_layer)), read, dtype)

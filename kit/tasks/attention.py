@@ -23,11 +23,11 @@ def text_to_visual(layer, y, image_index, kv):
     return weight.view_as(score).mean(1)
 
 
-def visual_to_places(layer, latents, features, time):
+def visual_to_places(layer, latents, features):
     """The weights of one resampler layer on the places, mean over heads, for what the layer is given:
-    latents (B,R,D), features (B,F,S,D), time (F,1,D) -> (B,R,F*S), which sum to less than 1: latents look at
-    each other, too."""
-    q, k, _ = layer.queries_keys_values(latents, features, time)             # (B,H,R,d), (B,H,F*S+R,d)
+    latents (B,R,D), features (B,F*S,D) -> (B,R,F*S), which sum to less than 1: latents look at each other,
+    too."""
+    q, k, _ = layer.queries_keys_values(latents, features)                   # (B,H,R,d), (B,H,F*S+R,d)
     score = q @ k.transpose(2, 3) / math.sqrt(layer.head_dim)
     return score.softmax(-1).mean(1)[..., :-latents.shape[1]]
 

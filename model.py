@@ -241,8 +241,7 @@ class GPT(nn.Module):
         logits = self.ln_f(x) @ self.wte.weight.T                                     # (B,T,V)
         if targets is None:
             return logits, None
-        flat = logits.flatten(0, 1).to(self.wte.weight.dtype)
-        return logits, F.cross_entropy(flat, targets.flatten(), ignore_index=-100)
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -94,9 +94,9 @@ def train_stage(run, stage, missing, progress=None):
     # From where it stopped, until the end, a signal, or until time is up. i: the number of the batch, which
     # is the step's, except with --mixing=round_robin.
     for step, i, samples in loop:
-        share = schedule(stage.decay, step, run.config.warmup, stage.n_iter)
+        lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
-            group['lr'] = stage.lr * group['scale'] * share
+            group['lr'] = lr * group['scale']
         losses, n_token = gradients(run, stage, samples, i)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):
@@ -298,8 +298,11 @@ class FlamingoStage(Stage):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m learned tokens of
         source m in the whole step: all micro-batches, all ranks. (The paper sums; a mean weighs long pages
         and short captions alike.) The step minimises Σ_m λ_m L_m."""
-        _, each = self.net(**batch.text, **batch.pictures, each=True)                # (number of targets,)
-        return batch.mean_of_each_source(each)
+        _, each = self.net(**batch.text, **batch.pictures, each=True)                # (targets,)
+        total = each.new_zeros(len(batch.n_learned)).index_add(0, batch.source, each)  # (sources,)
+        # Ranks *average* their gradients, so each counts as many times as there are ranks.
+        return {source: total[k] * distributed.world() / max(n, 1)
+                for k, (source, n) in enumerate(batch.n_learned.items())}
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)

@@ -21,13 +21,14 @@ from torch import nn
 #   group: channels per group of the 3x3 convolutions       drop_path: stochastic depth of the last block
 #   alpha: how much of each residual branch is added, so that the variance of the stream grows by α² a block.
 #          0.2 keeps the 84 blocks of F6 tame; nano's three hold most of what it can see, and are taken whole.
-SIZES = {'nano': dict(stem=(8, 8, 8, 32), widths=(64, 128, 192), depths=(1, 1, 1), group=16, alpha=1.0,
-                      drop_path=0.0)}
-SIZES['nano16'] = SIZES['nano'] | dict(stem=(8, 16, 16, 32))  # what `nano` was; old checkpoints have it
-SIZES['half'] = SIZES['nano'] | dict(stem=(4, 4, 4, 16), widths=(32, 64, 96), group=8)  # a row of ablate.py
-for f in range(7):
-    SIZES[f'F{f}'] = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), group=128, alpha=0.2,
-                          depths=tuple(n * (f + 1) for n in (1, 2, 6, 3)), drop_path=0.25)
+_SMALL = dict(depths=(1, 1, 1), alpha=1.0, drop_path=0.0)
+_PAPER = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), group=128, alpha=0.2, drop_path=0.25)
+SIZES = {
+    'nano': dict(_SMALL, stem=(8, 8, 8, 32), widths=(64, 128, 192), group=16),
+    'nano16': dict(_SMALL, stem=(8, 16, 16, 32), widths=(64, 128, 192), group=16),  # in old checkpoints
+    'half': dict(_SMALL, stem=(4, 4, 4, 16), widths=(32, 64, 96), group=8),         # a row of ablate.py
+    **{f'F{f}': dict(_PAPER, depths=tuple(n * (f + 1) for n in (1, 2, 6, 3))) for f in range(7)},
+}
 
 TEXT_CONTEXT = 64  # tokens of a caption that the text tower reads
 
@@ -184,7 +185,7 @@ class NFNet(nn.Module):
 
 
 def mean_of_words(x, mask):
-    """x (B,T,D), mask (B,T) bool, True where real -> (B,D), the mean over real words; of none, 0"""
+    """x (B,T,D), mask (B,T) bool, True where real -> (B,D), the mean over real words; 0 if there are none"""
     real = mask.unsqueeze(-1).to(x.dtype)
     return (x * real).sum(1) / real.sum(1).clamp(min=1)
 

@@ -1,4 +1,6 @@
-"""The encoders of the contrastive stage from their sizes; another text tower, for --sizes=plain_words=True"""
+"""The encoders of the contrastive stage from their sizes, and what their texts look like; another text tower,
+for --sizes=plain_words=True"""
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -11,6 +13,14 @@ def new_contrastive(config):
     text = (PlainWords(c.n_vocab, c.text_dim, TEXT_CONTEXT, c.dim_embed) if c.plain_words else
             TextTower(c.n_vocab, c.text_dim, c.text_layer, c.text_head, TEXT_CONTEXT, c.dim_embed))
     return Contrastive(NFNet(c.vision, c.dim_embed, per_image=c.per_image), text)
+
+
+def pad_texts(ids, longest):
+    """lists of token ids -> tokens (N,T), mask (N,T); what is longer than `longest` is cut"""
+    ids = [i[:longest] or [0] for i in ids]
+    t = max(map(len, ids))
+    tokens = torch.tensor([i + [0] * (t - len(i)) for i in ids])
+    return tokens, torch.arange(t) < torch.tensor([[len(i)] for i in ids])
 
 
 class PlainWords(nn.Module):

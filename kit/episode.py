@@ -1,8 +1,17 @@
-"""A few-shot task, and the prompts of the tasks that only evaluation asks."""
+"""A few-shot task, the prompts of the tasks that only evaluation asks, and a picture with nothing to see."""
 from dataclasses import dataclass
 from typing import Callable
 
-from data import Document, Example, Given, question_prompt
+from PIL import Image
+
+from data import Document, Example, Given, Media, question_prompt
+
+
+def blank_frame():
+    return [Image.new('RGB', (48, 48), (128, 128, 128))]
+
+
+BLANK = Media('blank', blank_frame)
 
 
 @dataclass

@@ -14,13 +14,13 @@ from data import encode, EndOfChunk, Example, Given, Media, question_prompt
 from tiny_model import save_tiny
 
 from kit import answers as answers_file
-from kit.episode import dialogue_prompt, Episode, statement_prompt
+from kit.episode import BLANK, dialogue_prompt, Episode, statement_prompt
 from kit.files import BadInput
 from kit.sources.base import Report
 from kit.sources.forms import open_folder
 from kit.tasks import asker as asker_file
 from kit.tasks.asker import find_checkpoint, load, NANO, trim
-from kit.tasks.controls import BLANK, blank_examples, blank_support, CONTROLS, taught
+from kit.tasks.controls import blank_examples, blank_support, CONTROLS, taught
 from kit.tasks.encoders import zero_shot
 from kit.tasks.episodes import episodes_of, frozen_episode, TASKS
 from kit.tasks.results import control_rows, measure, row, value_of

@@ -11,9 +11,10 @@ from PIL import Image
 
 import sample
 from data import Document, encode, Given, load_pixels, Media
+from kit.episode import BLANK
 from kit.tasks import explain
 from kit.tasks.asker import load, NANO
-from kit.tasks.controls import BLANK, blank_support
+from kit.tasks.controls import blank_support
 from kit.world.draw import clip_media, picture_media
 from kit.world.tasks import naming_episode
 

@@ -20,11 +20,11 @@ import torch
 from data import collate, encode
 from kit.adapt import with_prompt
 from kit.augment import augment
+from kit.contrastive import pad_texts
+from kit.episode import BLANK
 from kit.run import distributed
 from kit.run.keys import SOURCES
 from kit.run.reading import without
-from kit.tasks.controls import BLANK
-from kit.tasks.encoders import pad_texts
 from vision import TEXT_CONTEXT
 from xattn import sees_its_own_only
 
@@ -204,17 +204,6 @@ class SequenceBatch:
     @property
     def n_token(self):
         return self.text['tokens'].numel()
-
-    def mean_of_each_source(self, each):
-        """each (number of targets,): the loss of every target -> {source: this part of the mean over its
-        targets}.
-
-        Parts and ranks add up to the mean over the whole step. Ranks *average* their gradients, so each
-        counts as many times as there are ranks.
-        """
-        total = each.new_zeros(len(self.n_learned)).index_add(0, self.source, each)        # (sources,)
-        return {source: total[k] * distributed.world() / max(n, 1)
-                for k, (source, n) in enumerate(self.n_learned.items())}
 
 
 class SequenceData(StageData):

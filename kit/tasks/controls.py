@@ -5,20 +5,12 @@ A control is a function (Episode, numpy Generator) -> Episode.
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image
 
 from data import Media
+from kit.episode import BLANK
 from kit.files import BadInput
 from kit.tasks.prompts import as_episode, examples
-from kit.world.draw import SIZE
 from kit.world.names import made_up_names
-
-
-def blank_frame():
-    return [Image.new('RGB', (SIZE, SIZE), (128, 128, 128))]
-
-
-BLANK = Media('blank', blank_frame)
 
 
 def blank_support(episode, rng=None):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from kit.contrastive import pad_texts
 from kit.files import BadInput
 from kit.sources.base import readable_pairs
 from kit.tasks import metrics
@@ -76,14 +77,6 @@ def ranks(asked, answers, belong, block=1024):
         best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         rank.append(((similarity >= best) & ~right).sum(1))
     return torch.cat(rank)
-
-
-def pad_texts(ids, longest):
-    """lists of token ids -> tokens (N,T), mask (N,T); what is longer than `longest` is cut"""
-    ids = [i[:longest] or [0] for i in ids]
-    t = max(map(len, ids))
-    tokens = torch.tensor([i + [0] * (t - len(i)) for i in ids])
-    return tokens, torch.arange(t) < torch.tensor([[len(i)] for i in ids])
 
 
 def linear_probe(train, train_truth, test, n_class, decay=1e-3):

@@ -25,12 +25,12 @@ import torch
 from PIL import Image
 
 from data import Document, encode, load_pixels, Media, stack_frames
+from kit.episode import BLANK
 from kit.files import one_line
 from kit.show import canvas
 from kit.show.explained import explained_sheet, tree_rows, with_said
 from kit.show.lettering import printable, text_table
 from kit.tasks.asker import ROOT
-from kit.tasks.controls import BLANK
 
 FILES = ('data.py', 'vision.py', 'resampler.py', 'xattn.py', 'model.py')  # whose lines are reported
 MOST_LIKELY = 5

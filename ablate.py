@@ -103,8 +103,8 @@ class Bridge(train.FlamingoStage):
         config, named = self.config, [x for x in self.module.named_parameters() if x[1].requires_grad]
         mine = [x for x in named if x[0].startswith(part)]
         rest = [x for x in named if not x[0].startswith(part)]
-        self.optimizer = train.adamw(rest, self.lr, config.weight_decay, config.gate_scale)
-        for group in train.adamw(mine, self.lr, config.weight_decay).param_groups:
+        self.optimizer = train.adamw(rest, config.weight_decay, config.gate_scale)
+        for group in train.adamw(mine, config.weight_decay).param_groups:
             self.optimizer.add_param_group(group | {'scale': scale})
 
     def pictures(self, batch):

@@ -188,7 +188,7 @@ def stage_step(run, stage, numbers):
     """A step as in train.train_stage, at the next place in the data."""
     def call():
         i = next(numbers)
-        _, n_token = train.gradients(run, stage, stage.data.read(stage.lambdas, i), i)
+        _, n_token = train.gradients(run, stage, stage.data.read(stage.sources, i), i)
         stage.clip()
         stage.optimizer.step()
         stage.optimizer.zero_grad()
@@ -262,7 +262,7 @@ class Whole:
     def data(self):
         def flamingo():
             data, n_token = self.flamingo.data, 0
-            for samples in data.read(self.flamingo.lambdas, next(self.numbers)).values():
+            for samples in data.read(self.flamingo.sources, next(self.numbers)).values():
                 for m in data.media(samples):
                     self.run.reader.pixels(m)
                 n_token += collate(samples, self.run.tokenizer).tokens.numel()
@@ -270,7 +270,7 @@ class Whole:
 
         def vision():
             data = self.vision.data
-            read = data.read(self.vision.lambdas, next(self.numbers))
+            read = data.read(self.vision.sources, next(self.numbers))
             return sum(len(data.media(samples)) for samples in read.values())
 
         def language():

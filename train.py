@@ -36,7 +36,7 @@ from kit.files import BadInput
 from kit.run import checks, class_words, distributed, shared_words
 from kit.run.batches import drop_channels, PairData, PromptedData, SequenceData, TextData
 from kit.run.driver import finish, session, stages_to_train
-from kit.run.keys import GONE, RARE, SOURCES, check_values
+from kit.run.keys import GONE, RARE, check_values
 from kit.run.loop import Loop
 from kit.run.spread import spread_flamingo, spread_language, spread_vision
 from kit.run.stage import Stage
@@ -91,8 +91,8 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # From where it stopped, until the end, a signal, or until time is up. i: the number of the batch, which
-    # is the step's, except with --mixing=round_robin.
+    # From where it stopped, until the end, a signal, or until time is up. samples: {source: those of its batch
+    # i}, as stage.data.read gives them; i is the number of the step, except with --mixing=round_robin.
     for step, i, samples in loop:
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
@@ -138,8 +138,8 @@ def not_finite(run, stage, samples, i):
     return found or list(samples)  # if each alone is finite, only their sum is not
 
 
-def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
-    """AdamW. Only matrices decay, and none of the resampler's (appendix B.1.2): decay would work against
+def adamw(named_parameters, weight_decay, gate_scale=1.0):
+    """AdamW; `train_stage` sets its learning rate. Only matrices decay, and none of the resampler's (appendix B.1.2): decay would work against
     gates, gains and norms, and the two new embedding rows are among frozen ones. The gates learn `gate_scale`
     times as fast: while they are shut, everything behind them learns through a keyhole."""
     groups = {}
@@ -151,7 +151,7 @@ def adamw(named_parameters, lr, weight_decay, gate_scale=1.0):
         groups.setdefault((kind, p.ndim == 0, name.startswith('vision.')), []).append(p)
     groups = [{'params': ps, 'weight_decay': weight_decay if kind == 'matrix' else 0.0,
                'scale': gate_scale if kind == 'gate' else 1.0} for (kind, _, _), ps in groups.items()]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)  # betas: not in the paper
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)  # betas: not in the paper
 
 
 def schedule(kind, step, warmup, n):
@@ -172,14 +172,12 @@ class VisionStage(Stage):
 
     def __init__(self, run):
         super().__init__(run, PairData(run))
-        self.lambdas = {source: 1.0 for source in ('align', 'ltip') if getattr(self.config, source)}
-        if not self.lambdas:
-            raise BadInput('the vision stage needs pairs: give align or ltip')
+        self.set_lambdas({'align': 1.0, 'ltip': 1.0}, 'the vision stage needs pairs: give align or ltip')
         self.module = self.load()
         self.net = spread_vision(run, self.module)
         self.n_iter, self.lr = self.config.vision_iters, self.config.vision_lr
         self.decay = self.config.schedule_vision
-        self.optimizer = adamw(self.module.named_parameters(), self.lr, weight_decay=0.0)  # the paper: Adam
+        self.optimizer = adamw(self.module.named_parameters(), weight_decay=0.0)  # the paper: Adam
 
     def load(self):
         contrastive = new_contrastive(self.run.size)
@@ -222,16 +220,14 @@ class LanguageStage(Stage):
 
     def __init__(self, run):
         super().__init__(run, TextData(run))
-        class_words.use(run)  # only with --folders=words=N
+        if self.config.language_iters:
+            self.set_lambdas({'text': 1.0}, 'the language stage needs text: give text')
         self.module = gpt2(self.config.gpt2) if self.config.gpt2 else wire_copying(GPT.from_config(run.size))
         shared_words.begin(run, self.module)  # only with --folders=keep_captions=True
-        if not self.config.text and self.config.language_iters:
-            raise BadInput('the language stage needs text: give text')
-        self.lambdas = {'text': 1.0}
         self.net = spread_language(run, self.module)
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
         self.decay = self.config.schedule_language
-        self.optimizer = adamw(self.module.named_parameters(), self.lr, self.config.weight_decay)
+        self.optimizer = adamw(self.module.named_parameters(), self.config.weight_decay)
 
     def losses(self, batch):
         _, loss = self.net(batch.tokens, batch.targets, batch.position)
@@ -258,29 +254,22 @@ class FlamingoStage(Stage):
 
     def __init__(self, run):
         super().__init__(run, SequenceData(run))
-        self.mixing = run.config.mixing
-        class_words.use(run)  # only with --folders=words=N
-        weights = {source: getattr(self.config, 'lambda_' + source) for source in SOURCES}
-        self.lambdas = {source: weight for source, weight in weights.items()
-                        if weight and getattr(self.config, source)}
-        if not self.lambdas:
-            raise BadInput('nothing to learn from: give m3w, align, ltip or vtp, and a lambda above 0')
+        c, self.mixing = self.config, self.config.mixing
+        self.set_lambdas(
+            {'m3w': c.lambda_m3w, 'align': c.lambda_align, 'ltip': c.lambda_ltip, 'vtp': c.lambda_vtp},
+            'nothing to learn from: give m3w, align, ltip or vtp, and a lambda above 0')
         self.contrastive, self.module = self.load()
         self.features = FrozenFeatures(self.module.vision, run.reader.pixels, run.device)
-        self.decay = self.config.schedule_flamingo
-        self.prepare()
+        self.n_iter, self.lr, self.decay = c.flamingo_iters, c.flamingo_lr, c.schedule_flamingo
         self.net = spread_flamingo(run, self.module)
         trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
-        self.optimizer = adamw(trained, self.lr, self.config.weight_decay, self.config.gate_scale)
-        self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=self.config.shard)
+        self.optimizer = adamw(trained, c.weight_decay, c.gate_scale)
+        self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=c.shard)
         self.module.train()
 
     def load(self):
+        """-> (Contrastive, Flamingo), before anything is trained"""
         return load_frozen(self.run)
-
-    def prepare(self):
-        """How long and at which rate. FinetuneStage has its own."""
-        self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr
 
     def batches(self, samples, i):
         for batch in self.data.batches(samples, i):
@@ -322,17 +311,19 @@ class FinetuneStage(FlamingoStage):
     pictures are also larger, 480 x 480); or, with --adapt, a few weights of it (kit/adapt.py)."""
     name = 'finetune'
 
-    def load(self):
-        self.way = adapt.WAYS[self.config.adapt]
-        return load_frozen(self.run, kind=self.way.model)
-
-    def prepare(self):
-        path, state = self.run.path('flamingo.pt'), self.run.load_stage('flamingo', 'flamingo')['flamingo']
-        checkpoint.load_into(self.module, adapt.grown(self.module, state), path)
-        adapt.begin(self.module, self.config.adapt)
-        self.n_iter, self.lr = self.config.finetune_iters, self.config.finetune_lr * self.way.lr
+    def __init__(self, run):
+        super().__init__(run)
+        self.n_iter = self.config.finetune_iters
+        self.lr = self.config.finetune_lr * adapt.WAYS[self.config.adapt].lr
         if self.config.adapt == 'prompt':
-            self.data = PromptedData(self.run)
+            self.data = PromptedData(run)
+
+    def load(self):
+        contrastive, module = load_frozen(self.run, kind=adapt.WAYS[self.config.adapt].model)
+        path, state = self.run.path('flamingo.pt'), self.run.load_stage('flamingo', 'flamingo')['flamingo']
+        checkpoint.load_into(module, adapt.grown(module, state), path)
+        adapt.begin(module, self.config.adapt)
+        return contrastive, module
 
     def pictures(self, batch):
         """Pixels: the features of an encoder that trains cannot be kept."""

@@ -26,7 +26,7 @@ from kit.device import frozen_dtype
 from kit.files import BadInput
 from kit.measure import accounting
 from kit.run import distributed
-from kit.run.keys import check_values
+from kit.run.keys import check_values, SOURCES
 from kit.run.run import Run
 from kit.tasks.results import measure
 from kit.weights import checkpoint
@@ -303,7 +303,7 @@ def test_configs_are_valid_and_can_be_dealt_out(name, monkeypatch):
         monkeypatch.setenv('WORLD_SIZE', str(n))
         monkeypatch.setenv('RANK', '0')
         for key in ('vision_batch', 'language_batch',
-                    *('batch_' + source for source in train.SOURCES if getattr(config, source))):
+                    *('batch_' + source for source in SOURCES if getattr(config, source))):
             assert len(distributed.mine(getattr(config, key), key, config.micro_batches)) > 0
 
 

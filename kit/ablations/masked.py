@@ -40,9 +40,9 @@ class MaskedStage(Stage):
         self.module = MaskedSystem(size, n_layer, size.lm_dim, size.lm_head).to(run.device)
         super().__init__(run, PatchData(run, self.module.n_patch))
         self.net, self.decay = self.module, run.config.schedule_flamingo
-        self.lambdas = {source: 1.0 for source in SOURCES if getattr(self.config, source)}
+        self.set_lambdas(dict.fromkeys(SOURCES, 1.0), 'nothing to learn from: give m3w, align, ltip or vtp')
         self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr
-        self.optimizer = self.optimizer_of(self.module.named_parameters(), self.lr, self.config.weight_decay)
+        self.optimizer = self.optimizer_of(self.module.named_parameters(), self.config.weight_decay)
         self.normalise = NFNet('nano', per_image=size.per_image).normalise
 
     def losses(self, batch):

@@ -209,8 +209,10 @@ class SequenceBatch:
 class SequenceData(StageData):
 
     def of_source(self, source, i):
-        n = getattr(self.config, 'batch_' + source)
+        c = self.config
+        n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
         mine = distributed.mine(n, 'batch=' + source)
+        # self.sequence(source, number), or where that cannot be read, of another number
         return [self.reader.read(self.sequence, source, i * n + k) for k in mine]
 
     def sequence(self, source, number):

@@ -35,7 +35,7 @@ class Loop:
 
     def __iter__(self):
         run, stage = self.run, self.stage
-        steps = mixture(list(stage.lambdas), stage.mixing, stage.n_iter)[self.start:]
+        steps = mixture(stage.sources, stage.mixing, stage.n_iter)[self.start:]
         read = look_ahead(stage.data, steps)
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
             for self.step, (i, samples) in enumerate(read, self.start):

@@ -1,12 +1,14 @@
 """What train.train_stage asks of a stage."""
-from kit.run import distributed
+from kit.files import BadInput
+from kit.run import class_words, distributed
 
 
 class Stage:
     """A stage has, besides what follows,
 
         name                 of its file and its lines in the log
-        lambdas, mixing      {source: λ}, its sources and their weights; how they mix: data.mixture
+        sources, lambdas     the names of what it learns from, and of each its weight λ
+        mixing               how these mix: data.mixture
         data                 reads the samples of its sources (kit/run/batches.py)
         module, net          what it trains; the same as training calls it (over many processes)
         optimizer            with the share of `lr` that each group of its parameters gets
@@ -19,6 +21,21 @@ class Stage:
 
     def __init__(self, run, data):
         self.run, self.config, self.data = run, run.config, data
+        self.lambdas = {}
+        if self.name != 'vision':
+            class_words.use(run)  # nothing unless --folders=words=N
+
+    def set_lambdas(self, lambdas, without_any):
+        """Keep of {source: λ} those that are given and weigh something. Raises BadInput, which says
+        `without_any`, if there are none."""
+        self.lambdas = {source: weight for source, weight in lambdas.items()
+                        if weight and getattr(self.config, source)}
+        if not self.lambdas:
+            raise BadInput(without_any)
+
+    @property
+    def sources(self):
+        return list(self.lambdas)
 
     def batches(self, samples, i):
         """-> the micro-batches of a step, from {source: samples of batch i}"""

@@ -117,12 +117,6 @@ class Bridge(train.FlamingoStage):
         _, loss = self.module.lm(batch.tokens, batch.targets, batch.position)
         return {'text': batch.share * loss}
 
-    def batches(self, samples, i):
-        for batch in self.data.batches(samples, i):
-            if not isinstance(batch, TextBatch):
-                batch.pictures = self.pictures(batch)
-            yield batch
-
     def evaluate(self):
         return {}
 

@@ -15,10 +15,13 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-To follow one batch: `train_stage` is the loop. A stage's `data` (kit/run/batches.py) reads Documents of its
-sources as samples, ahead of the loop, and makes tensors of them, with data.encode and data.collate;
-`FlamingoStage.pictures` adds what the frozen encoder sees. `gradients` gives these to the stage's `losses`,
-and back in `train_stage` the optimizer makes the step.
+To follow one batch, read train_stage, and what it calls in this order:
+    stage.data.read       SequenceData.of_source in kit/run/batches.py: Documents of each source, by data.encode
+                          turned into samples
+    gradients             the micro-batches of these samples
+        stage.data.batches    SequenceData.batches, beside it: tensors of them, by data.collate
+        stage.losses          FlamingoStage.losses: the model's loss, for each source
+    stage.clip, stage.optimizer.step
 """
 import math
 from collections import Counter
@@ -31,10 +34,10 @@ from kit.cli import command, configure
 from kit.contrastive import new_contrastive
 from kit.copying import wire_copying
 from kit.device import autocast, frozen_dtype
-from kit.features import FrozenFeatures
+from kit.features import drop_channels, FrozenFeatures
 from kit.files import BadInput
 from kit.run import checks, class_words, distributed, shared_words
-from kit.run.batches import drop_channels, PairData, PromptedData, SequenceData, TextData
+from kit.run.batches import PairData, PromptedData, SequenceData, TextData
 from kit.run.driver import finish, session, stages_to_train
 from kit.run.keys import GONE, RARE, check_values
 from kit.run.loop import Loop
@@ -44,6 +47,12 @@ from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, PRESETS, Flamingo
 from vision import adaptive_gradient_clip, contrastive_loss
 
+BATCH = {
+    'batch_m3w': (24, 'interleaved pages'),
+    'batch_align': (8, 'pairs with short captions'),
+    'batch_ltip': (16, 'pairs with long captions'),
+    'batch_vtp': (4, 'clips'),
+}
 GROUPS = {
     'What to train': {
         'stage': ('all', 'all, vision, language, flamingo or finetune'),
@@ -78,7 +87,14 @@ GROUPS = {
         'language_tokens': (448, 'tokens a row, at a random place of the context'),
         'language_lr': (2e-3, 'peak learning rate'),
         'flamingo_iters': (700, 'of the Flamingo stage'),
+        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),
         'flamingo_lr': (2e-3, 'peak learning rate'),
+        'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
+        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
+        'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
+        'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
+        'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
+                                 'different ones for each picture; not where the encoder trains'),
     },
 } | RARE
 KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
@@ -91,18 +107,18 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # From where it stopped, until the end, a signal, or until time is up. samples: {source: those of its batch
-    # i}, as stage.data.read gives them; i is the number of the step, except with --mixing=round_robin.
-    for step, i, samples in loop:
+    # From where it stopped, until the end, a signal, or until time is up. samples: {source: what stage.data.read
+    # has read of its batch of this number}; that of the step, except with --mixing=round_robin.
+    for step, number, samples in loop:
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = gradients(run, stage, samples, i)
+        losses, n_token = gradients(run, stage, samples, number)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):
             stage.optimizer.step()
         else:
-            loop.skip(not_finite(run, stage, samples, i))
+            loop.skip(gradients, samples, number)
         stage.optimizer.zero_grad(set_to_none=True)
         loop.log(losses, norm, n_token)
         if loop.time_to_evaluate():
@@ -110,12 +126,12 @@ def train_stage(run, stage, missing, progress=None):
     return loop.complete
 
 
-def gradients(run, stage, samples, i):
+def gradients(run, stage, samples, number):
     """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) in every parameter's .grad: over the samples
-    of each source m, its batch i, in micro-batches -> {source: L_m}, a mean over all ranks, and the number of
-    tokens read, padding included."""
+    of each source m, its batch of this number, in micro-batches -> {source: L_m}, a mean over all ranks, and
+    how many tokens were read, padding included."""
     total, n_token = Counter(), 0
-    for batch in stage.batches(samples, i):
+    for batch in stage.data.batches(samples, number):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
             with autocast(run.device, run.dtype, cache=False):
                 losses = stage.losses(batch)
@@ -125,17 +141,6 @@ def gradients(run, stage, samples, i):
         n_token += batch.n_token
     distributed.average(stage.module, run.config.shard)
     return dict(zip(total, distributed.mean(*total.values()))), n_token
-
-
-def not_finite(run, stage, samples, i):
-    """Which sources gave a loss or gradient that is not finite? Each alone, once more: this is rare."""
-    found = []
-    for source in samples:
-        stage.optimizer.zero_grad(set_to_none=True)
-        losses, _ = gradients(run, stage, {source: samples[source]}, i)
-        if not math.isfinite(sum(losses.values()) + stage.clip().item()):
-            found.append(source)
-    return found or list(samples)  # if each alone is finite, only their sum is not
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
@@ -247,7 +252,7 @@ class FlamingoStage(Stage):
         the first pages have captions only             kit/world/pages.py, FIRST_PAGES
         the language model is born copying             kit/copying.py
         gates learn 15 times as fast as the rest       --gate_scale, `adamw`
-        some channels of each picture are left out     --feature_dropout, kit/run/batches.py
+        some channels of each picture are left out     --feature_dropout, kit/features.py
         pages stand anywhere in the context            kit/run/batches.py, SequenceData.place
     """
     name = 'flamingo'
@@ -271,14 +276,9 @@ class FlamingoStage(Stage):
         """-> (Contrastive, Flamingo), before anything is trained"""
         return load_frozen(self.run)
 
-    def batches(self, samples, i):
-        for batch in self.data.batches(samples, i):
-            batch.pictures = self.pictures(batch)
-            yield batch
-
     def pictures(self, batch):
-        """What the model is given of the pictures of a batch: features of the frozen encoder, kept from
-        earlier steps, without some of their channels."""
+        """What the model is given of the pictures of a batch: the frozen encoder's features, which are kept
+        from step to step, without some of their channels."""
         features, frame_mask = self.features(batch.media)
         features = drop_channels(features, frame_mask, batch.sequences, self.config.feature_dropout)
         return {'features': features, 'frame_mask': frame_mask}
@@ -287,11 +287,12 @@ class FlamingoStage(Stage):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m learned tokens of
         source m in the whole step: all micro-batches, all ranks. (The paper sums; a mean weighs long pages
         and short captions alike.) The step minimises Σ_m λ_m L_m."""
-        _, each = self.net(**batch.text, **batch.pictures, each=True)                # (targets,)
-        total = each.new_zeros(len(batch.n_learned)).index_add(0, batch.source, each)  # (sources,)
+        _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
+                           document=batch.document, **self.pictures(batch), each=True)         # (targets,)
+        total = each.new_zeros(len(batch.n_in_step)).index_add(0, batch.source, each)          # (sources,)
         # Ranks *average* their gradients, so each counts as many times as there are ranks.
         return {source: total[k] * distributed.world() / max(n, 1)
-                for k, (source, n) in enumerate(batch.n_learned.items())}
+                for k, (source, n) in enumerate(batch.n_in_step.items())}
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)

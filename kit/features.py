@@ -1,9 +1,12 @@
-"""Two caches: the pixels of pictures, and the frozen encoder's features of them.
+"""Two caches: the pixels of pictures, and the frozen encoder's features of them; and what training leaves out
+of these.
 
 Pages show the same pictures again and again, and the encoder never changes after its own stage. So a picture
 is decoded once and encoded once, and both are kept under the `key` that names its exact pixels.
 """
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from data import frame_mask, load_pixels
 
@@ -68,7 +71,9 @@ class FrozenFeatures:
         for part in pixels.split(self.CHUNK):
             full = torch.zeros(self.CHUNK, *part.shape[1:], dtype=torch.uint8)
             full[:len(part)] = part
-            out.append(self.vision(self.vision.normalise(full.to(self.device)))[:len(part)].float().cpu())
+            with torch.autocast(torch.device(self.device).type, enabled=False):  # whoever asks
+                grid = self.vision(self.vision.normalise(full.to(self.device)))        # (CHUNK,S,D_v)
+            out.append(grid[:len(part)].float().cpu())
         return torch.cat(out)
 
     def __call__(self, media):
@@ -91,3 +96,24 @@ class FrozenFeatures:
         if mask is None:
             return None, None
         return torch.cat([f for row in features for f in row]).to(self.device), mask.to(self.device)
+
+
+def drop_channels(features, frame_mask, sequences, share):
+    """Frozen features (frames,S,D_v) of the pictures of `sequences` (data.Encoded), each place at unit variance
+    -> the same with a random share of each picture's channels zeroed, different ones each time.
+
+    *Why.* A frozen encoder knows its training pictures by heart, and a few of its channels are enough to
+    tell them apart. Those say nothing about something new. A model that cannot rely on any single channel
+    learns what many of them agree on.
+
+    *Why at unit variance first*, as Flamingo.resample will see them: of features as they come, which are all
+    above zero, those left out would move the mean of a place, and the norm would pass that on to all channels.
+    """
+    if features is None or share == 0:
+        return features
+    draws = [np.random.default_rng(s.seed).random((len(s.media), features.shape[-1]), np.float32)
+             for s in sequences]
+    kept = torch.from_numpy(np.concatenate(draws) >= share).to(features)               # (pictures,D_v)
+    n_frame = frame_mask.sum(-1)[frame_mask.any(-1)]                                   # (pictures,)
+    features = F.layer_norm(features, features.shape[-1:])
+    return features * kept.repeat_interleave(n_frame, dim=0).unsqueeze(1)              # (frames,S,D_v)

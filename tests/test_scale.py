@@ -225,7 +225,7 @@ def test_activation_checkpointing_keeps_less(untrained):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             run = small_run(untrained, *arguments)
             stage = train.LanguageStage(run)
-            stage.losses(*stage.batches(stage.data.read(['text'], 0), 0))
+            stage.losses(*stage.data.batches(stage.data.read(['text'], 0), 0))
         return total
 
     assert kept('--activation_checkpointing=True') < 0.75 * kept()

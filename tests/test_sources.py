@@ -21,7 +21,8 @@ from kit.sources.base import FolderSpec, Item, Pairs, Report
 from kit.sources.decode import read_frames, to_rgb
 from kit.sources.fewshot import Pages
 from kit.sources.folders import name_classes
-from kit.sources.forms import open_folder, Source, split_spec
+from kit.sources.forms import open_folder, split_spec
+from kit.sources.source import Source
 
 NAMES = ['dax', 'wug', 'blicket', 'fep', 'toma', 'zup']
 

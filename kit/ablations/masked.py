@@ -46,7 +46,7 @@ class MaskedStage(Stage):
         self.normalise = NFNet('nano', per_image=size.per_image).normalise
 
     def losses(self, batch):
-        tokens, index = batch.text['tokens'], batch.text['image_index']
+        tokens, index = batch.tokens, batch.image_index
         pixels = pixels_of(batch.media, self.run.reader.pixels, self.normalise).to(tokens.device)
         words = (tokens < self.module.image) & (tokens != self.run.size.pad) & (tokens != self.run.size.bos)
         return self.net(tokens, index, pixels, words)

@@ -51,14 +51,10 @@ class Ahead(torch.utils.data.Dataset):
 
 
 def look_ahead(data, steps):
-    """Yields (i, data.read(sources, i)) for each of the steps [(i, sources)]: read at that moment or, with
-    --workers, before."""
-    n_worker, reader = data.config.workers, data.reader
-    if not n_worker:
-        yield from ((i, data.read(sources, i)) for i, sources in steps)
-        return
+    """Yields (i, data.read(sources, i)) for each of the steps [(i, sources)], read by --workers processes."""
+    reader = data.reader
     loader = torch.utils.data.DataLoader(
-        Ahead(data, steps), batch_size=None, num_workers=n_worker,
+        Ahead(data, steps), batch_size=None, num_workers=data.config.workers,
         collate_fn=as_it_is, worker_init_fn=quiet,
         generator=torch.Generator())  # its own, or it would draw from torch's global one
     for (i, _), prepared in zip(steps, loader):

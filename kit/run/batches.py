@@ -75,7 +75,7 @@ class PairData(StageData):
     def of_source(self, source, i):
         n = self.config.vision_batch
         mine = distributed.mine(n, 'vision_batch')
-        return [self.reader.read(self.reader.readable, source, i * n + k) for k in mine]
+        return [self.reader.first_readable(self.reader.decoded, source, i * n + k) for k in mine]
 
     def media(self, samples):
         return [document.pieces[0] for document in samples]
@@ -161,7 +161,7 @@ class TextData(StageData):
         for k in mine:
             row, number = [], i * TEXTS_A_STEP + k * TEXTS_A_ROW
             while len(row) <= n:
-                text = self.reader.read(self.reader.text, source, number)
+                text = self.reader.first_readable(self.reader.text, source, number)
                 row += [self.tokenizer.bos, *self.tokenizer.encode(text)]
                 number += 1
             rows.append(row[:n + 1])
@@ -186,24 +186,25 @@ class TextData(StageData):
 
 @dataclass
 class SequenceBatch:
-    """text:      arguments of Flamingo.forward that are about text
-    media:     B lists of Media
-    sequences: all Encoded, in the order in which they stand in the rows
-    n_learned: {source: targets of the whole step, of all micro-batches and of all ranks together}
-    source:    of each target the number of its source in n_learned
-    pictures:  arguments of Flamingo.forward that are about pictures; the stage makes them of the media
+    """tokens, image_index, targets, position, document (B,T), media, sequences: as of data.Batch; document is
+               None where no sequences share a row: plain causal attention will do
+    source (targets,): of each token that is learned the number of its source in n_in_step
+    n_in_step: {source: learned tokens of the whole step, of all micro-batches and all ranks}
     """
-    text: dict
+    tokens: torch.Tensor
+    image_index: torch.Tensor
+    targets: torch.Tensor
+    position: torch.Tensor
+    document: torch.Tensor | None
     media: list
     sequences: list
-    n_learned: dict
     source: torch.Tensor
+    n_in_step: dict
     more: bool
-    pictures: dict | None = None
 
     @property
     def n_token(self):
-        return self.text['tokens'].numel()
+        return self.tokens.numel()
 
 
 class SequenceData(StageData):
@@ -212,8 +213,8 @@ class SequenceData(StageData):
         c = self.config
         n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
         mine = distributed.mine(n, 'batch=' + source)
-        # self.sequence(source, number), or where that cannot be read, of another number
-        return [self.reader.read(self.sequence, source, i * n + k) for k in mine]
+        # self.sequence(source, number); where that cannot be read, of another number
+        return [self.reader.first_readable(self.sequence, source, i * n + k) for k in mine]
 
     def sequence(self, source, number):
         """Document of this number -> Encoded, all of its pictures readable.
@@ -227,7 +228,7 @@ class SequenceData(StageData):
             rng = np.random.default_rng([self.config.seed, 7, number, SOURCES.index(source)])
             sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng,
                               self.config.p_next, earlier=not sees_its_own_only(self.size.attend))
-            bad = self.reader.unreadable(sequence.media)
+            bad = self.reader.decode(sequence.media)
             if not bad:
                 sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
                 sequence.start = self.place(rng, len(sequence.tokens))
@@ -255,7 +256,7 @@ class SequenceData(StageData):
         sequences fill the gaps beside long ones. With --mixing=merged all sources count as one."""
         merged = self.config.mixing == 'merged'
         counts = distributed.total(*(sum(s.n_learned for s in of_source) for of_source in samples.values()))
-        n_learned = {'merged': sum(counts)} if merged else dict(zip(samples, counts))
+        n_in_step = {'merged': sum(counts)} if merged else dict(zip(samples, counts))
         index = {source: 0 if merged else k for k, source in enumerate(samples)}
         for part in range(n := self.config.micro_batches):
             sequences = [s for of_source in samples.values() for s in of_source[part::n]]
@@ -263,14 +264,13 @@ class SequenceData(StageData):
                 # A picture that no token looks at: all ranks must run the same layers, pictures or not.
                 sequences[0].media.append(BLANK)
             batch = collate(sequences, self.tokenizer, share=sees_its_own_only(self.size.attend))
-            names = ['tokens', 'image_index', 'targets', 'position']
-            if len(batch.tokens) < len(sequences):  # some share a row; else plain causal attention will do
-                names.append('document')
-            text = {name: getattr(batch, name).to(self.device) for name in names}
+            shared = len(batch.tokens) < len(sequences)
             # The model gives losses row by row, and batch.sequences is in the order of the rows.
             source = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
-            yield SequenceBatch(text, batch.media, batch.sequences, n_learned, source.to(self.device),
-                                more=part + 1 < n)
+            yield SequenceBatch(
+                *(x.to(self.device) for x in (batch.tokens, batch.image_index, batch.targets, batch.position)),
+                batch.document.to(self.device) if shared else None, batch.media, batch.sequences,
+                source.to(self.device), n_in_step, more=part + 1 < n)
 
 
 class PromptedData(SequenceData):
@@ -278,21 +278,3 @@ class PromptedData(SequenceData):
 
     def sequence(self, source, number):
         return with_prompt(super().sequence(source, number), self.size)
-
-
-def drop_channels(features, frame_mask, sequences, share):
-    """Frozen features (frames,S,D) of the pictures of `sequences` -> the same with a random share of each
-    picture's channels zeroed, different ones each time.
-
-    *Why.* A frozen encoder knows its training pictures by heart, and a few of its channels are enough to
-    tell them apart. Those say nothing about something new. A model that cannot rely on any single channel
-    learns what many of them agree on.
-    """
-    if features is None or share == 0:
-        return features
-    draws = [np.random.default_rng(s.seed).random((len(s.media), features.shape[-1]), np.float32)
-             for s in sequences]
-    kept = torch.from_numpy(np.concatenate(draws) >= share).to(features)               # (pictures,D)
-    kept /= 1 - share
-    n_frame = frame_mask.sum(-1)[frame_mask.any(-1)]                                   # (pictures,)
-    return features * kept.repeat_interleave(n_frame, dim=0).unsqueeze(1)              # (frames,S,D)

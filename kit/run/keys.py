@@ -42,12 +42,6 @@ AUGMENT = {  # in the contrastive stage
     'augment_flip': (False, 'mirror pictures at random; off if left and right or letters mean something'),
     'augment_word_dropout': (0.0, 'share of the tokens left out of a caption, different ones each time'),
 }
-BATCH = {
-    'batch_m3w': (24, 'interleaved pages'),
-    'batch_align': (8, 'pairs with short captions'),
-    'batch_ltip': (16, 'pairs with long captions'),
-    'batch_vtp': (4, 'clips'),
-}
 SCHEDULE = {
     'schedule_vision': ('cosine', 'the paper: linear'),
     'schedule_language': ('cosine', 'the paper took a trained language model'),
@@ -101,15 +95,8 @@ RARE = {
         'folders': (FOLDERS, 'how they are read, and the pages made of them'),
         'augment': (AUGMENT, 'augmentation in the contrastive stage'),
     },
-    'Steps of optimization': {
-        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),
+    'Schedules, fine-tuning': {
         'schedule': (SCHEDULE, f'of the learning rate, after warm-up: {", ".join(SCHEDULES)}'),
-        'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
-        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
-        'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
-        'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
-        'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
-                                 'different ones for each picture; not where the encoder trains'),
         'adapt': ('all', f'what fine-tuning trains: {", ".join(WAYS)} (kit/adapt.py)'),
         'finetune_iters': (200, 'steps of fine-tuning'),
         'finetune_lr': (1e-4, 'its peak learning rate (the paper, for much larger models: 3e-8 to 1e-5); '

@@ -15,8 +15,8 @@ MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
-    """for step, i, samples in Loop(run, stage, missing, progress): the steps of a stage, from where it
-    stopped. samples: {source: what was read of its batch i}.
+    """for step, number, samples in Loop(run, stage, missing, progress): the steps of a stage, from where it
+    stopped. samples: {source: what was read of its batch of this number}.
 
     missing:  names of the stages still to be trained, this one first
     progress: the content of training.pt, if there is one
@@ -36,10 +36,13 @@ class Loop:
     def __iter__(self):
         run, stage = self.run, self.stage
         steps = mixture(stage.sources, stage.mixing, stage.n_iter)[self.start:]
-        read = look_ahead(stage.data, steps)
+        if run.config.workers:
+            read = look_ahead(stage.data, steps)  # the same, by worker processes
+        else:
+            read = ((number, stage.data.read(sources, number)) for number, sources in steps)
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
-            for self.step, (i, samples) in enumerate(read, self.start):
-                yield self.step, i, samples
+            for self.step, (number, samples) in enumerate(read, self.start):
+                yield self.step, number, samples
                 self.bar.update()
                 self.find_out_whether_to_stop()
                 if run.stop and self.saved != self.step + 1:
@@ -68,12 +71,17 @@ class Loop:
             return True
         return False
 
-    def skip(self, sources):
-        """Say in the log and on the screen which sources made a step not finite. Raises BadInput after
-        MOST_SKIPPED such steps in a row."""
-        run, name = self.run, self.stage.name
+    def skip(self, gradients, samples, number):
+        """Say in the log and on the screen which sources made a step not finite: `gradients` (of train.py) is
+        asked again, for each alone. Raises BadInput after MOST_SKIPPED such steps in a row."""
+        run, stage, name, found = self.run, self.stage, self.stage.name, []
         self.skipped += 1
-        source = ' + '.join(sources)
+        for source in samples:
+            stage.optimizer.zero_grad(set_to_none=True)
+            losses, _ = gradients(run, stage, {source: samples[source]}, number)
+            if not math.isfinite(sum(losses.values()) + stage.clip().item()):
+                found.append(source)
+        source = ' + '.join(found or samples)  # if each alone is finite, only their sum is not
         run.log.append({'stage': name, 'iter': self.step + 1, 'skipped': source})
         if distributed.rank() == 0:
             tqdm.write(f'{name} step {self.step + 1}: loss or gradient of {source} is not finite; skipped')

@@ -16,7 +16,7 @@ FAR = 1 << 40  # beyond the numbers of all documents that are read
 class Reader:
     """The documents of all sources, and a count of what cannot be read.
 
-    sources: {name: kit.sources.forms.Source}
+    sources: {name: kit.sources.source.Source}
     size:    FlamingoConfig
     report:  kit.sources.base.Report
     """
@@ -36,15 +36,15 @@ class Reader:
     def text(self, source, number):
         return self.sources[source].text(number)
 
-    def readable(self, source, number):
-        """-> the Document of this number, all of its pictures readable. Raises BadItem."""
+    def decoded(self, source, number):
+        """-> the Document of this number, its pictures decoded. Raises BadItem if one of them cannot be."""
         document = self.document(source, number)
-        for _, reason in self.unreadable([piece for piece in document.pieces if isinstance(piece, Media)]):
+        for _, reason in self.decode([piece for piece in document.pieces if isinstance(piece, Media)]):
             raise reason
         return document
 
-    def unreadable(self, media):
-        """-> [(Media, BadItem)] of those that cannot be read. The others are decoded and kept."""
+    def decode(self, media):
+        """Decode pictures, whose pixels are kept -> [(Media, BadItem)] of those that cannot be read."""
         bad = []
         for one in media:
             try:
@@ -53,9 +53,9 @@ class Reader:
                 bad.append((one, e))
         return bad
 
-    def read(self, make, source, number):
-        """make(source, number), a sample: anything that is made of a document or text of this number. If it
-        cannot be read, it is counted and replaced by another, always the same one. Raises BadInput if most
+    def first_readable(self, make, source, number):
+        """-> make(source, number), a sample: anything that is made of a document or text of this number. If
+        it cannot be read, it is counted and replaced by another, always the same one. Raises BadInput if most
         cannot be read."""
         for attempt in range(50):
             self.tried[source] += 1

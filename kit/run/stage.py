@@ -37,10 +37,6 @@ class Stage:
     def sources(self):
         return list(self.lambdas)
 
-    def batches(self, samples, i):
-        """-> the micro-batches of a step, from {source: samples of batch i}"""
-        return self.data.batches(samples, i)
-
     def clip(self):
         """Clips the gradient -> its norm before"""
         return distributed.clip_grad_norm(self.module.parameters(), self.config.grad_clip)

@@ -201,7 +201,7 @@ class Batch:
     tokens, image_index (B,T) int64
     targets (B,T):  the tokens moved by one, and -100 where there is nothing to learn
     position (B,T): where in the context each token stands
-    document (B,T): which sequence of its row a token belongs to, 0 for padding
+    segment (B,T):  which sequence of its row a token belongs to, 0 for padding
     length (B,):    of each row, without padding
     media:          B lists of Media;  sequences: all Encoded, in the order in which they stand in the rows
     """
@@ -209,7 +209,7 @@ class Batch:
     image_index: torch.Tensor
     targets: torch.Tensor
     position: torch.Tensor
-    document: torch.Tensor
+    segment: torch.Tensor
     length: torch.Tensor
     media: list
     sequences: list
@@ -218,7 +218,7 @@ class Batch:
 def collate(sequences, tokenizer, share=False):
     """list of Encoded -> Batch, padded on the right with <PAD>. Padding sees no picture and is never learned.
 
-    share: short sequences may share a row, `document` telling them apart. *Why.* Pages differ in length,
+    share: short sequences may share a row, `segment` telling them apart. *Why.* Pages differ in length,
     and the longest of a batch has twice the mean: with a row for each, nearly half of all work would be
     padding.
     """
@@ -226,7 +226,7 @@ def collate(sequences, tokenizer, share=False):
     length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])
     shape = len(rows), int(length.max())
     empty = (tokenizer.pad, 0, -100, 0, 0)
-    tokens, image_index, targets, position, document = (np.full(shape, value) for value in empty)
+    tokens, image_index, targets, position, segment = (np.full(shape, value) for value in empty)
     for b, row in enumerate(rows):
         start, n_image = 0, 0
         for number, s in enumerate(row, 1):
@@ -235,9 +235,9 @@ def collate(sequences, tokenizer, share=False):
             image_index[b, start:stop] = np.where(s.image_index > 0, s.image_index + n_image, 0)
             targets[b, start:stop - 1] = np.where(s.loss_mask[1:], s.tokens[1:], -100)  # ℓ predicts ℓ+1
             position[b, start:stop] = s.start + np.arange(len(s.tokens))
-            document[b, start:stop] = number
+            segment[b, start:stop] = number
             start, n_image = stop, n_image + len(s.media)
-    tensors = map(torch.from_numpy, (tokens, image_index, targets, position, document))
+    tensors = map(torch.from_numpy, (tokens, image_index, targets, position, segment))
     media = [[m for s in row for m in s.media] for row in rows]
     return Batch(*tensors, length, media, [s for row in rows for s in row])
 

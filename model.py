@@ -36,7 +36,8 @@ class Flamingo(nn.Module):
                   there are none;
                   with `each` the loss of every one, row by row
     position:     (B,T), where in the context each token stands; its place in the row unless said
-    document:     (B,T), where several share a row, which of them a token belongs to; none sees another
+    segment:      (B,T), where several sequences share a row, which of them a token belongs to; none sees
+                  another
 
     Raises ValueError where T is longer than the context.
     """
@@ -62,8 +63,8 @@ class Flamingo(nn.Module):
         self.freeze()
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
-        """The whole tower: tokens (B,T), visual (B,N,R,D) or None -> (B,T,D), of which `head`
-        makes the next word's logits.
+        """The whole tower: tokens (B,T), visual (B,N,R,D) or None -> (B,T,D), from which `head` makes the
+        next word's logits.
 
         position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it.
         While text is written, what was computed before is kept (kit/answers.py): `visual` is then what
@@ -93,7 +94,8 @@ class Flamingo(nn.Module):
 
     def see(self, media, frame_mask=None):
         """media (B,N,F,3,height,width) -> features (B,N,F,S,D_v); with a frame_mask those of the real frames
-        alone, one after the other (frames,S,D_v): what is padding is neither computed nor kept."""
+        alone, one after the other (frames,S,D_v): what is padding is neither computed nor kept. (While the
+        encoder is frozen, training keeps its features instead: kit/features.py.)"""
         images = media.flatten(0, 2) if frame_mask is None else media[frame_mask]   # (frames,3,height,width)
         if not media.is_floating_point():
             images = self.vision.normalise(images)
@@ -118,9 +120,9 @@ class Flamingo(nn.Module):
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
 
     def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,
-                position=None, document=None, each=False):
+                position=None, segment=None, each=False):
         visual = self.resample(media, features, frame_mask)            # (B,N,R,D)
-        mask = None if document is None else same_document(document)
+        mask = None if segment is None else same_segment(segment)
         y = self.stream(tokens, image_index, visual, position, mask)   # (B,T,D)
         if targets is None:
             return self.head(y), None
@@ -131,14 +133,15 @@ class Flamingo(nn.Module):
         return logits, losses if each else losses.sum() / max(len(losses), 1)
 
     def freeze(self, vision=True, lm=True):
-        """The one place that says what is trained. The language model never is (but in ablate.py, to see what
-        that would cost); the vision encoder only when fine-tuning at the very end (appendix B.2)."""
+        """The one place that says what is trained. The language model never is: trained along, it forgets
+        what it knew from text alone (−8.0 points, Table 3; −12.9 from random weights; ablate.py tries both).
+        The vision encoder is trained only when fine-tuning at the very end (appendix B.2)."""
         self.requires_grad_(True)
         self.lm.requires_grad_(not lm)
         self.vision.requires_grad_(not vision)
         if self.vision.projection is not None:  # into the contrastive space, where Flamingo never goes
             self.vision.projection.requires_grad_(False)
-        self.frozen = [module for module, still in ((self.lm, lm), (self.vision, vision)) if still]
+        self.frozen = [module for module, frozen in ((self.lm, lm), (self.vision, vision)) if frozen]
         assert not any(p.requires_grad for m in self.frozen for p in m.parameters())
         return self.train(self.training)
 
@@ -153,9 +156,9 @@ class Flamingo(nn.Module):
         return [tuple(gate.item() for gate in layer.gates()) for layer in self.gated]
 
 
-def same_document(document):
-    """document (B,T) -> (B,1,T,T) bool: each token sees those of its own document up to itself."""
-    return (document[:, :, None] == document[:, None]).tril()[:, None]
+def same_segment(segment):
+    """segment (B,T) -> (B,1,T,T) bool: each token sees those of its own segment up to itself."""
+    return (segment[:, :, None] == segment[:, None]).tril()[:, None]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ The language model pays for every visual token in every gated layer, so a clip o
 cost 30 pictures. A few learned *latents* ask the picture questions by cross-attention and carry the
 answers on: R tokens, whether the encoder gave one grid of features or thirty of them.
 
-Shapes: B batch, N images in the sequence, F frames, S places, R latents, D width, H heads, d head width.
+Shapes: B batch, N images in the sequence, M images of all sequences, F frames, S places, R latents, D width,
+H heads, d head width.
 """
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,8 @@ class FeedForward(nn.Module):
 class ResamplerLayer(nn.Module):
     """X ← X + Attn(q = X, kv = [X_f; X]);  X ← X + FFW(X)   (Figure 5).
 
-    forward(latents (B,R,D), features (B,F*S,D)) -> (B,R,D). X are the latents, X_f the features of all
-    places of all frames, each with its moment. B counts images here, of all sequences.
+    forward(latents (M,R,D), features (M,F*S,D)) -> (M,R,D), of the M images of all sequences. X are the
+    latents, X_f the features of all places of all frames, each with its moment.
     """
 
     def __init__(self, dim, n_head, head_dim):
@@ -46,17 +47,17 @@ class ResamplerLayer(nn.Module):
         self.feed_forward = FeedForward(dim)
 
     def queries_keys_values(self, latents, features):
-        """-> q (B,H,R,d), k and v (B,H,F*S+R,d)"""
+        """-> q (M,H,R,d), k and v (M,H,F*S+R,d)"""
         latents, features = self.norm_latents(latents), self.norm_media(features)
         # Latents stand among the keys, too (unlike DETR): they can see what the others already hold.
-        kv = self.to_kv(torch.cat([features, latents], dim=1))                        # (B,F*S+R,2*H*d)
+        kv = self.to_kv(torch.cat([features, latents], dim=1))                        # (M,F*S+R,2*H*d)
         heads = (self.n_head, self.head_dim)
         return [x.unflatten(-1, heads).transpose(1, 2) for x in (self.to_q(latents), *kv.chunk(2, dim=-1))]
 
     def cross_attention(self, latents, features):
         q, k, v = self.queries_keys_values(latents, features)
-        out = attention(q, k, v)                                                      # (B,H,R,d)
-        return self.to_out(out.transpose(1, 2).flatten(2))                            # (B,R,D)
+        out = attention(q, k, v)                                                      # (M,H,R,d)
+        return self.to_out(out.transpose(1, 2).flatten(2))                            # (M,R,D)
 
     def forward(self, latents, features):
         latents = latents + self.cross_attention(latents, features)
@@ -110,10 +111,10 @@ class PerceiverResampler(nn.Module):
         return torch.lerp(before, after, share)
 
     def resample(self, features):
-        """(B,F,S,D) features of B images that have equally many frames -> (B,R,D)"""
-        features = features + self.time(features.shape[1]).unsqueeze(1)              # (B,F,S,D)
-        features = features.flatten(1, 2)                                            # (B,F*S,D)
-        x = self.latents.expand(len(features), -1, -1)                               # (B,R,D)
+        """(M,F,S,D) features of M images that have equally many frames -> (M,R,D)"""
+        features = features + self.time(features.shape[1]).unsqueeze(1)              # (M,F,S,D)
+        features = features.flatten(1, 2)                                            # (M,F*S,D)
+        x = self.latents.expand(len(features), -1, -1)                               # (M,R,D)
         for layer in self.layers:
             x = layer(x, features)
         return self.norm(x)

@@ -288,7 +288,7 @@ class FlamingoStage(Stage):
         source m in the whole step: all micro-batches, all ranks. (The paper sums; a mean weighs long pages
         and short captions alike.) The step minimises Σ_m λ_m L_m."""
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
-                           document=batch.document, **self.pictures(batch), each=True)         # (targets,)
+                           segment=batch.segment, **self.pictures(batch), each=True)         # (targets,)
         total = each.new_zeros(len(batch.n_in_step)).index_add(0, batch.source, each)          # (sources,)
         # Ranks *average* their gradients, so each counts as many times as there are ranks.
         return {source: total[k] * distributed.world() / max(n, 1)

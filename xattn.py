@@ -23,8 +23,8 @@ from kit.fast.attention import attention
 from kit.fast.routing import routed_attention
 from resampler import FeedForward
 
-# Does a token of this index see this image? Both are counted from 1. Index 0 is before the first image; one
-# above N is of a tag that came without its picture, whose text sees nothing ('last') or all that there are.
+# Does a token of this index see this image? Both are counted from 1. Index 0 is before the first image. An
+# index above N follows a tag whose picture was not given: it sees nothing ('last'), or all that there are.
 SEES = {
     'last': lambda image, index: image == index,          # the paper's choice
     'all_previous': lambda image, index: image <= index,  # its ablation (−7.2 points, Table 10)
@@ -39,8 +39,8 @@ def sees(image_index, n_image, attend):
 
 def sees_its_own_only(attend):
     """Does a token see no image but that of its index? Then attention need not be masked
-    (kit/fast/routing.py), and documents may share a row, their images counted on: no token of one sees an
-    image of another."""
+    (kit/fast/routing.py), and sequences may share a row, the images of the second counted after those of the
+    first: no token of one sees an image of another."""
     return attend == 'last'
 
 
@@ -56,6 +56,7 @@ def masked_attention(q, k, v, seen):
     not empty but *uniform* (or NaN), and would leak a mixture of every image, later ones too.
     """
     k, v = (x.transpose(1, 2).flatten(2, 3) for x in (k, v))                          # (B,H,N*R,d) each
+    # A token that sees none looks at all for a moment, so that its softmax is finite; then it is set to zero.
     blind = ~seen.any(-1, keepdim=True)                                               # (B,T,1)
     mask = (seen | blind).repeat_interleave(k.shape[2] // seen.shape[2], dim=-1)      # (B,T,N*R)
     out = attention(q.transpose(1, 2), k, v, mask.unsqueeze(1)).transpose(1, 2)       # (B,T,H,d)
@@ -109,7 +110,7 @@ class GatedCrossAttention(nn.Module):
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
-        if self.routed:  # skip this on a first reading: it equals the definition below, and is faster
+        if self.routed:  # equals the definition below, and is faster; routed = False takes the definition
             out = routed_attention(q, k, v, image_index)
         else:
             out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)

@@ -57,10 +57,14 @@ def find_predecessors(lm):
 def copy_what_followed(lm, n):
     """The first head of the second block finds what came after the same two tokens, and says it.
 
-    P, R, R': orthonormal rows, blind to positions and to each other. The head that looks at the predecessor
-    reads P x of it and notes Rᵀ P x; the other notes R'ᵀ P x. Of the token y at hand, P y is itself and R y
-    its predecessor; of one further back, R y and R' y are the two before it. They agree where both are the
-    same. A random turn keeps the two apart.
+    P, R, R': orthonormal rows, blind to positions and to each other. Of a token x, the heads of the first
+    block leave this in the stream: P x is itself, R x its predecessor, R' x the one before that. The score of
+    the token y at hand with an earlier one s is
+
+        (P y + T R y)ᵀ (R s + T R' s)  ≈  ⟨P y, R s⟩ + ⟨R y, R' s⟩
+
+    large where y itself came just before s, and y's predecessor before that. T, a random rotation, keeps the
+    two sums apart.
     """
     dim, n_head = lm.wte.weight.shape[1], lm.h[0].attn.n_head
     d = dim // n_head

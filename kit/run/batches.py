@@ -186,7 +186,7 @@ class TextData(StageData):
 
 @dataclass
 class SequenceBatch:
-    """tokens, image_index, targets, position, document (B,T), media, sequences: as of data.Batch; document is
+    """tokens, image_index, targets, position, segment (B,T), media, sequences: as of data.Batch; segment is
                None where no sequences share a row: plain causal attention will do
     source (targets,): of each token that is learned the number of its source in n_in_step
     n_in_step: {source: learned tokens of the whole step, of all micro-batches and all ranks}
@@ -195,7 +195,7 @@ class SequenceBatch:
     image_index: torch.Tensor
     targets: torch.Tensor
     position: torch.Tensor
-    document: torch.Tensor | None
+    segment: torch.Tensor | None
     media: list
     sequences: list
     source: torch.Tensor
@@ -269,7 +269,7 @@ class SequenceData(StageData):
             source = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
             yield SequenceBatch(
                 *(x.to(self.device) for x in (batch.tokens, batch.image_index, batch.targets, batch.position)),
-                batch.document.to(self.device) if shared else None, batch.media, batch.sequences,
+                batch.segment.to(self.device) if shared else None, batch.media, batch.sequences,
                 source.to(self.device), n_in_step, more=part + 1 < n)
 
 

@@ -144,9 +144,10 @@ def gradients(run, stage, samples, number):
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
-    """AdamW; `train_stage` sets its learning rate. Only matrices decay, and none of the resampler's (appendix B.1.2): decay would work against
-    gates, gains and norms, and the two new embedding rows are among frozen ones. The gates learn `gate_scale`
-    times as fast: while they are shut, everything behind them learns through a keyhole."""
+    """AdamW; `train_stage` sets its learning rate. Only matrices decay, and none of the resampler's (appendix
+    B.1.2): decay would work against gates, gains and norms, and the two new embedding rows are among frozen
+    ones. The gates learn `gate_scale` times as fast: while they are shut, everything behind them learns
+    through a keyhole."""
     groups = {}
     for name, p in named_parameters:
         rows = name in ('new_rows', 'soft_prompt')

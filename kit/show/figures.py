@@ -200,9 +200,10 @@ def draw_tower(f, n):
     f.part(left, 404, 560, 68, 'Language model block', ['self-attention and MLP of a GPT'])
     f.text(left + 620, 448, f'x {n["layer"]}', GREY, size=22, anchor='rm', bold=True)
     f.arrow((262, 410), (306, 410), (306, 275), (349, 275), color=INK)
-    f.arrow((middle, 473), (middle, 520))
-    f.tensor(middle + 12, 504, 'stream', n)
-    f.part(middle - 120, 521, 240, 50, 'Output head', ['the embedding, transposed'])
+    f.arrow((middle, 473), (middle, 516))
+    f.tensor(middle + 12, 502, 'stream', n)
+    f.part(middle - 120, 517, 240, 66, 'Output head',
+           ['the embedding, transposed;', '<image> and <EOC> are trained'])
     f.arrow((middle + 121, 546), (880, 546))
     f.tensor(middle + 150, 532, 'logits', n)
     width = text_width(ANSWER, 13) + 12
@@ -212,7 +213,7 @@ def draw_tower(f, n):
 
 
 def draw_legend(f):
-    for y, words, frozen in ((525, 'frozen', True), (555, 'trained, while the rest stands still', False)):
+    for y, words, frozen in ((525, 'frozen', True), (555, 'trained', False)):
         f.rounded(30, y, 26, 20, *((FROZEN, FROZEN_EDGE) if frozen else (TRAINED, TRAINED_EDGE)), 4)
         (f.snowflake if frozen else f.flame)(43, y + 10, 6)
         f.text(64, y + 10, words, GREY, size=13, anchor='lm')

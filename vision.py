@@ -37,8 +37,13 @@ TEXT_CONTEXT = 64  # tokens of a caption that the text tower reads
 GAMMA = 1.7015043497085571
 
 
+def scaled_gelu(x):
+    """γ·gelu(x)"""
+    return GAMMA * F.gelu(x)
+
+
 class WSConv2d(nn.Conv2d):
-    """Convolution of scale · x with the weights Ŵ = g · (W − μ) / √(fan_in · var), μ and var per output.
+    """Convolution with the weights Ŵ = g · (W − μ) / √(fan_in · var), μ and var per output.
 
     With a unit-variance input of mean zero, the output has unit variance too, whatever the raw weights are.
     Pads like TensorFlow's SAME, as the published weights expect: where the padding is odd, the extra pixel
@@ -57,7 +62,7 @@ class WSConv2d(nn.Conv2d):
         power = weight.square().sum((1, 2, 3), keepdim=True)  # fan_in · var
         return weight * (self.gain.view(-1, 1, 1, 1) * torch.rsqrt(power.clamp(min=self.eps)))
 
-    def forward(self, x, scale=1.0):
+    def forward(self, x):
         kernel, stride = self.kernel_size[0], self.stride[0]
         if stride == 1:
             padding = kernel // 2
@@ -65,8 +70,7 @@ class WSConv2d(nn.Conv2d):
             padding = 0
             total = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:]]
             x = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
-        weight = scale * self.standardised_weight()  # not scale · x: a pass over x costs as much as gelu does
-        return F.conv2d(x, weight, self.bias, stride, padding, 1, self.groups)
+        return F.conv2d(x, self.standardised_weight(), self.bias, stride, padding, 1, self.groups)
 
 
 class SqueezeExcite(nn.Module):
@@ -109,12 +113,12 @@ class NFBlock(nn.Module):
         self.skip_gain = nn.Parameter(torch.zeros(()))  # SkipInit: the branch starts silent
 
     def forward(self, x):
-        h = F.gelu(x)  # β · γ·gelu(x): the convolution that reads it takes the factors as its scale
-        shortcut = x if self.shortcut is None else self.shortcut(self.pool(h), self.beta * GAMMA)
-        h = self.conv1(h, self.beta * GAMMA)
-        h = self.conv2(F.gelu(h), GAMMA)
-        h = self.conv2b(F.gelu(h), GAMMA)
-        h = self.conv3(F.gelu(h), GAMMA)                              # (B,D,height,width)
+        h = self.beta * scaled_gelu(x)
+        shortcut = x if self.shortcut is None else self.shortcut(self.pool(h))
+        h = self.conv1(h)
+        h = self.conv2(scaled_gelu(h))
+        h = self.conv2b(scaled_gelu(h))
+        h = self.conv3(scaled_gelu(h))                                # (B,D,height,width)
         scale = self.alpha * self.skip_gain * self.squeeze_excite(h)  # (B,D,1,1)
         if self.training and self.drop_path > 0:  # stochastic depth, per picture, without 1/keep rescaling
             scale = scale * (torch.rand(len(h), 1, 1, 1, device=h.device) >= self.drop_path).to(h.dtype)
@@ -171,10 +175,10 @@ class NFNet(nn.Module):
         """(B,3,height,width) -> (B,D,h,w)"""
         x = images.contiguous(memory_format=torch.channels_last)  # the faster layout on CPU and tensor cores
         for i, conv in enumerate(self.stem):
-            x = conv(F.gelu(x), GAMMA) if i else conv(x)  # none after the last: a block brings its own
+            x = conv(scaled_gelu(x)) if i else conv(x)  # none after the last: a block brings its own
         for block in self.blocks:
             x = block(x)
-        return GAMMA * F.gelu(self.final_conv(x))
+        return scaled_gelu(self.final_conv(x))
 
     def forward(self, images):
         return self.grid(images).flatten(2).transpose(1, 2)  # (B,S,D)

@@ -148,18 +148,6 @@ def test_convolution_equals_the_slow_loop(kernel, stride, groups, height, width)
     np.testing.assert_allclose(conv(x).detach(), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize('stride', [1, 2])
-def test_a_scaled_input_is_a_scaled_weight(stride):
-    """forward(x, s) is the convolution of s · x, bias aside: values and all gradients, float64."""
-    conv = randomise(WSConv2d(4, 6, 3, stride, groups=2))
-    x = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
-    fast, plain = conv(x, 1.7), conv(1.7 * x)
-    torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
-    toward, leaves = torch.randn_like(plain), [x, *conv.parameters()]
-    torch.testing.assert_close(*(torch.autograd.grad((y * toward).sum(), leaves) for y in (fast, plain)),
-                               rtol=1e-11, atol=1e-11)
-
-
 def test_same_padding_by_hand():
     """Four pixels, kernel 3, stride 2: windows 0–2 and 2–4, where 4 is padding. (PyTorch's padding=1 would
     take −1–1 and 1–3.)"""

@@ -99,6 +99,7 @@ class Encoded:
     tokens: np.ndarray       # int64
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
     loss_mask: np.ndarray    # bool: is this token learned, that is, does its prediction count in the loss?
+                             # (Never the first: nothing stands before it to predict it from.)
     media: list
     source: str = ''         # which of the sources it came from
     seed: int = 0            # for the dropout of its pictures' channels
@@ -106,8 +107,8 @@ class Encoded:
 
     @property
     def n_learned(self):
-        """How many tokens the loss is a mean over; the first has nothing before it to be predicted from."""
-        return int(self.loss_mask[1:].sum())
+        """How many tokens the loss is a mean over."""
+        return int(self.loss_mask.sum())
 
 
 def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5, earlier=False):
@@ -131,31 +132,31 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
     """
     total = sum(isinstance(piece, Media) for piece in document.pieces)
     text_first = document.kind == 'page' and rng is not None and rng.random() < p_next
-    index = min(1, total) if text_first else 0      # which picture text sees now
-    entries, media = [(tokenizer.bos, 0, False)], []  # (token, image_index, learned)
-    open_chunk = False                      # is there anything since the last <EOC>?
+    phi = min(1, total) if text_first else 0        # which picture text sees now
+    entries, media = [(tokenizer.bos, 0, False)], []  # (token, its φ, is it learned?)
+    open_chunk = False                              # is there anything since the last <EOC>?
     for piece in document.pieces:
         if isinstance(piece, Media):
             if open_chunk:
-                entries.append((tokenizer.eoc, index, True))
+                entries.append((tokenizer.eoc, phi, True))
             media.append(piece)
             entries.append((tokenizer.image, len(media), False))  # φ moves on at the tag itself (Figure 7)
-            index = min(len(media) + 1, total) if text_first else len(media)
+            phi = min(len(media) + 1, total) if text_first else len(media)
         elif isinstance(piece, EndOfChunk):
-            entries.append((tokenizer.eoc, index, True))
+            entries.append((tokenizer.eoc, phi, True))
         else:
             space = document.kind == 'pair' and rng is not None and rng.random() < p_space
             ids = tokenizer.encode(' ' + piece if space else piece)
-            entries += [(i, index, not isinstance(piece, Given)) for i in ids]
+            entries += [(i, phi, not isinstance(piece, Given)) for i in ids]
         open_chunk = not isinstance(piece, EndOfChunk)
     if open_chunk and document.kind != 'prompt':
-        entries.append((tokenizer.eoc, index, True))
+        entries.append((tokenizer.eoc, phi, True))
 
-    tokens, index, learn = (np.array(column) for column in zip(*entries))
+    tokens, image_index, learn = (np.array(column) for column in zip(*entries))
     if document.kind == 'prompt':
         check_prompt(document, len(tokens), len(media), n_token, n_image)
-        return Encoded(tokens, index, learn, media)
-    return Encoded(*window(tokens, index, learn, media, tokenizer.image, n_token, n_image, rng, earlier))
+        return Encoded(tokens, image_index, learn, media)
+    return Encoded(*window(tokens, image_index, learn, media, tokenizer.image, n_token, n_image, rng, earlier))
 
 
 def check_prompt(document, length, n_media, n_token, n_image):
@@ -166,7 +167,7 @@ def check_prompt(document, length, n_media, n_token, n_image):
         raise BadInput(f'{where}: {n_media} pictures are more than {n_image}')
 
 
-def window(tokens, index, learn, media, image_token, n_token, n_image, rng, earlier):
+def window(tokens, image_index, learn, media, image_token, n_token, n_image, rng, earlier):
     """Cut a window of n_token tokens out of a longer sequence, at a random place (at its beginning without
     an rng), that ends before its N+1st picture; pictures are counted from 1 again.
 
@@ -183,11 +184,10 @@ def window(tokens, index, learn, media, image_token, n_token, n_image, rng, earl
     kept = tags[(tags >= start) & (tags < stop)]
     if n_image is not None and len(kept) > n_image:
         stop, kept = int(kept[n_image]), kept[:n_image]
-    tokens, index, learn = tokens[start:stop], index[start:stop] - first, learn[start:stop].copy()
-    index = np.where(index <= len(kept), index.clip(min=0), len(kept) if earlier else 0)
-    if len(learn):
-        learn[0] = False  # nothing stands before it to predict it from
-    return tokens, index, learn, media[first:first + len(kept)]
+    tokens, learn, index = tokens[start:stop], learn[start:stop].copy(), image_index[start:stop] - first
+    image_index = np.where(index <= len(kept), index.clip(min=0), len(kept) if earlier else 0)
+    learn[:1] = False
+    return tokens, image_index, learn, media[first:first + len(kept)]
 
 
 # ---------------------------------------------------------------------------------------------

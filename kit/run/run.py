@@ -53,6 +53,10 @@ class Run:
 
     config: namespace of all keys, those of tables by their own names
     keys:   train.KEYS, every key and its default
+
+    It has, for the stages: `config`; `size`, the sizes of the model (a FlamingoConfig, which model.py calls
+    config); `sources` and `held_out` (see open_sources) and the `reader` of them (kit/run/reading.py); the
+    `tokenizer`; `device` and `dtype`; `stop`, why to stop.
     """
 
     def __init__(self, config, keys):

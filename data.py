@@ -156,7 +156,8 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
     if document.kind == 'prompt':
         check_prompt(document, len(tokens), len(media), n_token, n_image)
         return Encoded(tokens, image_index, learn, media)
-    return Encoded(*window(tokens, image_index, learn, media, tokenizer.image, n_token, n_image, rng, earlier))
+    tags = tokens == tokenizer.image
+    return Encoded(*window(tokens, image_index, learn, media, tags, n_token, n_image, rng, earlier))
 
 
 def check_prompt(document, length, n_media, n_token, n_image):
@@ -167,7 +168,7 @@ def check_prompt(document, length, n_media, n_token, n_image):
         raise BadInput(f'{where}: {n_media} pictures are more than {n_image}')
 
 
-def window(tokens, image_index, learn, media, image_token, n_token, n_image, rng, earlier):
+def window(tokens, image_index, learn, media, tags, n_token, n_image, rng, earlier):
     """Cut a window of n_token tokens out of a longer sequence, at a random place (at its beginning without
     an rng), that ends before its N+1st picture; pictures are counted from 1 again.
 
@@ -179,7 +180,7 @@ def window(tokens, image_index, learn, media, image_token, n_token, n_image, rng
     if n_token is not None and stop > n_token:
         start = int(rng.integers(stop - n_token + 1)) if rng is not None else 0
         stop = start + n_token
-    tags = np.flatnonzero(tokens == image_token)                     # where each picture's tag stands
+    tags = np.flatnonzero(tags)                                      # where each picture's tag stands
     first = int(np.searchsorted(tags, start))                        # pictures before the window
     kept = tags[(tags >= start) & (tags < stop)]
     if n_image is not None and len(kept) > n_image:

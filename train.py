@@ -16,11 +16,11 @@ It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
 To follow one batch, read train_stage, and what it calls in this order:
-    stage.data.read       SequenceData.of_source in kit/run/batches.py: Documents of each source, by data.encode
-                          turned into samples
-    gradients             the micro-batches of these samples
-        stage.data.batches    SequenceData.batches, beside it: tensors of them, by data.collate
-        stage.losses          FlamingoStage.losses: the model's loss, for each source
+    stage.data.read           SequenceData.of_source in kit/run/batches.py: Documents of each source, which
+                              data.encode turns into samples
+    gradients                 of Σ λ L over the sources, in micro-batches
+        stage.data.batches    SequenceData.batches, beside it: tensors of the samples, by data.collate
+        stage.losses          FlamingoStage.losses: the model's loss on them, for each source
     stage.clip, stage.optimizer.step
 """
 import math
@@ -107,8 +107,8 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # From where it stopped, until the end, a signal, or until time is up. samples: {source: what stage.data.read
-    # has read of its batch of this number}; that of the step, except with --mixing=round_robin.
+    # From where it stopped, until the end, a signal, or until time is up. samples: {source: what
+    # stage.data.read has read of its batch of this number}; the step's, except with --mixing=round_robin.
     for step, number, samples in loop:
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:

@@ -99,15 +99,15 @@ class FrozenFeatures:
 
 
 def drop_channels(features, frame_mask, sequences, share):
-    """Frozen features (frames,S,D_v) of the pictures of `sequences` (data.Encoded), each place at unit variance
-    -> the same with a random share of each picture's channels zeroed, different ones each time.
+    """Frozen features (frames,S,D_v) of the pictures of `sequences` (data.Encoded) -> the same, each place at
+    unit variance, with a random share of each picture's channels zeroed, different ones each time.
 
     *Why.* A frozen encoder knows its training pictures by heart, and a few of its channels are enough to
     tell them apart. Those say nothing about something new. A model that cannot rely on any single channel
     learns what many of them agree on.
 
-    *Why at unit variance first*, as Flamingo.resample will see them: of features as they come, which are all
-    above zero, those left out would move the mean of a place, and the norm would pass that on to all channels.
+    *Why at unit variance first*, as Flamingo.resample will see them: features as they come are all above
+    zero. Leaving some out would move the mean of a place, and the norm would pass that on to all channels.
     """
     if features is None or share == 0:
         return features

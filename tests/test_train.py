@@ -208,8 +208,8 @@ def test_gates_learn_faster_and_are_one_group(flamingo_stage):
 
 
 def test_channels_left_out_are_those_of_the_seed(flamingo_stage):
-    """A channel is missing from a picture everywhere or nowhere, others in each picture; the rest stays as the
-    model would see it, each place at unit variance; a share of 0 leaves the features alone."""
+    """A channel is missing from a picture everywhere or nowhere, others in each picture; the rest stays as
+    the model would see it, each place at unit variance; a share of 0 leaves the features alone."""
     pages = [[clip_media('train', 0), picture_media('train', 1)], [picture_media('train', 1)]]
     batch = collate([encode(Document(page), flamingo_stage.run.tokenizer) for page in pages],
                     flamingo_stage.run.tokenizer)

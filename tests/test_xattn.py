@@ -237,7 +237,7 @@ def test_gates_keep_a_bf16_stream_bf16(attend, n_image):
 
 @pytest.mark.parametrize('attend', MODES)
 def test_kept_keys_and_values_give_the_same(attend):
-    """keys_values are made once and shared by all steps; token by token (as in generation) is the same too."""
+    """keys_values are made once and shared by all steps; token by token, as in generation, is the same."""
     layer = gated_layer(attend)
     index = torch.tensor([[0, 1, 1, 3, 3, 2, 4], [1, 0, 2, 2, 2, 2, 3]])
     y, visual = inputs(2, 7, 3)

@@ -267,10 +267,11 @@ class SequenceData(StageData):
             shared = len(batch.tokens) < len(sequences)
             # The model gives losses row by row, and batch.sequences is in the order of the rows.
             source = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
+            to = lambda x: x.to(self.device)
             yield SequenceBatch(
-                *(x.to(self.device) for x in (batch.tokens, batch.image_index, batch.targets, batch.position)),
-                batch.segment.to(self.device) if shared else None, batch.media, batch.sequences,
-                source.to(self.device), n_in_step, more=part + 1 < n)
+                to(batch.tokens), to(batch.image_index), to(batch.targets), to(batch.position),
+                to(batch.segment) if shared else None, batch.media, batch.sequences, to(source), n_in_step,
+                more=part + 1 < n)
 
 
 class PromptedData(SequenceData):

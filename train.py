@@ -50,7 +50,7 @@ from vision import adaptive_gradient_clip, contrastive_loss
 BATCH = {
     'batch_m3w': (24, 'interleaved pages'),
     'batch_align': (8, 'pairs with short captions'),
-    'batch_ltip': (16, 'pairs with long captions'),
+    'batch_ltip': (8, 'pairs with long captions'),
     'batch_vtp': (4, 'clips'),
 }
 GROUPS = {
@@ -71,9 +71,9 @@ GROUPS = {
     },
     'How sources mix in the Flamingo stage (appendix B.1.2)': {
         'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
-        'lambda_align': (0.2, 'of align'),
-        'lambda_ltip': (0.2, 'of ltip'),
-        'lambda_vtp': (0.03, 'of vtp'),
+        'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens; see FlamingoStage.losses)'),
+        'lambda_ltip': (0.03, 'of ltip (0.2)'),
+        'lambda_vtp': (0.03, 'of vtp (0.03)'),
         'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
                                  "'merged': one batch of all, without λ"),
         'p_next': (0.5, "chance that a page's text sees the next picture instead of the previous one"),
@@ -286,8 +286,12 @@ class FlamingoStage(Stage):
 
     def losses(self, batch):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m learned tokens of
-        source m in the whole step: all micro-batches, all ranks. (The paper sums; a mean weighs long pages
-        and short captions alike.) The step minimises Σ_m λ_m L_m."""
+        source m in the whole step: all micro-batches, all ranks. The step minimises Σ_m λ_m L_m.
+
+        The paper sums over the tokens of a sequence. A mean weighs short captions as much as long pages, so
+        its λ are smaller here: beside 1 for pages of 45 learned tokens, 0.2 for the sums over captions of 5
+        is 0.02 for their means. (With 0.2 for both kinds of pair, their noise kept captions of new pairs
+        from being learned in some runs: docs/results.md.)"""
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            segment=batch.segment, **self.pictures(batch), each=True)         # (targets,)
         total = each.new_zeros(len(batch.n_in_step)).index_add(0, batch.source, each)          # (sources,)

@@ -32,6 +32,8 @@ batch = (
     'ltip=512 '
     'vtp=64'
 )
+# The paper's λ, which weigh sums over a sequence's tokens. Here they weigh means (FlamingoStage.losses), so
+# that pairs weigh several times as much beside pages of 256 tokens: try smaller ones.
 lambda_m3w = 1.0
 lambda_align = 0.2
 lambda_ltip = 0.2

@@ -68,7 +68,7 @@ class Flamingo(nn.Module):
 
         position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it.
         While text is written, what was computed before is kept (kit/answers.py): `visual` is then what
-        `for_each_layer` makes of it, and `past` has for each block the keys and values of earlier tokens.
+        `keys_values` makes of it, and `past` has for each block the keys and values of earlier tokens.
         """
         every = self.config.xattn_every
         if not isinstance(visual, list):
@@ -109,13 +109,13 @@ class Flamingo(nn.Module):
             features = self.see(media, frame_mask)
         if features is None or features.numel() == 0:
             return None
-        # Ours, not the paper's: each place is brought to unit variance. An encoder's grid can be of any size
+        # Ours, not the paper's: each place is brought to unit variance (also where kit/features.py has done it). An encoder's grid can be of any size
         # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost
         # underneath: clips would be pictures.
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 
-    def for_each_layer(self, visual):
+    def keys_values(self, visual):
         """(B,N,R,D) -> for each gated layer its keys and values (B,N,H,R,d); None for None"""
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
 

@@ -68,10 +68,10 @@ class ResamplerLayer(nn.Module):
 class PerceiverResampler(nn.Module):
     """Visual features of any size -> exactly `n_latent` visual tokens per image or clip (§2.1).
 
-    forward(media (B,N,F,S,D_in), frame_mask (B,N,F) bool or None) -> visual (B,N,R,D), float.
+    forward(features (B,N,F,S,D_in), frame_mask (B,N,F) bool or None) -> visual (B,N,R,D), float.
     `frame_mask` is True where a frame is real. A frame that is padding has no influence on the result,
     and what comes out for an image whose frames are all padding is never looked at by any text token.
-    With a frame_mask, media may hold the real frames alone, one after the other: (frames,S,D_in).
+    With a frame_mask, features may be those of the real frames alone, one after the other: (frames,S,D_in).
 
     dim:       width D of the visual tokens;  dim_media: width of the features, projected to D if it differs
     head_dim:  D / n_head unless said. (The paper contradicts itself: 96 by Table 4, 128 by its text and by
@@ -119,10 +119,10 @@ class PerceiverResampler(nn.Module):
             x = layer(x, features)
         return self.norm(x)
 
-    def forward(self, media, frame_mask=None):
+    def forward(self, features, frame_mask=None):
         if frame_mask is None:
-            return self.resample(self.project(media).flatten(0, 1)).unflatten(0, media.shape[:2])
-        frames = media[frame_mask] if media.ndim == 5 else media              # the real ones: (frames,S,D_in)
+            return self.resample(self.project(features).flatten(0, 1)).unflatten(0, features.shape[:2])
+        frames = features[frame_mask] if features.ndim == 5 else features        # the real ones: (frames,S,D_in)
         length = frame_mask.flatten(0, 1).sum(1)                                 # (B*N,) frames of each image
         visual = by_length(self.resample, self.project(frames), length, empty=torch.zeros_like(self.latents))
         return visual.unflatten(0, frame_mask.shape[:2])                             # (B,N,R,D)

@@ -107,9 +107,10 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # From where it stopped, until the end, a signal, or until time is up. samples: {source: what
-    # stage.data.read has read of its batch of this number}; the step's, except with --mixing=round_robin.
-    for step, number, samples in loop:
+    # From where it stopped, until the end, a signal, or until time is up. Each step reads batch `number` of some
+    # sources: of all of them, and then the number is the step's, or of one, in turn (data.mixture).
+    for step, number, sources in loop:
+        samples = loop.read(sources, number)              # stage.data.read: {source: its samples}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
@@ -133,7 +134,7 @@ def gradients(run, stage, samples, number):
     total, n_token = Counter(), 0
     for batch in stage.data.batches(samples, number):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
-            with autocast(run.device, run.dtype, cache=False):
+            with autocast(run.device, run.dtype, cache=False):  # see there
                 losses = stage.losses(batch)
             sum(stage.lambdas.get(s, 1.0) * loss for s, loss in losses.items()).backward()  # merged: no λ
         for source, loss in losses.items():

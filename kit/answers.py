@@ -196,7 +196,7 @@ def prefill(model, tokens, length, image_index, n_new, media=None, features=None
     own.
     """
     b, t = tokens.shape
-    visual = model.for_each_layer(model.resample(media, features, frame_mask))
+    visual = model.keys_values(model.resample(media, features, frame_mask))
     kind = tokens.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.lm.wte.weight.dtype
     cache = Cache(model.config, b, t + n_new, tokens.device, dtype, visual)
@@ -279,7 +279,7 @@ class Cache:
         self.length = self.length[rows]
 
     def show(self, visual):
-        """More pictures, after those there are: their keys and values, as Flamingo.for_each_layer gives
+        """More pictures, after those there are: their keys and values, as Flamingo.keys_values gives
         them."""
         if self.visual:
             layers = zip(self.visual, visual)

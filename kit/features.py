@@ -34,7 +34,7 @@ class Kept(dict):
 
 
 class Pixels:
-    """pixels(media) -> (F,3,H,W) uint8 of one Media, decoded once. Raises BadItem if it cannot be read."""
+    """pixels(media) -> (F,3,height,width) uint8 of one Media, decoded once. Raises BadItem if it cannot be read."""
 
     def __init__(self, image_size, n_frame, limit=512 << 20):
         self.image_size, self.n_frame, self.kept = image_size, n_frame, Kept(limit)
@@ -66,7 +66,7 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def encode(self, pixels):
-        """(M,3,H,W) uint8 -> (M,S,D_v) float32"""
+        """(M,3,height,width) uint8 -> (M,S,D_v) float32"""
         out = []
         for part in pixels.split(self.CHUNK):
             full = torch.zeros(self.CHUNK, *part.shape[1:], dtype=torch.uint8)

@@ -224,7 +224,7 @@ class OneStream(Flamingo):
         super().__init__(replace(config, visual_dim=config.lm_dim), vision, lm)
         self.gated = nn.ModuleList()
 
-    def for_each_layer(self, visual):
+    def keys_values(self, visual):
         """What answering keeps of the pictures, in the form of a gated layer's: here, themselves."""
         return None if visual is None else [(visual, visual)]
 

@@ -15,7 +15,7 @@ from kit.copying import wire_copying
 from model import Flamingo, FlamingoConfig, GPT, PRESETS
 from rounding import EPS, assert_near, near_log_p
 from vision import NFNet
-from xattn import SEES, sees_its_own_only
+from xattn import SEES, one_image_per_token
 
 PIXELS = 32  # the nano encoder makes a 2x2 grid of it
 SMALL = dict(n_vocab=14, bos=12, pad=13, lm_layer=3, lm_dim=16, lm_head=2, n_context=40, xattn_head=2,
@@ -227,7 +227,7 @@ def test_tags_without_pictures_see_nothing():
     y = torch.randn(1, 10, 16)
     blind = prompts['image_index'].clamp(max=1) * (prompts['image_index'] == 1)
     with torch.no_grad():
-        kv = model.for_each_layer(model.resample(pictures(1, 1)))[0]
+        kv = model.keys_values(model.resample(pictures(1, 1)))[0]
         assert torch.equal(model.gated[0](y, kv, prompts['image_index']), model.gated[0](y, kv, blind))
         nothing = model.gated[0](y, None, prompts['image_index'])
         assert torch.equal(model.gated[0](y, kv, prompts['image_index'])[:, 4:], nothing[:, 4:])
@@ -286,7 +286,7 @@ def test_rows_are_shared_only_where_nothing_leaks(monkeypatch, attend):
     changed[:, :2] = pictures(1, 2, seed=2)
     row = dict(position=torch.tensor([[*range(9), *range(6)]]), segment=torch.tensor([[1] * 9 + [2] * 6]))
     before, after = (logits_of(model, prompts, m, **row)[0, 9:] for m in (media, changed))
-    assert torch.equal(before, after) == sees_its_own_only(attend) == (attend == 'last')
+    assert torch.equal(before, after) == one_image_per_token(attend) == (attend == 'last')
 
 
 def test_a_page_may_stand_anywhere_in_the_context():

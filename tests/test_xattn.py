@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gates import open_gates
 from kit.fast.routing import route_tokens, routed_attention
-from xattn import gate, GatedCrossAttention, masked_attention, SEES, sees, sees_its_own_only
+from xattn import gate, GatedCrossAttention, masked_attention, SEES, sees, one_image_per_token
 
 MODES = list(SEES)
 D, D_V, R = 8, 6, 2  # widths of text and visual tokens, visual tokens per image
@@ -124,7 +124,7 @@ def test_what_a_token_sees_by_hand():
     index = torch.tensor([[0, 2, 4]])
     assert sees(index, 3, 'last').tolist() == [[[False] * 3, [False, True, False], [False] * 3]]
     assert sees(index, 3, 'all_previous').tolist() == [[[False] * 3, [True, True, False], [True] * 3]]
-    assert sees_its_own_only('last') and not sees_its_own_only('all_previous')
+    assert one_image_per_token('last') and not one_image_per_token('all_previous')
 
 
 @pytest.mark.parametrize('attend', MODES)

@@ -51,13 +51,13 @@ class Ahead(torch.utils.data.Dataset):
 
 
 def look_ahead(data, steps):
-    """Yields (i, data.read(sources, i)) for each of the steps [(i, sources)], read by --workers processes."""
+    """Yields data.read(sources, i) for each of the steps [(i, sources)], read by --workers processes."""
     reader = data.reader
     loader = torch.utils.data.DataLoader(
         Ahead(data, steps), batch_size=None, num_workers=data.config.workers,
         collate_fn=as_it_is, worker_init_fn=quiet,
         generator=torch.Generator())  # its own, or it would draw from torch's global one
-    for (i, _), prepared in zip(steps, loader):
+    for prepared in loader:
         if isinstance(prepared, BadInput):
             raise prepared
         samples, pixels, bad_items = prepared
@@ -66,7 +66,7 @@ def look_ahead(data, steps):
                 reader.pixels.kept.keep(key, torch.from_numpy(frames))
         for bad in bad_items:
             reader.leave_out(bad)
-        yield i, samples
+        yield samples
 
 
 def as_it_is(x):

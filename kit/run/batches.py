@@ -26,7 +26,7 @@ from kit.run import distributed
 from kit.run.keys import SOURCES
 from kit.run.reading import without
 from vision import TEXT_CONTEXT
-from xattn import sees_its_own_only
+from xattn import one_image_per_token
 
 
 class StageData:
@@ -60,7 +60,7 @@ class Captions(NamedTuple):
 
 @dataclass
 class PairBatch:
-    """images (M,3,H,W) uint8: each picture once. captions: {source: Captions}"""
+    """images (M,3,height,width) uint8: each picture once. captions: {source: Captions}"""
     images: torch.Tensor
     captions: dict
     more: bool
@@ -227,7 +227,7 @@ class SequenceData(StageData):
         while True:
             rng = np.random.default_rng([self.config.seed, 7, number, SOURCES.index(source)])
             sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng,
-                              self.config.p_next, earlier=not sees_its_own_only(self.size.attend))
+                              self.config.p_next, earlier=not one_image_per_token(self.size.attend))
             bad = self.reader.decode(sequence.media)
             if not bad:
                 sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
@@ -263,7 +263,7 @@ class SequenceData(StageData):
             if not any(s.media for s in sequences):
                 # A picture that no token looks at: all ranks must run the same layers, pictures or not.
                 sequences[0].media.append(BLANK)
-            batch = collate(sequences, self.tokenizer, share=sees_its_own_only(self.size.attend))
+            batch = collate(sequences, self.tokenizer, share=one_image_per_token(self.size.attend))
             shared = len(batch.tokens) < len(sequences)
             # The model gives losses row by row, and batch.sequences is in the order of the rows.
             source = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])

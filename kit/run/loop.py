@@ -15,8 +15,8 @@ MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
-    """for step, number, samples in Loop(run, stage, missing, progress): the steps of a stage, from where it
-    stopped. samples: {source: what was read of its batch of this number}.
+    """for step, number, sources in Loop(run, stage, missing, progress): the steps of a stage, from where it
+    stopped, and of which sources each reads the batch of which number.
 
     missing:  names of the stages still to be trained, this one first
     progress: the content of training.pt, if there is one
@@ -36,13 +36,10 @@ class Loop:
     def __iter__(self):
         run, stage = self.run, self.stage
         steps = mixture(stage.sources, stage.mixing, stage.n_iter)[self.start:]
-        if run.config.workers:
-            read = look_ahead(stage.data, steps)  # the same, by worker processes
-        else:
-            read = ((number, stage.data.read(sources, number)) for number, sources in steps)
+        self.ahead = look_ahead(stage.data, steps) if run.config.workers else None
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
-            for self.step, (number, samples) in enumerate(read, self.start):
-                yield self.step, number, samples
+            for self.step, (number, sources) in enumerate(steps, self.start):
+                yield self.step, number, sources
                 self.bar.update()
                 self.find_out_whether_to_stop()
                 if run.stop and self.saved != self.step + 1:
@@ -50,6 +47,10 @@ class Loop:
                 if run.stop:
                     break
         self.complete = self.is_last
+
+    def read(self, sources, number):
+        """stage.data.read(sources, number), by worker processes ahead of time with --workers"""
+        return self.stage.data.read(sources, number) if self.ahead is None else next(self.ahead)
 
     @property
     def is_last(self):

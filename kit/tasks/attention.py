@@ -56,7 +56,7 @@ def look(model, tokens, image_index, features, frame_mask):
         from_text.append(text_to_visual(layer, y, index, keys_values))
 
     with watching(model.gated, at_gated):
-        model.stream(tokens, image_index, model.for_each_layer(visual))
+        model.stream(tokens, image_index, model.keys_values(visual))
     from_text = sum(from_text) / len(from_text)                                       # (T,N,R)
     n_place = features.shape[1]
     out = torch.zeros(len(from_text), *frame_mask.shape[1:], n_place, device=features.device)

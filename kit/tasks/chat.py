@@ -73,7 +73,7 @@ class Chat:
             kept.drop(media.key)  # a file of the same name may be another picture by now
         features, frame_mask = self.asker.features([[media]])
         visual = self.model.resample(features=features, frame_mask=frame_mask)
-        new = self.model.for_each_layer(visual)  # of this picture alone
+        new = self.model.keys_values(visual)  # of this picture alone
         self.before.append((list(self.pieces), self.cache.length, self.n_image))
         if self.pieces:
             self.read([self.tokenizer.eoc], self.n_image)  # <EOC> before each image but the first

@@ -110,7 +110,7 @@ class PerceiverResampler(nn.Module):
         before, after = (F.embedding(place, self.time_embedding) for place in (before, after))  # (n,D) each
         return torch.lerp(before, after, share)
 
-    def resample(self, features):
+    def perceive(self, features):
         """(M,F,S,D) features of M images that have equally many frames -> (M,R,D)"""
         features = features + self.time(features.shape[1]).unsqueeze(1)              # (M,F,S,D)
         features = features.flatten(1, 2)                                            # (M,F*S,D)
@@ -121,8 +121,8 @@ class PerceiverResampler(nn.Module):
 
     def forward(self, features, frame_mask=None):
         if frame_mask is None:
-            return self.resample(self.project(features).flatten(0, 1)).unflatten(0, features.shape[:2])
+            return self.perceive(self.project(features).flatten(0, 1)).unflatten(0, features.shape[:2])
         frames = features[frame_mask] if features.ndim == 5 else features        # the real ones: (frames,S,D_in)
         length = frame_mask.flatten(0, 1).sum(1)                                 # (B*N,) frames of each image
-        visual = by_length(self.resample, self.project(frames), length, empty=torch.zeros_like(self.latents))
+        visual = by_length(self.perceive, self.project(frames), length, empty=torch.zeros_like(self.latents))
         return visual.unflatten(0, frame_mask.shape[:2])                             # (B,N,R,D)

@@ -16,7 +16,7 @@ It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
 To follow one batch, read train_stage, and what it calls in this order:
-    stage.data.read           SequenceData.of_source in kit/run/batches.py: Documents of each source, which
+    stage.data.read           SequenceData.of_source in kit/run/sequences.py: Documents of each source, which
                               data.encode turns into samples
     gradients                 of Σ λ L over the sources, in micro-batches
         stage.data.batches    SequenceData.batches, beside it: tensors of the samples, by data.collate
@@ -37,10 +37,11 @@ from kit.device import autocast, frozen_dtype
 from kit.features import drop_channels, FrozenFeatures
 from kit.files import BadInput
 from kit.run import checks, class_words, distributed, shared_words
-from kit.run.batches import PairData, PromptedData, SequenceData, TextData
+from kit.run.batches import PairData, TextData
 from kit.run.driver import finish, session, stages_to_train
 from kit.run.keys import GONE, RARE, check_values
 from kit.run.loop import Loop
+from kit.run.sequences import PromptedData, SequenceData
 from kit.run.spread import spread_flamingo, spread_language, spread_vision
 from kit.run.stage import Stage
 from kit.weights import checkpoint, gpt2, nfnet
@@ -252,10 +253,10 @@ class FlamingoStage(Stage):
 
     What lets a small one learn this in minutes is not in the paper, and stands elsewhere:
         the first pages have captions only             kit/world/pages.py, FIRST_PAGES
-        the language model is born copying             kit/copying.py
+        the language model starts with heads that copy kit/copying.py
         gates learn 15 times as fast as the rest       --gate_scale, `adamw`
         some channels of each picture are left out     --feature_dropout, kit/features.py
-        pages stand anywhere in the context            kit/run/batches.py, SequenceData.place
+        pages stand anywhere in the context            kit/run/sequences.py, SequenceData.place
     """
     name = 'flamingo'
 

@@ -134,7 +134,7 @@ class TransformerResampler(PerceiverResampler):
     """Table 3 (vi), "Transformer" (−4.0): the same layers, but features and latents are one sequence and all
     of it attends to all of it; of the result the R places of the latents are kept. As many parameters."""
 
-    def resample(self, features):
+    def perceive(self, features):
         """(B,F,S,D) -> (B,R,D)"""
         latents = self.latents.expand(len(features), -1, -1)
         x = features + self.time(features.shape[1]).unsqueeze(1)                             # (B,F,S,D)
@@ -157,7 +157,7 @@ class MLPResampler(PerceiverResampler):
             layer.up, layer.down = nn.Linear(dim, hidden, bias=False), nn.Linear(hidden, dim, bias=False)
             self.layers.append(layer)
 
-    def resample(self, features):
+    def perceive(self, features):
         """(B,F,S,D) -> (B,R,D)"""
         x = features + self.time(features.shape[1]).unsqueeze(1)                             # (B,F,S,D)
         for layer in self.layers:

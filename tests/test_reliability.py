@@ -35,7 +35,7 @@ from kit.files import BadInput, BadItem, one_line, only_run, whole_file
 from kit.sources.base import Report
 from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
-from kit.run.batches import SequenceData
+from kit.run.sequences import SequenceData
 from kit.run.keys import check_values
 from kit.run.run import Run
 from kit.tasks.asker import load
@@ -418,7 +418,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_pat
     """Once by a loss, once by a gradient alone, deep in the NFNet, whose clipping divides by the norm."""
     run = small_run(tmp_path, '--vision_iters=5', '--eval_every=100')
     stage, weights = train.VisionStage(run), {}
-    losses, batches, at = stage.losses, stage.batches, {}
+    losses, batches, at = stage.losses, stage.data.batches, {}
 
     def numbered(samples, i):
         weights.setdefault(i, {n: p.clone() for n, p in stage.module.named_parameters()})
@@ -429,7 +429,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_pat
         return {source: loss * float('nan') if source == 'ltip' and at['i'] == 1 else loss
                 for source, loss in losses(batch).items()}
 
-    stage.batches, stage.losses, stage.evaluate = numbered, spoilt, lambda: {}
+    stage.data.batches, stage.losses, stage.evaluate = numbered, spoilt, lambda: {}
     stage.module.vision.blocks[1].conv2.weight.register_hook(lambda g: g * float('inf') if stage.hurt else g)
     assert train.train_stage(run, stage, ['vision'])
     run.write_log()
@@ -445,8 +445,8 @@ def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_state(tmp_path):
     run = small_run(tmp_path, '--vision_iters=50', '--eval_every=1')
     stage = train.VisionStage(run)
     stage.evaluate = lambda: {}
-    losses, batches, at = stage.losses, stage.batches, {}
-    stage.batches = lambda samples, i: at.update(i=i) or batches(samples, i)
+    losses, batches, at = stage.losses, stage.data.batches, {}
+    stage.data.batches = lambda samples, i: at.update(i=i) or batches(samples, i)
     stage.losses = lambda batch: {s: loss * (float('inf') if at['i'] > 1 else 1)
                                   for s, loss in losses(batch).items()}
     save = run.save_progress
@@ -1145,7 +1145,7 @@ def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
     def one_step(run, stages):
         for name in ('vision', 'language', 'flamingo'):
             stage = train.STAGES[name](run)
-            train.gradients(run, stage, stage.data.read(stage.lambdas, 0), 0)
+            train.gradients(run, stage, stage.data.read(stage.sources, 0), 0)
             stage.clip()
             run.save_stage(stage)
         return [], None

@@ -17,10 +17,11 @@ from kit.features import drop_channels
 from kit.files import BadInput, BadItem
 from kit.run import checks
 from kit.run.ahead import Ahead, look_ahead
-from kit.run.batches import PairData, SequenceData, TextData
-from kit.run.loop import OUT_OF_TIME
+from kit.run.batches import PairData, TextData
 from kit.run.keys import check_values
+from kit.run.loop import OUT_OF_TIME
 from kit.run.run import Run
+from kit.run.sequences import SequenceData
 from kit.world.draw import clip_media, picture_media
 from rounding import EPS, assert_near
 

@@ -209,7 +209,7 @@ def test_the_mlp_resampler_mixes_nothing_but_frames_and_neighbours():
         places.append((frames[0] + frames[1]) / 2)
     pooled = [(places[2 * r] + places[2 * r + 1]) / 2 + module.latents[r] for r in (0, 1)]
     expected = [norm(place, module.norm) for place in pooled]
-    assert_near(module.resample(x)[0], torch.stack(expected), 1e5)
+    assert_near(module.perceive(x)[0], torch.stack(expected), 1e5)
 
 
 def test_in_the_transformer_resampler_all_of_it_attends_to_all_of_it():
@@ -229,7 +229,7 @@ def test_in_the_transformer_resampler_all_of_it_attends_to_all_of_it():
             h = layer.feed_forward.up.weight @ norm(y, layer.feed_forward.norm)
             out.append(y + layer.feed_forward.down.weight @ torch.where(h > 0, h * h, torch.zeros_like(h)))
         ys = out
-    assert_near(module.resample(x)[0], torch.stack([norm(y, module.norm) for y in ys[-2:]]), 1e5)
+    assert_near(module.perceive(x)[0], torch.stack([norm(y, module.norm) for y in ys[-2:]]), 1e5)
 
 
 @pytest.mark.parametrize('kind', [variants.OneInTheMiddle, variants.VanillaXattn, variants.Grafting])

@@ -5,7 +5,7 @@ from kit.ablations.score import few_shot
 from kit.features import FrozenFeatures
 from kit.files import BadInput
 from kit.masked import MaskedSystem
-from kit.run.batches import SequenceData
+from kit.run.sequences import SequenceData
 from kit.run.keys import SOURCES
 from kit.run.stage import Stage
 from kit.tasks.asker import Asker, chosen, written

@@ -4,9 +4,10 @@ import torch.nn.functional as F
 
 from kit.contrastive import new_contrastive
 from kit.files import BadInput
-from kit.run.batches import PairBatch, PairData, SequenceData, TextData
+from kit.run.batches import PairBatch, PairData, TextData
 from kit.run.checks import RankedAsker
 from kit.run.keys import SOURCES
+from kit.run.sequences import SequenceData
 from kit.variants import ViT, with_places
 
 

@@ -6,7 +6,7 @@ process may do it ahead of time (kit/run/ahead.py). `batches` turns them into te
     class         read by    a sample                                          a batch
     PairData      vision     Document of a picture and its caption             PairBatch
     TextData      language   a row of tokens and where in the context it lies  TextBatch
-    SequenceData  flamingo   Encoded: a page, pair or clip, tokenized          SequenceBatch
+    SequenceData  flamingo   Encoded: a page, pair or clip, tokenized          SequenceBatch  (sequences.py)
 
 Batch i of a source depends on i and the seed only. So resuming needs no more than the number of the step, and
 every rank and every worker reads its own samples without asking the others.
@@ -17,16 +17,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data import collate, encode
-from kit.adapt import with_prompt
 from kit.augment import augment
 from kit.contrastive import pad_texts
-from kit.episode import BLANK
 from kit.run import distributed
 from kit.run.keys import SOURCES
-from kit.run.reading import without
 from vision import TEXT_CONTEXT
-from xattn import one_image_per_token
 
 
 class StageData:
@@ -178,104 +173,3 @@ class TextData(StageData):
             ids, first = (torch.from_numpy(x[part::n]).to(self.device) for x in (tokens, start))
             position = first[:, None] + torch.arange(ids.shape[1] - 1, device=self.device)     # (B,T)
             yield TextBatch(ids[:, :-1], ids[:, 1:], position, share=1 / n, more=part + 1 < n)
-
-
-# ---------------------------------------------------------------------------------------------
-# Flamingo stage
-
-
-@dataclass
-class SequenceBatch:
-    """tokens, image_index, targets, position, segment (B,T), media, sequences: as of data.Batch; segment is
-               None where no sequences share a row: plain causal attention will do
-    source (targets,): of each token that is learned the number of its source in n_in_step
-    n_in_step: {source: learned tokens of the whole step, of all micro-batches and all ranks}
-    """
-    tokens: torch.Tensor
-    image_index: torch.Tensor
-    targets: torch.Tensor
-    position: torch.Tensor
-    segment: torch.Tensor | None
-    media: list
-    sequences: list
-    source: torch.Tensor
-    n_in_step: dict
-    more: bool
-
-    @property
-    def n_token(self):
-        return self.tokens.numel()
-
-
-class SequenceData(StageData):
-
-    def of_source(self, source, i):
-        c = self.config
-        n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
-        mine = distributed.mine(n, 'batch=' + source)
-        # self.sequence(source, number); where that cannot be read, of another number
-        return [self.reader.first_readable(self.sequence, source, i * n + k) for k in mine]
-
-    def sequence(self, source, number):
-        """Document of this number -> Encoded, all of its pictures readable.
-
-        A page may have many pictures; only those in its window are decoded. An unreadable one is taken out of
-        a page (on example pages together with its text), and the page is encoded again with the same random
-        numbers. Raises BadItem if that leaves no picture.
-        """
-        document = self.reader.document(source, number)
-        while True:
-            rng = np.random.default_rng([self.config.seed, 7, number, SOURCES.index(source)])
-            sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng,
-                              self.config.p_next, earlier=not one_image_per_token(self.size.attend))
-            bad = self.reader.decode(sequence.media)
-            if not bad:
-                sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
-                sequence.start = self.place(rng, len(sequence.tokens))
-                return sequence
-            if document.kind not in ('page', 'examples'):
-                raise bad[0][1]
-            for _, reason in bad:
-                self.reader.leave_out(reason)
-            document = without(document, [media for media, _ in bad])
-
-    def place(self, rng, n_token):
-        """The position of a page's first token: half of the pages start at 0, as prompts do, the others
-        anywhere in the context.
-
-        *Why.* A gated layer's queries also depend on a word's position. A model that has met examples only
-        near the beginning cannot use those where a long prompt ends.
-        """
-        return int(rng.integers(self.size.n_context - n_token + 1)) if rng.random() < 0.5 else 0
-
-    def media(self, samples):
-        return [one for sequence in samples for one in sequence.media]
-
-    def batches(self, samples, i):
-        """All sources in one pass. Gradients are the same as for one source after the other, and short
-        sequences fill the gaps beside long ones. With --mixing=merged all sources count as one."""
-        merged = self.config.mixing == 'merged'
-        counts = distributed.total(*(sum(s.n_learned for s in of_source) for of_source in samples.values()))
-        n_in_step = {'merged': sum(counts)} if merged else dict(zip(samples, counts))
-        index = {source: 0 if merged else k for k, source in enumerate(samples)}
-        for part in range(n := self.config.micro_batches):
-            sequences = [s for of_source in samples.values() for s in of_source[part::n]]
-            if not any(s.media for s in sequences):
-                # A picture that no token looks at: all ranks must run the same layers, pictures or not.
-                sequences[0].media.append(BLANK)
-            batch = collate(sequences, self.tokenizer, share=one_image_per_token(self.size.attend))
-            shared = len(batch.tokens) < len(sequences)
-            # The model gives losses row by row, and batch.sequences is in the order of the rows.
-            source = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
-            to = lambda x: x.to(self.device)
-            yield SequenceBatch(
-                to(batch.tokens), to(batch.image_index), to(batch.targets), to(batch.position),
-                to(batch.segment) if shared else None, batch.media, batch.sequences, to(source), n_in_step,
-                more=part + 1 < n)
-
-
-class PromptedData(SequenceData):
-    """Sequences that begin with soft words (kit/adapt.py)."""
-
-    def sequence(self, source, number):
-        return with_prompt(super().sequence(source, number), self.size)

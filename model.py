@@ -109,9 +109,9 @@ class Flamingo(nn.Module):
             features = self.see(media, frame_mask)
         if features is None or features.numel() == 0:
             return None
-        # Ours, not the paper's: each place is brought to unit variance (also where kit/features.py has done it). An encoder's grid can be of any size
-        # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost
-        # underneath: clips would be pictures.
+        # Ours, not the paper's: each place is brought to unit variance (in training once more, after some
+        # channels are left out: kit/features.py). An encoder's grid can be of any size (our nano NFNet's has
+        # an rms of 16), and the time embedding that is added to it would be lost: clips would be pictures.
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 

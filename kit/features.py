@@ -34,7 +34,8 @@ class Kept(dict):
 
 
 class Pixels:
-    """pixels(media) -> (F,3,height,width) uint8 of one Media, decoded once. Raises BadItem if it cannot be read."""
+    """pixels(media) -> (F,3,height,width) uint8 of one Media, decoded once. Raises BadItem if that cannot be
+    done."""
 
     def __init__(self, image_size, n_frame, limit=512 << 20):
         self.image_size, self.n_frame, self.kept = image_size, n_frame, Kept(limit)

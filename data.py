@@ -3,11 +3,11 @@
 A web page, a captioned picture or clip, a few-shot prompt and a chat are all a `Document` (§2.3, §2.4,
 A.3):
 
-    Document([Media, "Output: a red ring.", Media, ...])
+    Document([Media, Given("Output:"), " a red ring.", Media, ...])
        │  encode: insert <BOS>, <image>, <EOC>; find for each token the one picture it may look at
        ▼
     tokens (T,)   image_index (T,)   loss_mask (T,)   media [Media, ...]
-       │  collate: pad
+       │  collate: pad; short sequences may share a row
        ▼
     Batch of tokens (B,T), image_index (B,T), targets (B,T), media [[Media, ...], ...]
 
@@ -186,7 +186,8 @@ def window(tokens, image_index, learn, media, tags, n_token, n_image, rng, earli
     if n_image is not None and len(kept) > n_image:
         stop, kept = int(kept[n_image]), kept[:n_image]
     tokens, learn, index = tokens[start:stop], learn[start:stop].copy(), image_index[start:stop] - first
-    image_index = np.where(index <= len(kept), index.clip(min=0), len(kept) if earlier else 0)
+    outside = len(kept) if earlier else 0  # what text sees whose picture comes after the window
+    image_index = np.where(index <= len(kept), index.clip(min=0), outside)
     learn[:1] = False
     return tokens, image_index, learn, media[first:first + len(kept)]
 

@@ -50,7 +50,7 @@ class SequenceData(StageData):
     def of_source(self, source, i):
         c = self.config
         n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
-        mine = distributed.mine(n, 'batch=' + source)
+        mine = distributed.mine(n, 'batch=' + source)  # one GPU: range(n)
         # self.sequence(source, number); where that cannot be read, of another number
         return [self.reader.first_readable(self.sequence, source, i * n + k) for k in mine]
 
@@ -93,6 +93,7 @@ class SequenceData(StageData):
         """All sources in one pass. Gradients are the same as for one source after the other, and short
         sequences fill the gaps beside long ones. With --mixing=merged all sources count as one."""
         merged = self.config.mixing == 'merged'
+        # One GPU: how many tokens of each source are learned; otherwise, on all of them together.
         counts = distributed.total(*(sum(s.n_learned for s in of_source) for of_source in samples.values()))
         n_in_step = {'merged': sum(counts)} if merged else dict(zip(samples, counts))
         index = {source: 0 if merged else k for k, source in enumerate(samples)}

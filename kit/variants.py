@@ -16,7 +16,7 @@ from torch import nn
 from model import Flamingo, GPT
 from resampler import FeedForward, PerceiverResampler
 from vision import NFNet
-from xattn import GatedCrossAttention
+from xattn import gate, GatedCrossAttention
 
 # ---------------------------------------------------------------------------------------------
 # Other gated layers
@@ -34,14 +34,14 @@ class OpenCrossAttention(GatedCrossAttention):
 
 
 class CrossAttentionOnly(GatedCrossAttention):
-    """A gated cross-attention without a feed-forward of its own: y ← y + tanh(α_x) · XAttn."""
+    """A gated cross-attention without a feed-forward of its own: y ← y + gate(α_x) · XAttn."""
 
     def __init__(self, *size, **more):
         super().__init__(*size, **more)
         del self.feed_forward, self.alpha_d
 
     def gates(self):
-        return torch.tanh(self.alpha_x), torch.zeros(())
+        return gate(self.alpha_x), torch.zeros(())
 
     def forward(self, y, visual, image_index):
         return y + self.gates()[0] * self.cross_attention(y, visual, image_index)
@@ -100,7 +100,7 @@ class Grafting(Flamingo):
     stack of self- and cross-attention layers in turn reads its outputs, before its own output embedding.
 
     Not disclosed: how many. L/2 + 1 of each have the parameters that Table 3 prints (3.3 B). They start
-    silent, so that the first forward is the language model's own here, too.
+    silent, as new layers do elsewhere.
     """
 
     def __init__(self, config, vision=None, lm=None):

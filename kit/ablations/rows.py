@@ -60,7 +60,7 @@ class Row:
 # In this order they are trained: the baseline and the most telling ones first.
 ROWS = [
     Row('baseline', '3', BASELINE, 'the default'),
-    Row('no_tanh', '3 (iii)', 66.5, 'no tanh gates: all of a new layer is added from the start',
+    Row('no_tanh', '3 (iii)', 66.5, 'no gates: all of a new layer is added from the start',
         model=variants.NoTanhGate),
     Row('vanilla', '3 (iv)', 66.9, 'VANILLA XATTN: cross-attention inside each block, no new feed-forward',
         model=variants.VanillaXattn, parameters=2.4e9),

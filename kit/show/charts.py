@@ -322,7 +322,7 @@ def depth_colors(count):
 
 
 def gate_chart(rows):
-    """How far the tanh gates of each layer have opened: attention solid, feed-forward dashed."""
+    """How far the gates of each layer have opened: attention solid, feed-forward dashed."""
     gates = columns(rows, 'gate_')  # x_0, x_1, ..., d_0, d_1, ...
     layers = sorted({int(name[2:]) for name in gates if re.fullmatch(r'[xd]_\d+', name)})
     series, colors, dashed = {}, {}, set()
@@ -335,7 +335,7 @@ def gate_chart(rows):
     if not series:
         return None
     return line_chart(series, 'How far the gates have opened', 'iteration',
-                      'tanh (solid: attention, dashed: feed-forward)', colors=colors, dashed=dashed)
+                      'gate (solid: attention, dashed: feed-forward)', colors=colors, dashed=dashed)
 
 
 def accuracy_chart(rows, title):

@@ -172,7 +172,7 @@ def draw_gated_layer(f, x, y, n):
     f.text(x + 16, y + 18, 'Gated cross-attention', size=15, anchor='lm', bold=True)
     lines = ['A text token looks at the visual tokens of', 'one picture: the last before it.',
              'What it finds is added to the stream, times a',
-             'gate that starts at 0: at first, nothing changes.',
+             'gate that starts shut and opens in training.',
              'Then an MLP, behind a gate of its own.']
     for k, line in enumerate(lines):
         f.text(x + 16, y + 40 + 18 * k + 7 * (k > 1) + 7 * (k > 3), line, GREY, size=12)

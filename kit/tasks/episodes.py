@@ -9,6 +9,7 @@ import numpy as np
 from data import CAPTION_PROMPT, Example
 from kit.episode import Episode
 from kit.files import BadInput
+from kit.tasks.metrics import CAPTIONS
 from kit.world.tasks import (
     action_episode, caption_episode, choice_episode, clip_episode, clip_question_episode, dialogue_episode,
     naming_episode, question_episode, reading_episode, statement_episode)
@@ -18,10 +19,10 @@ from kit.world.names import made_up_names
 # One small twin for each kind among the paper's 16 benchmarks: how episodes are made, and the metrics of
 # kit.tasks.metrics.METRICS, of which the first leads.
 TASKS = {
-    'caption': (caption_episode, ('accuracy', 'cider')),           # COCO, Flickr30k
+    'caption': (caption_episode, ('accuracy', *CAPTIONS)),         # COCO, Flickr30k
     'question': (question_episode, ('accuracy',)),                 # VQAv2, OKVQA, VizWiz
     'reading': (reading_episode, ('accuracy',)),                   # TextVQA
-    'clip_caption': (clip_episode, ('accuracy', 'cider')),         # VATEX, YouCook2
+    'clip_caption': (clip_episode, ('accuracy', *CAPTIONS)),       # VATEX, YouCook2
     'clip_question': (clip_question_episode, ('accuracy',)),       # MSVD-QA, MSRVTT-QA, iVQA, NextQA
     'choice': (choice_episode, ('accuracy',)),                     # STAR
     'dialogue': (dialogue_episode, ('ndcg',)),                     # VisDial

@@ -267,9 +267,14 @@ def right(episodes, answers):
     return [a['correct'] for a in answers]
 
 
-def ciders(episodes, answers):
+def tokenised(episodes, answers):
+    """-> (what was said of each, [N texts]; what people said, [N lists of texts])"""
     people = [[tokenise(t) for t in e.people or [e.query.answer]] for e in episodes]
-    return cider([tokenise(a['prediction']) for a in answers], people)[1]
+    return [tokenise(a['prediction']) for a in answers], people
+
+
+def ciders(episodes, answers):
+    return cider(*tokenised(episodes, answers))[1]
 
 
 def vqa_accuracies(episodes, answers):
@@ -307,12 +312,17 @@ def top_5(episodes, answers):
     return out
 
 
+# Of captions: all of them are printed, of COCO's and, after accuracy, of the embedded world's.
+CAPTIONS = {
+    'cider': Metric(ciders, percent=False),
+}
+
 # Where a metric compares choices between episodes, they have them in the same order of meaning (yes and no;
 # the actions).
 METRICS = {
     'accuracy': Metric(right, proportion=True),
     'top_5': Metric(top_5, needs=('choices',), proportion=True),
-    'cider': Metric(ciders, percent=False),
+    **CAPTIONS,
     'vqa_accuracy': Metric(vqa_accuracies, needs=('people',)),
     'ndcg': Metric(ndcgs, needs=('choices', 'relevance')),
     'roc_auc': Metric(margins, lambda x: roc_auc(x[:, 0], x[:, 1]), needs=('choices',), times=200),

@@ -23,6 +23,7 @@ from kit.sources.decode import is_picture
 from kit.sources.finding import Finder, given_path
 from kit.tasks.episodes import zero_shot_prompt
 from kit.tasks.files import usable_or_fail
+from kit.tasks.metrics import CAPTIONS
 from kit.tasks.options import numbers
 from kit.tasks.prompts import file_media
 from kit.tasks.results import row_of, warn_few
@@ -239,9 +240,9 @@ def run_official(config, asker, contrastive, report):
     question asked. Without published answers there are predictions only."""
     if not config.images:
         raise BadInput('--images: name the folder of pictures')
-    file, task, metric, open_file = config.vqa_questions, 'question', 'vqa_accuracy', open_questions
+    file, task, metrics, open_file = config.vqa_questions, 'question', ['vqa_accuracy'], open_questions
     if config.coco_annotations:
-        file, task, metric, open_file = config.coco_annotations, 'caption', 'cider', open_captions
+        file, task, metrics, open_file = config.coco_annotations, 'caption', CAPTIONS, open_captions
     items, pool = open_file(config, asker.media, report)
     pool = [item for item in pool if item.example and item.people]
     asked, shots, rows = chosen(items, config), shots_of(config, pool), []
@@ -255,8 +256,9 @@ def run_official(config, asker, contrastive, report):
         said = dict(zip([e.where for e in good], asker.answer(good, task)))
         if scored:
             known = [e for e in good if e.people]
-            warn_few(metric, known)
-            rows.append(row_of(metric, task, known, [said[e.where] for e in known], shots=count))
+            for metric in metrics:
+                warn_few(metric, known)
+                rows.append(row_of(metric, task, known, [said[e.where] for e in known], shots=count))
         if config.predictions:
             write_official(config.predictions, asked, said, task)
     return rows

@@ -8,6 +8,12 @@ MAY_BE_0 = ('bos', 'pad', 'text_layer', 'visual_dim')  # other whole numbers are
 MOST = {'layer': 200, 'size': 4096, 'context': 1 << 17}  # by the last word of the name; else a million
 
 
+def language_sizes(config):
+    """FlamingoConfig -> what its language model is built from, {name: size}"""
+    names = [f.name for f in fields(config) if f.name.startswith('lm_')]
+    return {name: getattr(config, name) for name in ('n_vocab', *names, 'n_context')}
+
+
 def check_sizes(config):
     """FlamingoConfig -> the same. Raises ValueError, naming the size, where no model can have it."""
     def demand(right, name, what):

@@ -106,7 +106,8 @@ class Grafting(Flamingo):
     def __init__(self, config, vision=None, lm=None):
         super().__init__(config, vision, lm)
         c, n = config, config.lm_layer // 2 + 1
-        self.grafted = GPT(1, n, c.lm_dim, c.lm_head, 1, c.lm_eps).h  # initialised as its blocks are
+        grafted = replace(c, n_vocab=1, lm_layer=n, n_context=1)
+        self.grafted = GPT.from_config(grafted).h  # initialised as its blocks are
         size = c.lm_dim, c.visual_dim or c.resampler_dim, c.xattn_head, c.xattn_head_dim, c.attend
         self.gated = nn.ModuleList(self.Gated(*size) for _ in range(n))
         self.config = replace(c, lm_layer=c.lm_layer + n)  # that many blocks remember what they have read

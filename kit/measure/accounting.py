@@ -20,7 +20,7 @@ from kit.device import frozen_dtype
 from kit.fast.routing import attention_along, Route
 from kit.show.lettering import text_table
 from kit.sizes import check_sizes
-from model import Block, Flamingo, FlamingoConfig, PRESETS
+from model import Flamingo, FlamingoConfig, GPT, PRESETS
 from resampler import ResamplerLayer
 from xattn import GatedCrossAttention
 
@@ -179,7 +179,8 @@ def activations(c, model, dtype):
         y = y + gate_x * layer.to_out(attention_along(route, layer.queries(y), k, v).flatten(2))
         return y + gate_d * layer.feed_forward(y)
 
-    block = kept(lambda: Block(d, c.lm_head), lambda b: b(stream(1, t, d)), dtype, frozen)
+    one_block = lambda: GPT.from_config(replace(c, lm_layer=1)).h[0]
+    block = kept(one_block, lambda b: b(stream(1, t, d)), dtype, frozen)
     gated = kept(lambda: GatedCrossAttention(d, dim, c.xattn_head, c.xattn_head_dim), gate, dtype)
     s = n_position(c, model)
     wide = lambda *shape: stream(*shape, c.resampler_dim, dtype=torch.float32)
@@ -219,7 +220,7 @@ def memory(c, model, dtype, n_gpu, activation_bytes):
     """
     size, width = sizes(model), torch.finfo(frozen_dtype(dtype, 'cuda', c.lm_dim)).bits // 8
     one_block = count(model.lm.h[0]) * width + count(model.gated[0]) * (4 + 4)  # the latter with its gradient
-    root = (model.lm.wte.weight.numel() + model.lm.wpe.weight.numel()) * width
+    root = (count(model.lm) - count(model.lm.h)) * width
     return {
         'frozen LM': size.frozen_lm * width / n_gpu,
         'vision': size.vision * width,

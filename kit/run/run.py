@@ -21,7 +21,7 @@ from kit.run.fit import fit_to_folder
 from kit.run.keys import SOURCES
 from kit.run.reading import Reader
 from kit.show import canvas, charts
-from kit.sizes import check_sizes
+from kit.sizes import check_sizes, language_sizes
 from kit.sources.base import SPLITS, FolderSpec, Report, readable_pairs
 from kit.sources.fewshot import PageSpec
 from kit.sources.forms import is_pages, open_folder, open_source, split_spec
@@ -38,11 +38,10 @@ SIZE_FIELDS = [f for f in fields(FlamingoConfig) if f.name not in ('n_vocab', 'b
 FREE_KEYS = {'stage', 'out_dir', 'init_from', 'device', 'dtype', 'compile', 'shard',
              'activation_checkpointing', 'micro_batches', 'workers', 'log_every', 'max_minutes', 'test_n'}
 # The sizes that the modules in a stage's file are built from. Other sizes may have changed since.
-LANGUAGE_SIZES = ('n_vocab', 'lm_layer', 'lm_dim', 'lm_head', 'lm_eps', 'n_context')
 BUILT_FROM = {
     'vision': ('n_vocab', 'vision', 'per_image', 'dim_embed', 'text_layer', 'text_dim', 'text_head',
                'plain_words'),
-    'language': LANGUAGE_SIZES,
+    'language': tuple(language_sizes(FlamingoConfig())),
     'flamingo': tuple(f.name for f in fields(FlamingoConfig)
                       if f.name not in ('image_size', 'n_token', 'n_image')),
 }

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from kit.files import BadInput, read_json
+from kit.sizes import language_sizes
 from kit.weights.checkpoint import check_shapes
 from kit.weights.reading import read_published
-from model import GPT
+from model import FlamingoConfig, GPT
 from vision import NFNet, SIZES, WSConv2d
 
 LIMIT_CONFIG = 1 << 20  # bytes of a config.json
@@ -31,16 +32,16 @@ def gpt2(path):
     is missing, unknown or of the wrong shape, or what config.json asks for and model.GPT does not do.
     """
     state, path, sizes, config = read_gpt2(path)
-    n_layer, dim, n_head = sizes['lm_layer'], sizes['lm_dim'], sizes['lm_head']
+    n_layer, dim, n_head = sizes.lm_layer, sizes.lm_dim, sizes.lm_head
     with torch.device('meta'):  # nothing is drawn at random that the file is going to replace
-        lm = GPT(sizes['n_vocab'], n_layer, dim, n_head, sizes['n_context'], sizes['lm_eps'])
+        lm = GPT.from_config(sizes)
     ours = lm.state_dict()
     # OpenAI's layers compute x W, ours x Wᵀ: these four are stored transposed.
     turned = [k for k in ours if k.endswith(('attn.c_attn.weight', 'c_proj.weight', 'mlp.c_fc.weight'))]
     shapes = {k: v.shape[::-1] if k in turned else v.shape for k, v in ours.items()}
     # Not weights at all: the causal mask, and the number that masked scores are set to. And the head, wte
     # once more.
-    mask = (1, 1, sizes['n_context'], sizes['n_context'])
+    mask = (1, 1, sizes.n_context, sizes.n_context)
     rest = {f'h.{i}.attn.bias': mask for i in range(n_layer)}
     rest |= {f'h.{i}.attn.masked_bias': () for i in range(n_layer)}
     rest |= {'lm_head.weight': state['wte.weight'].shape}
@@ -59,11 +60,11 @@ def gpt2(path):
 
 def gpt2_sizes(path):
     """-> the FlamingoConfig fields of published weights, {name: size}. Raises BadInput."""
-    return read_gpt2(path)[2]
+    return language_sizes(read_gpt2(path)[2])
 
 
 def read_gpt2(path):
-    """-> (state dict, path of the file, FlamingoConfig fields, what config.json says, {} if there is none)"""
+    """-> (state dict, path of the file, FlamingoConfig, what config.json says)"""
     state, path = read_published(path)
     for key in ('wte.weight', 'wpe.weight'):
         if key not in state or state[key].ndim != 2:
@@ -94,8 +95,8 @@ def read_gpt2(path):
         raise BadInput(f'{path}: no GPT-2 has {n_layer} layers of width {dim} and {n_head} heads')
     if type(eps) is not float or not 0 < eps < 1:
         raise BadInput(f'{beside}: layer_norm_epsilon={eps!r}: must be from 0 to 1')
-    sizes = {'n_vocab': n_vocab, 'lm_layer': n_layer, 'lm_dim': dim, 'lm_head': n_head, 'lm_eps': eps,
-             'n_context': n_context}
+    sizes = FlamingoConfig(n_vocab, lm_layer=n_layer, lm_dim=dim, lm_head=n_head, lm_eps=eps,
+                           n_context=n_context)
     return state, path, sizes, config
 
 

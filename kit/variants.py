@@ -117,10 +117,7 @@ class Grafting(Flamingo):
         n = len(self.lm.h)
         if not isinstance(visual, list):
             visual = [visual] * len(self.gated)
-        y = self.lm.add_positions(self.embed(tokens), position)                              # (B,T,D)
-        for i, block in enumerate(self.lm.h):
-            y = block(y, mask, past and past[i])
-        y = self.lm.ln_f(y)
+        y = self.lm.stream(self.embed(tokens), position, mask, past)                         # (B,T,D)
         for k, (block, gated) in enumerate(zip(self.grafted, self.gated)):
             y = block(y, mask, past and past[n + k])
             y = gated(y, visual[k], image_index)
@@ -234,10 +231,7 @@ class OneStream(Flamingo):
         if visual is not None:
             y = torch.where(self.places(tokens, image_index).unsqueeze(-1),
                             self.at_places(tokens, image_index, visual), y)
-        y = self.lm.add_positions(y, position)                                               # (B,T,D)
-        for i, block in enumerate(self.lm.h):
-            y = block(y, mask, past and past[i])                                             # (B,T,D)
-        return self.lm.ln_f(y)
+        return self.lm.stream(y, position, mask, past)                                       # (B,T,D)
 
     def places(self, tokens, image_index):
         """(B,T) bool: where visual tokens stand"""

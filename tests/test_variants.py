@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from data import Encoded
-from gates import open_gates
+from gates import open_gate, open_gates
 from kit import variants
 from kit.answers import greedy, score
 from kit.measure import accounting
@@ -38,7 +38,7 @@ def build(kind, opened=True, **changes):
             if hasattr(layer, 'alpha_d'):
                 open_gates(layer, 0.7, 0.5)
             elif hasattr(layer, 'alpha_x'):
-                layer.alpha_x.fill_(math.atanh(0.7))
+                open_gate(layer.alpha_x, 0.7)
     return model
 
 

@@ -56,9 +56,9 @@ KEYS = {
 class Vision(train.VisionStage):
     def __init__(self, run, row):
         self.row = row
-        super().__init__(run)
         if row.stage == 'vision':
             self.mixing = run.config.mixing
+        super().__init__(run)
         if self.mixing == 'merged':
             self.data = MergedPairs(run)
 
@@ -206,9 +206,11 @@ def main():
             raise BadInput(f'--cell={config.cell}: expected ROW:SEED')
         [row] = rows.chosen(name, config)
         return run_cell(config, row, int(seed))
-    wanted = rows.chosen(config.rows, config)
-    for row in wanted:
-        rows.sizes_of(row, jobs.resolved(config))  # does it fit?
+    wanted, reasons = rows.fitting(rows.chosen(config.rows, config), jobs.resolved(config))
+    if reasons and config.rows != 'all':
+        raise reasons[0]
+    for why in reasons:
+        print('left out:', why)
     cells = [(row, config.seed + k) for k in range(config.seeds) for row in wanted]
     jobs.check_checkpoints(config, wanted)
     with only_run(config.out_dir):

@@ -143,7 +143,7 @@ class Flamingo(nn.Module):
             self.vision.projection.requires_grad_(False)
         self.frozen = [module for module, frozen in ((self.lm, lm), (self.vision, vision)) if frozen]
         assert not any(p.requires_grad for m in self.frozen for p in m.parameters())
-        return self.train(self.training)
+        return self.train(self.training)  # the new frozen parts too: see `train`
 
     def train(self, mode=True):
         super().train(mode)

@@ -16,8 +16,8 @@ It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
 To follow one batch, read train_stage, and what it calls in this order:
-    stage.data.read           SequenceData.of_source in kit/run/sequences.py: Documents of each source, which
-                              data.encode turns into samples
+    stage.data.read           SequenceData.of_source in kit/run/sequences.py: Documents of each source (of the
+                              drawn world: kit/world/pages.py, Shapes), which data.encode turns into samples
     gradients                 of Σ λ L over the sources, in micro-batches
         stage.data.batches    SequenceData.batches, beside it: tensors of the samples, by data.collate
         stage.losses          FlamingoStage.losses: the model's loss on them, for each source
@@ -137,7 +137,7 @@ def gradients(run, stage, samples, number):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
             with autocast(run.device, run.dtype, cache=False):  # see there
                 losses = stage.losses(batch)
-            sum(stage.lambdas.get(s, 1.0) * loss for s, loss in losses.items()).backward()  # merged: no λ
+            sum(stage.lambdas[source] * loss for source, loss in losses.items()).backward()
         for source, loss in losses.items():
             total[source] += loss.item()
         n_token += batch.n_token
@@ -291,9 +291,9 @@ class FlamingoStage(Stage):
         source m in the whole step: all micro-batches, all ranks. The step minimises Σ_m λ_m L_m.
 
         The paper sums over the tokens of a sequence. A mean weighs short captions as much as long pages, so
-        its λ are smaller here: beside 1 for pages of 45 learned tokens, 0.2 for the sums over captions of 5
-        is 0.02 for their means. (With 0.2 for both kinds of pair, their noise kept captions of new pairs
-        from being learned in some runs: docs/results.md.)"""
+        pairs have smaller λ here: beside 1 for pages of 45 learned tokens, 0.2 for the sums over captions of
+        5 and 14 would be 0.02 and 0.06 for their means. (With 0.2 for both, their noise kept captions of new
+        pairs from being learned in some runs: docs/results.md.)"""
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            segment=batch.segment, **self.pictures(batch), each=True)         # (targets,)
         total = each.new_zeros(len(batch.n_in_step)).index_add(0, batch.source, each)          # (sources,)
@@ -306,8 +306,10 @@ class FlamingoStage(Stage):
 
     def log_values(self):
         """The gates by depth: how far they have opened."""
-        return {f'gate_{which}_{depth}': round(value, 5) for depth, pair in enumerate(self.module.gates())
-                for which, value in zip('xd', pair)}
+        values = {}
+        for depth, (attention, feed_forward) in enumerate(self.module.gates()):
+            values |= {f'gate_x_{depth}': round(attention, 5), f'gate_d_{depth}': round(feed_forward, 5)}
+        return values
 
     def content(self):
         text = {k: v for k, v in self.contrastive.state_dict().items() if not k.startswith('vision.')}

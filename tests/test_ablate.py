@@ -115,6 +115,14 @@ def test_a_row_that_does_not_fit_says_why(row, arguments, why):
         rows.sizes_of(found, c)
 
 
+def test_of_all_rows_those_that_fit_are_trained():
+    c = jobs.resolved(config('--lm_layer=3', '--image_size=50'))
+    fit, reasons = rows.fitting(rows.ROWS, c)
+    left_out = [row.name for row in rows.ROWS if row not in fit]
+    assert left_out == ['every_4th', 'vit'] and len(reasons) == 2
+    assert 'every_4th' in str(reasons[0])
+
+
 def test_rows_that_read_less_are_given_twice():
     c = config('--batch=m3w=24 align=8 ltip=16 vtp=4')
     found = {row.name: row for row in rows.all_rows(c)}

@@ -152,6 +152,18 @@ def sizes_of(row, config):
     return keys
 
 
+def fitting(rows, config):
+    """-> ([Row] that fit these sizes, [BadInput] that say of each of the others why it does not)"""
+    fit, reasons = [], []
+    for row in rows:
+        try:
+            sizes_of(row, config)
+            fit.append(row)
+        except BadInput as e:
+            reasons.append(e)
+    return fit, reasons
+
+
 def unfit(row, why):
     return BadInput(f'--rows={row.name}: does not fit these sizes: {why}')
 

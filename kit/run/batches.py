@@ -144,6 +144,7 @@ class TextBatch:
 # More than there ever are, so that no two rows of all steps have a text in common.
 TEXTS_A_ROW = 1 << 10
 TEXTS_A_STEP = 1 << 24
+FOR_TEXT = 8  # tells its random numbers from those that others draw with the same seed
 
 
 class TextData(StageData):
@@ -160,7 +161,7 @@ class TextData(StageData):
                 row += [self.tokenizer.bos, *self.tokenizer.encode(text)]
                 number += 1
             rows.append(row[:n + 1])
-        rng = np.random.default_rng([self.config.seed, 8, i])
+        rng = np.random.default_rng([self.config.seed, FOR_TEXT, i])
         start = rng.integers(self.size.n_context - n + 1, size=self.config.language_batch)
         return np.array(rows), start[mine.start:mine.stop]
 

@@ -20,10 +20,16 @@ from kit.run.reading import without
 from xattn import one_image_per_token
 
 
+FOR_PAGES = 7  # tells its random numbers from those that others draw with the same seed
+
+
 @dataclass
 class SequenceBatch:
     """tokens, image_index, targets, position, segment (B,T), media, sequences: as of data.Batch; segment is
                None where no sequences share a row: plain causal attention will do
+    (Pixels are not in it: of_source has decoded them into the reader's cache, from which FrozenFeatures takes
+    them by the key of each Media.)
+
     source (targets,): of each token that is learned the number of its source in n_in_step
     n_in_step: {source: learned tokens of the whole step, of all micro-batches and all ranks}
 
@@ -63,7 +69,7 @@ class SequenceData(StageData):
         """
         document = self.reader.document(source, number)
         while True:
-            rng = np.random.default_rng([self.config.seed, 7, number, SOURCES.index(source)])
+            rng = np.random.default_rng([self.config.seed, FOR_PAGES, number, SOURCES.index(source)])
             sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng,
                               self.config.p_next, earlier=not one_image_per_token(self.size.attend))
             bad = self.reader.decode(sequence.media)

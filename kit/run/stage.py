@@ -32,10 +32,12 @@ class Stage:
                         if weight and getattr(self.config, source)}
         if not self.lambdas:
             raise BadInput(without_any)
+        if self.mixing == 'merged':  # one batch of all, without weights
+            self.lambdas['merged'] = 1.0
 
     @property
     def sources(self):
-        return list(self.lambdas)
+        return [source for source in self.lambdas if source != 'merged']
 
     def clip(self):
         """Clips the gradient -> its norm before"""

@@ -276,7 +276,7 @@ class FlamingoConfig:
     attend: str = 'last'        # which images a token sees, a key of xattn.SEES
     visual_dim: int = 0         # to which visual tokens are widened; 0: as the resampler gives them
     # resampler
-    resampler_layer: int = 2
+    resampler_layer: int = 1    # two learned trained pairs by heart, and were worse at new ones
     resampler_dim: int = 128
     resampler_head: int = 4
     resampler_head_dim: int = 32

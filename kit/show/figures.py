@@ -12,7 +12,7 @@ from kit.show.lettering import BLUE, GREEN, GREY, INK, PURPLE, text_width, WHITE
 ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'assets')
 
 # The sizes of the nano preset; a test holds them to it.
-NANO = {'image_size': 48, 'places': 9, 'vision_dim': 384, 'n_latent': 8, 'resampler_layer': 2,
+NANO = {'image_size': 48, 'places': 9, 'vision_dim': 384, 'n_latent': 8, 'resampler_layer': 1,
         'dim': 128, 'head': 4, 'head_dim': 32, 'layer': 4, 'n_vocab': 1024}
 # What each token is and which picture it sees (φ).
 TOKENS = (('<BOS>', 0), ('<image>', 1), ('Output', 1), (':', 1), ('·dro', 1), ('<EOC>', 1),
@@ -132,7 +132,7 @@ def draw_eyes(f, n):
     f.squares(90, 242, side, side, GREEN)
     f.squares(177, 242, side, side, PURPLE)
     f.arrow((middle, 280), (middle, 300))
-    lines = f'{n["n_latent"]} learned latents ask each picture', f'{n["resampler_layer"]} layers'
+    lines = f'{n["n_latent"]} learned latents ask each picture', f'{n["resampler_layer"]} layer' + 's' * (n["resampler_layer"] > 1)
     f.part(30, 301, 240, 72, 'Perceiver resampler', lines, frozen=False)
     f.arrow((middle, 374), (middle, 400))
     f.squares(48, 405, n['n_latent'], 1, GREEN)

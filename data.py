@@ -203,7 +203,8 @@ class Batch:
     tokens, image_index (B,T) int64
     targets (B,T):  the tokens moved by one, and -100 where there is nothing to learn
     position (B,T): where in the context each token stands
-    segment (B,T):  which sequence of its row a token belongs to, 0 for padding
+    segment (B,T):  which sequence of its row a token belongs to, 0 for padding; None where each has a row
+                    of its own, for which plain causal attention will do
     length (B,):    of each row, without padding
     media:          B lists of Media;  sequences: all Encoded, in the order in which they stand in the rows
     """
@@ -211,7 +212,7 @@ class Batch:
     image_index: torch.Tensor
     targets: torch.Tensor
     position: torch.Tensor
-    segment: torch.Tensor
+    segment: torch.Tensor | None
     length: torch.Tensor
     media: list
     sequences: list
@@ -220,9 +221,9 @@ class Batch:
 def collate(sequences, tokenizer, share=False):
     """list of Encoded -> Batch, padded on the right with <PAD>. Padding sees no picture and is never learned.
 
-    share: short sequences may share a row, `segment` telling them apart. *Why.* Pages differ in length,
-    and the longest of a batch has twice the mean: with a row for each, nearly half of all work would be
-    padding.
+    share: short sequences may share a row, `segment` telling them apart, where no token sees another's image
+    (xattn.one_image_per_token). *Why.* Pages differ in length, and the longest of a batch has twice the mean:
+    with a row for each, nearly half of all work would be padding.
     """
     rows = share_rows(sequences) if share else [[s] for s in sequences]
     length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])
@@ -239,9 +240,10 @@ def collate(sequences, tokenizer, share=False):
             position[b, start:stop] = s.start + np.arange(len(s.tokens))
             segment[b, start:stop] = number
             start, n_image = stop, n_image + len(s.media)
-    tensors = map(torch.from_numpy, (tokens, image_index, targets, position, segment))
+    tensors = [torch.from_numpy(x) for x in (tokens, image_index, targets, position)]
+    segment = torch.from_numpy(segment) if len(rows) < len(sequences) else None
     media = [[m for s in row for m in s.media] for row in rows]
-    return Batch(*tensors, length, media, [s for row in rows for s in row])
+    return Batch(*tensors, segment, length, media, [s for row in rows for s in row])
 
 
 def share_rows(sequences):

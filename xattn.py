@@ -42,8 +42,7 @@ def sees(image_index, n_image, attend):
 
 def one_image_per_token(attend):
     """Whether a token sees no image but that of its index. Then attention need not be masked
-    (kit/fast/routing.py), and sequences may share a row, the images of the second counted after those of the
-    first: no token of one sees an image of another."""
+    (kit/fast/routing.py), and sequences may share a row (data.collate)."""
     return attend == 'last'
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import collate, encode
+from data import Batch, collate, encode
 from kit.adapt import with_prompt
 from kit.episode import BLANK
 from kit.run import distributed
@@ -24,24 +24,15 @@ FOR_PAGES = 7  # tells its random numbers from those that others draw with the s
 
 
 @dataclass
-class SequenceBatch:
-    """tokens, image_index, targets, position, segment (B,T), media, sequences: as of data.Batch; segment is
-               None where no sequences share a row: plain causal attention will do
-    (Pixels are not in it: of_source has decoded them into the reader's cache, from which FrozenFeatures takes
-    them by the key of each Media.)
+class SequenceBatch(Batch):
+    """A data.Batch on the device, and of which source each of its targets is. (Pixels are not in it: of_source
+    has decoded them into the reader's cache, from which FrozenFeatures takes them by the key of each Media.)
 
     source (targets,): of each token that is learned the number of its source in n_in_step
     n_in_step: {source: learned tokens of the whole step, of all micro-batches and all ranks}
 
     For a page of three learned tokens and a caption of two, [0,0,0,1,1] and {'m3w': 3, 'align': 2}.
     """
-    tokens: torch.Tensor
-    image_index: torch.Tensor
-    targets: torch.Tensor
-    position: torch.Tensor
-    segment: torch.Tensor | None
-    media: list
-    sequences: list
     source: torch.Tensor
     n_in_step: dict
     more: bool
@@ -109,14 +100,11 @@ class SequenceData(StageData):
                 # A picture that no token looks at: all ranks must run the same layers, pictures or not.
                 sequences[0].media.append(BLANK)
             batch = collate(sequences, self.tokenizer, share=one_image_per_token(self.size.attend))
-            shared = len(batch.tokens) < len(sequences)
             # The model gives losses row by row, and batch.sequences is in the order of the rows.
             source = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
-            to = lambda x: x.to(self.device)
-            yield SequenceBatch(
-                to(batch.tokens), to(batch.image_index), to(batch.targets), to(batch.position),
-                to(batch.segment) if shared else None, batch.media, batch.sequences, to(source), n_in_step,
-                more=part + 1 < n)
+            moved = {name: x.to(self.device) for name, x in vars(batch).items() if torch.is_tensor(x)}
+            yield SequenceBatch(**vars(batch) | moved, source=source.to(self.device), n_in_step=n_in_step,
+                                more=part + 1 < n)
 
 
 class PromptedData(SequenceData):

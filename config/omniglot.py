@@ -28,6 +28,7 @@ tokenizer = 'sources:2046'  # enough for a token for each of 968 classes
 sizes = (
     'plain_words=True '  # the encoder's names for classes have nothing in common
     'per_image=True '
+    'resampler_layer=2 '  # its published figures were measured with this
     'lm_head=2'  # few, wide heads match more finely: prompts have up to 20 names
 )
 image_size = 32

@@ -13,7 +13,7 @@ A.3):
 
 Shapes: B batch, T tokens, N images in the sequence, F frames.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable
 
 import numpy as np
@@ -216,6 +216,9 @@ class Batch:
     length: torch.Tensor
     media: list
     sequences: list
+
+    def to(self, device):
+        return replace(self, **{name: x.to(device) for name, x in vars(self).items() if torch.is_tensor(x)})
 
 
 def collate(sequences, tokenizer, share=False):

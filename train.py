@@ -16,7 +16,7 @@ It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
 To follow one batch, read train_stage, and what it calls in this order:
-    stage.data.read           SequenceData.of_source in kit/run/sequences.py: Documents of each source (of the
+    loop.read                 SequenceData.of_source in kit/run/sequences.py: Documents of each source (of the
                               drawn world: kit/world/pages.py, Shapes), which data.encode turns into samples
     gradients                 of Σ λ L over the sources, in micro-batches
         stage.data.batches    SequenceData.batches, beside it: tensors of the samples, by data.collate
@@ -108,19 +108,19 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # From where it stopped, until the end, a signal, or until time is up. A step reads batch `number` of its
-    # sources: of all of them, and then the number is the step's; or of one, in turn (data.mixture).
-    for step, number, sources in loop:
-        samples = loop.read(sources, number)              # stage.data.read: {source: its samples}
+    # From where it stopped, until the end, a signal, or until time is up. A step reads batch n of its sources:
+    # of all of them, and then n is the number of the step; or of one, in turn (data.mixture).
+    for step, n, sources in loop:
+        samples = loop.read(sources, n)                   # {source: stage.data.of_source(source, n)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = gradients(run, stage, samples, number)
+        losses, n_token = gradients(run, stage, samples, n)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):
             stage.optimizer.step()
         else:
-            loop.skip(gradients, samples, number)
+            loop.skip(gradients, samples, n)              # and say which source it was
         stage.optimizer.zero_grad(set_to_none=True)
         loop.log(losses, norm, n_token)
         if loop.time_to_evaluate():
@@ -128,14 +128,14 @@ def train_stage(run, stage, missing, progress=None):
     return loop.complete
 
 
-def gradients(run, stage, samples, number):
+def gradients(run, stage, samples, n):
     """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) in every parameter's .grad: over the samples
-    of each source m, its batch of this number, in micro-batches -> {source: L_m}, a mean over all ranks, and
-    how many tokens were read, padding included."""
+    of batch n of each source m, in micro-batches -> {source: L_m}, a mean over all ranks, and how many tokens
+    were read, padding included."""
     total, n_token = Counter(), 0
-    for batch in stage.data.batches(samples, number):
+    for batch in stage.data.batches(samples, n):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
-            with autocast(run.device, run.dtype, cache=False):  # see there
+            with autocast(run.device, run.dtype, cache=False):  # kit/device.py
                 losses = stage.losses(batch)
             sum(stage.lambdas[source] * loss for source, loss in losses.items()).backward()
         for source, loss in losses.items():
@@ -199,7 +199,7 @@ class VisionStage(Stage):
         v, l, beta = self.net(images, texts)          # (pictures,E), for each source (captions,E), β
         losses = {}
         for (source, captions), l_source in zip(batch.captions.items(), l):
-            v_source = v[captions.shows]              # (captions,E): of each caption its picture
+            v_source = v[captions.shows]              # (captions,E): the picture of each caption
             of_all_ranks = distributed.all_pairs(v_source, l_source)
             losses[source] = contrastive_loss(v_source, l_source, beta, *of_all_ranks)
         return losses
@@ -296,7 +296,7 @@ class FlamingoStage(Stage):
         pairs from being learned in some runs: docs/results.md.)"""
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            segment=batch.segment, **self.pictures(batch), each=True)         # (targets,)
-        total = each.new_zeros(len(batch.n_in_step)).index_add(0, batch.source, each)          # (sources,)
+        total = each.new_zeros(len(batch.n_in_step)).index_add(0, batch.source_id, each)       # (sources,)
         # Ranks *average* their gradients, so each counts as many times as there are ranks.
         return {source: total[k] * distributed.world() / max(n, 1)
                 for k, (source, n) in enumerate(batch.n_in_step.items())}

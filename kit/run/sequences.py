@@ -28,12 +28,13 @@ class SequenceBatch(Batch):
     """A data.Batch on the device, and of which source each of its targets is. (Pixels are not in it: of_source
     has decoded them into the reader's cache, from which FrozenFeatures takes them by the key of each Media.)
 
-    source (targets,): of each token that is learned the number of its source in n_in_step
+    source_id (targets,): which source each learned token is from, as its number in n_in_step; in the order of
+               the targets, row by row, in which the model gives their losses
     n_in_step: {source: learned tokens of the whole step, of all micro-batches and all ranks}
 
     For a page of three learned tokens and a caption of two, [0,0,0,1,1] and {'m3w': 3, 'align': 2}.
     """
-    source: torch.Tensor
+    source_id: torch.Tensor
     n_in_step: dict
     more: bool
 
@@ -100,11 +101,9 @@ class SequenceData(StageData):
                 # A picture that no token looks at: all ranks must run the same layers, pictures or not.
                 sequences[0].media.append(BLANK)
             batch = collate(sequences, self.tokenizer, share=one_image_per_token(self.size.attend))
-            # The model gives losses row by row, and batch.sequences is in the order of the rows.
-            source = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
-            moved = {name: x.to(self.device) for name, x in vars(batch).items() if torch.is_tensor(x)}
-            yield SequenceBatch(**vars(batch) | moved, source=source.to(self.device), n_in_step=n_in_step,
-                                more=part + 1 < n)
+            source_id = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
+            yield SequenceBatch(**vars(batch.to(self.device)), source_id=source_id.to(self.device),
+                                n_in_step=n_in_step, more=part + 1 < n)
 
 
 class PromptedData(SequenceData):

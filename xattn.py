@@ -112,7 +112,7 @@ class GatedCrossAttention(nn.Module):
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
-        if self.routed:  # equals the definition below, and is faster; routed = False takes the definition
+        if self.routed:  # equals the definition below (take it with routed = False); faster with many images
             out = routed_attention(q, k, v, image_index)
         else:
             out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)

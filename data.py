@@ -116,7 +116,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
 
                   <BOS> text <EOC> <image> text <EOC> <image> text <EOC>
         φ           0    0    0      1      1    1      2      2    2      text sees the picture before it
-        or          0    1    1      1      2    2      2      2    2      … the next (pages, by a coin: p_next)
+        or          0    1    1      1      2    2      2      2    2      … the next (see p_next)
         learned          ✓    ✓             ✓    ✓             ✓    ✓
 
     An <EOC> stands before each image and at the end. (The paper's pairs end with <EOC><EOS>.)

@@ -108,8 +108,8 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # From where it stopped, until the end, a signal, or until time is up. A step reads batch n of its sources:
-    # of all of them, and then n is the number of the step; or of one, in turn (data.mixture).
+    # From where it stopped, until the end, a signal, or until time is up. A step reads batch n of its
+    # sources: of all of them, and then n is the number of the step; or of one, in turn (data.mixture).
     for step, n, sources in loop:
         samples = loop.read(sources, n)                   # {source: stage.data.of_source(source, n)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)

@@ -25,8 +25,9 @@ FOR_PAGES = 7  # tells its random numbers from those that others draw with the s
 
 @dataclass
 class SequenceBatch(Batch):
-    """A data.Batch on the device, and of which source each of its targets is. (Pixels are not in it: of_source
-    has decoded them into the reader's cache, from which FrozenFeatures takes them by the key of each Media.)
+    """A data.Batch on the device, and of which source each of its targets is. (Pixels are not in it:
+    of_source has decoded them into the reader's cache, from which FrozenFeatures takes them by the key of
+    each Media.)
 
     source_id (targets,): which source each learned token is from, as its number in n_in_step; in the order of
                the targets, row by row, in which the model gives their losses

@@ -132,7 +132,8 @@ def draw_eyes(f, n):
     f.squares(90, 242, side, side, GREEN)
     f.squares(177, 242, side, side, PURPLE)
     f.arrow((middle, 280), (middle, 300))
-    lines = f'{n["n_latent"]} learned latents ask each picture', f'{n["resampler_layer"]} layer' + 's' * (n["resampler_layer"] > 1)
+    layers = f'{n["resampler_layer"]} layer' + ('s' if n['resampler_layer'] > 1 else '')
+    lines = f'{n["n_latent"]} learned latents ask each picture', layers
     f.part(30, 301, 240, 72, 'Perceiver resampler', lines, frozen=False)
     f.arrow((middle, 374), (middle, 400))
     f.squares(48, 405, n['n_latent'], 1, GREEN)

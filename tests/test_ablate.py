@@ -71,6 +71,13 @@ def test_a_finished_cell_is_not_trained_again(out):
     assert 'baseline' in printed and 'one_stream' not in printed
 
 
+def test_merged_pairs_train_the_encoders(tmp_path):
+    """Both sources as one batch: the only row whose batches PairData does not make by itself."""
+    run('ablate.py', '--rows=contrastive_merged', '--seeds=1', '--n=2', *TINY, f'--out_dir={tmp_path}')
+    [found] = rows_of(str(tmp_path))
+    assert (found['row'], found['task'], found['steps']) == ('contrastive_merged', 'zero_shot', 2)
+
+
 def test_an_interrupted_cell_goes_on(checkpoints, out, tmp_path):
     """Stopped by a polite kill and given again, it comes to the numbers of a run that nobody stopped."""
     command = ['--rows=text_pretrained', '--seeds=1', '--n=2', '--flamingo_iters=40', *TINY]

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from kit.contrastive import new_contrastive
 from kit.files import BadInput
-from kit.run.batches import PairBatch, PairData, TextData
+from kit.run.batches import Captions, PairBatch, PairData, TextData
 from kit.run.checks import RankedAsker
 from kit.run.keys import SOURCES
 from kit.run.sequences import SequenceData
@@ -27,7 +27,7 @@ class MergedPairs(PairData):
             room = 0, longest - tokens.shape[1]
             merged.append((F.pad(tokens, room), F.pad(mask, room), shows + first))
             first += len(part.images)
-        captions = {'merged': tuple(map(torch.cat, zip(*merged)))}
+        captions = {'merged': Captions(*map(torch.cat, zip(*merged)))}
         yield PairBatch(torch.cat([part.images for part in parts]), captions, more=False)
 
 

@@ -13,6 +13,7 @@ A.3):
 
 Shapes: B batch, T tokens, N images in the sequence, F frames.
 """
+import sys
 from dataclasses import dataclass, field, replace
 from typing import Callable
 
@@ -335,3 +336,7 @@ def frame_mask(lengths):
         return None
     lengths = torch.tensor([row + [0] * (n - len(row)) for row in lengths])       # (B,N)
     return torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
+
+
+if __name__ == '__main__':
+    sys.exit(print('python data.py PATH is python look.py PATH now', file=sys.stderr) or 2)

@@ -601,3 +601,9 @@ def test_the_command_itself(folder):
     done = subprocess.run([sys.executable, 'look.py', folder, '--picture='], cwd=root, capture_output=True,
                           text=True, timeout=300)
     assert done.returncode == 0 and '3 documents, 3 images' in done.stdout, done.stderr[-2000:]
+
+
+def test_the_moved_command_says_where_it_went():
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, 'data.py', 'folder'], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2 and 'python look.py' in done.stderr

@@ -71,8 +71,7 @@ class Flamingo(nn.Module):
         `keys_values` makes of it, and `past` has for each block the keys and values of earlier tokens.
         """
         every = self.config.xattn_every
-        if not isinstance(visual, list):
-            visual = [visual] * len(self.gated)                          # every layer sees the same
+        visual = self.for_each_layer(visual)
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
@@ -114,6 +113,10 @@ class Flamingo(nn.Module):
         # an rms of 16), and the time embedding that is added to it would be lost: clips would be pictures.
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
+
+    def for_each_layer(self, visual):
+        """Visual tokens, or what `keys_values` made of them -> what each gated layer is given, a list"""
+        return visual if isinstance(visual, list) else [visual] * len(self.gated)
 
     def keys_values(self, visual):
         """(B,N,R,D) -> for each gated layer its keys and values (B,N,H,R,d); None for None"""

@@ -137,7 +137,7 @@ def gradients(run, stage, samples, n):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
             with autocast(run.device, run.dtype, cache=False):  # kit/device.py
                 losses = stage.losses(batch)
-            sum(stage.lambdas[source] * loss for source, loss in losses.items()).backward()
+            sum(stage.weights[source] * loss for source, loss in losses.items()).backward()
         for source, loss in losses.items():
             total[source] += loss.item()
         n_token += batch.n_token

@@ -84,8 +84,7 @@ class VanillaXattn(Flamingo):
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         every = self.config.xattn_every
-        if not isinstance(visual, list):
-            visual = [visual] * len(self.gated)
+        visual = self.for_each_layer(visual)
         y = self.lm.add_positions(self.embed(tokens), position)                              # (B,T,D)
         for i, block in enumerate(self.lm.h):
             y = y + block.attn(block.ln_1(y), mask, past and past[i])
@@ -115,8 +114,7 @@ class Grafting(Flamingo):
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         n = len(self.lm.h)
-        if not isinstance(visual, list):
-            visual = [visual] * len(self.gated)
+        visual = self.for_each_layer(visual)
         y = self.lm.stream(self.embed(tokens), position, mask, past)                         # (B,T,D)
         for k, (block, gated) in enumerate(zip(self.grafted, self.gated)):
             y = block(y, mask, past and past[n + k])

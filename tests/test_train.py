@@ -123,7 +123,7 @@ def test_merged_sources_count_as_one(exact_stage):
     apart, _ = gradient(stage, names)
     counts = {name: sum(s.n_learned for s in stage.data.of_source(name, 0))
               for name in names}
-    stage.config.mixing, stage.lambdas['merged'] = 'merged', 1.0
+    stage.config.mixing = stage.mixing = 'merged'
     together, _ = gradient(stage, names)
     n = sum(counts.values())
     expected = sum(apart[name] * counts[name] for name in names) / n

@@ -32,12 +32,15 @@ class Stage:
                         if weight and getattr(self.config, source)}
         if not self.lambdas:
             raise BadInput(without_any)
-        if self.mixing == 'merged':  # one batch of all, without weights
-            self.lambdas['merged'] = 1.0
 
     @property
     def sources(self):
-        return [source for source in self.lambdas if source != 'merged']
+        return list(self.lambdas)
+
+    @property
+    def weights(self):
+        """{name of a loss: how much it counts}: λ of each source; merged, they are one batch without λ"""
+        return self.lambdas if self.mixing != 'merged' else {**self.lambdas, 'merged': 1.0}
 
     def clip(self):
         """Clips the gradient -> its norm before"""

@@ -61,6 +61,10 @@ class Document:
     where: str = ''  # file and line, for messages
     dropped: list = field(default_factory=list)  # pictures that could not be read: BadItems
 
+    @property
+    def media(self):
+        return [piece for piece in self.pieces if isinstance(piece, Media)]
+
 
 @dataclass
 class Example:
@@ -134,7 +138,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
     earlier: for attend='all_previous': text whose picture is cut off sees all those before it
     Raises BadInput if the Document is a prompt and longer than n_token, or has more than n_image pictures.
     """
-    total = sum(isinstance(piece, Media) for piece in document.pieces)
+    total = len(document.media)
     text_first = document.kind == 'page' and rng is not None and rng.random() < p_next
     phi = min(1, total) if text_first else 0        # which picture text sees now
     entries, media = [(tokenizer.bos, 0, False)], []  # (token, its φ, is it learned?)

@@ -48,58 +48,6 @@ from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, PRESETS, Flamingo
 from vision import adaptive_gradient_clip, contrastive_loss
 
-BATCH = {
-    'batch_m3w': (24, 'interleaved pages'),
-    'batch_align': (8, 'pairs with short captions'),
-    'batch_ltip': (8, 'pairs with long captions'),
-    'batch_vtp': (4, 'clips'),
-}
-GROUPS = {
-    'What to train': {
-        'stage': ('all', 'all, vision, language, flamingo or finetune'),
-        'out_dir': ('out', 'folder for everything the run writes'),
-        'init_from': ('auto', 'auto: continue, or fill in; scratch: start over; resume: continue, or fail'),
-        'preset': ('nano', f'sizes of everything: {", ".join(PRESETS)}'),
-        'fit': (False, 'choose what is not given by what the folder of align holds; see config/pictures.py'),
-        'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
-    },
-    "What to learn from ('shapes', the embedded world; a path; 'path:weight,path:weight'; empty for none)": {
-        'm3w': ('shapes', "interleaved pages; --m3w=align makes pages of the pictures of align"),
-        'align': ('shapes', 'pictures with short, noisy captions'),
-        'ltip': ('shapes', 'pictures with long captions'),
-        'vtp': ('shapes', 'clips with captions'),
-        'text': ('shapes', 'plain text for the language stage'),
-    },
-    'How sources mix in the Flamingo stage (appendix B.1.2)': {
-        'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
-        'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens; see FlamingoStage.losses)'),
-        'lambda_ltip': (0.03, 'of ltip (0.2)'),
-        'lambda_vtp': (0.03, 'of vtp (0.03)'),
-        'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
-                                 "'merged': one batch of all, without λ"),
-        'p_next': (0.5, "chance that a page's text sees the next picture instead of the previous one"),
-    },
-    'Steps': {
-        'vision_iters': (1200, 'of the contrastive stage'),
-        'vision_batch': (96, 'pairs a step, of each of align and ltip'),
-        'vision_lr': (5e-3, 'peak learning rate'),
-        'language_iters': (500, 'of the language stage'),
-        'language_batch': (8, 'rows a step'),
-        'language_tokens': (448, 'tokens a row, at a random place of the context'),
-        'language_lr': (2e-3, 'peak learning rate'),
-        'flamingo_iters': (700, 'of the Flamingo stage'),
-        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),
-        'flamingo_lr': (2e-3, 'peak learning rate'),
-        'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
-        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
-        'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
-        'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
-        'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
-                                 'different ones for each picture; not where the encoder trains'),
-    },
-} | RARE
-KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
-
 
 # ---------------------------------------------------------------------------------------------
 # The loop
@@ -108,19 +56,19 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # From where it stopped, until the end, a signal, or until time is up. A step reads batch n of its
-    # sources: of all of them, and then n is the number of the step; or of one, in turn (data.mixture).
-    for step, n, sources in loop:
-        samples = loop.read(sources, n)                   # {source: stage.data.of_source(source, n)}
+    # From where it stopped, until the end, a signal, or until time is up. A step reads batch i of its
+    # sources: of all of them, and then i is the number of the step; or of one, in turn (data.mixture).
+    for step, i, sources in loop:
+        samples = loop.read(sources, i)                   # {source: stage.data.of_source(source, i)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = gradients(run, stage, samples, n)
+        losses, n_token = gradients(run, stage, samples, i)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):
             stage.optimizer.step()
         else:
-            loop.skip(gradients, samples, n)              # and say which source it was
+            loop.skip(gradients, samples, i)              # and say which source it was
         stage.optimizer.zero_grad(set_to_none=True)
         loop.log(losses, norm, n_token)
         if loop.time_to_evaluate():
@@ -128,12 +76,12 @@ def train_stage(run, stage, missing, progress=None):
     return loop.complete
 
 
-def gradients(run, stage, samples, n):
+def gradients(run, stage, samples, i):
     """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) in every parameter's .grad: over the samples
-    of batch n of each source m, in micro-batches -> {source: L_m}, a mean over all ranks, and how many tokens
+    of batch i of each source m, in micro-batches -> {source: L_m}, a mean over all ranks, and how many tokens
     were read, padding included."""
     total, n_token = Counter(), 0
-    for batch in stage.data.batches(samples, n):
+    for batch in stage.data.batches(samples, i):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
             with autocast(run.device, run.dtype, cache=False):  # kit/device.py
                 losses = stage.losses(batch)
@@ -367,6 +315,63 @@ def load_frozen(run, contrastive=None, kind=Flamingo):
     for frozen in flamingo.frozen:
         frozen.to(frozen_dtype(run.dtype, run.device, run.size.lm_dim))
     return contrastive, flamingo
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+
+
+BATCH = {
+    'batch_m3w': (24, 'interleaved pages'),
+    'batch_align': (8, 'pairs with short captions'),
+    'batch_ltip': (8, 'pairs with long captions'),
+    'batch_vtp': (4, 'clips'),
+}
+GROUPS = {
+    'What to train': {
+        'stage': ('all', 'all, vision, language, flamingo or finetune'),
+        'out_dir': ('out', 'folder for everything the run writes'),
+        'init_from': ('auto', 'auto: continue, or fill in; scratch: start over; resume: continue, or fail'),
+        'preset': ('nano', f'sizes of everything: {", ".join(PRESETS)}'),
+        'fit': (False, 'choose what is not given by what the folder of align holds; see config/pictures.py'),
+        'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
+    },
+    "What to learn from ('shapes', the embedded world; a path; 'path:weight,path:weight'; empty for none)": {
+        'm3w': ('shapes', "interleaved pages; --m3w=align makes pages of the pictures of align"),
+        'align': ('shapes', 'pictures with short, noisy captions'),
+        'ltip': ('shapes', 'pictures with long captions'),
+        'vtp': ('shapes', 'clips with captions'),
+        'text': ('shapes', 'plain text for the language stage'),
+    },
+    'How sources mix in the Flamingo stage (appendix B.1.2)': {
+        'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
+        'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens; see FlamingoStage.losses)'),
+        'lambda_ltip': (0.03, 'of ltip (0.2)'),
+        'lambda_vtp': (0.03, 'of vtp (0.03)'),
+        'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
+                                 "'merged': one batch of all, without λ"),
+        'p_next': (0.5, "chance that a page's text sees the next picture instead of the previous one"),
+    },
+    'Steps': {
+        'vision_iters': (1200, 'of the contrastive stage'),
+        'vision_batch': (96, 'pairs a step, of each of align and ltip'),
+        'vision_lr': (5e-3, 'peak learning rate'),
+        'language_iters': (500, 'of the language stage'),
+        'language_batch': (8, 'rows a step'),
+        'language_tokens': (448, 'tokens a row, at a random place of the context'),
+        'language_lr': (2e-3, 'peak learning rate'),
+        'flamingo_iters': (700, 'of the Flamingo stage'),
+        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),
+        'flamingo_lr': (2e-3, 'peak learning rate'),
+        'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
+        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
+        'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
+        'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
+        'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
+                                 'different ones for each picture; not where the encoder trains'),
+    },
+} | RARE
+KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
 def main():

@@ -67,7 +67,7 @@ def spoken(document):
 
 
 def shown(document):
-    return [piece for piece in document.pieces if isinstance(piece, Media)]
+    return document.media
 
 
 @pytest.fixture(scope='module')

@@ -51,8 +51,8 @@ class WithText(SequenceData):
 class SpreadData(SequenceData):
     """Sequences with free places for visual tokens."""
 
-    def sequence(self, source, number):
-        return with_places(super().sequence(source, number), self.tokenizer.image, self.tokenizer.pad,
+    def sequence(self, document, source, number):
+        return with_places(super().sequence(document, source, number), self.tokenizer.image, self.tokenizer.pad,
                            self.size.n_latent, self.size.n_context)
 
 

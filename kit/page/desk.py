@@ -96,7 +96,7 @@ class Desk:
         sizes = (shots, 1, ways) if task == 'naming' else (shots, 1)
         episode = episodes_of(task, *sizes, seed=seed)[0]
         document = episode.document()
-        return {'pictures': self.drawn([p for p in document.pieces if isinstance(p, Media)]),
+        return {'pictures': self.drawn(document.media),
                 'truth': episode.query.answer, 'choices': ' | '.join(episode.choices or []),
                 **taken_apart(as_text(document, drawn_name))}
 
@@ -120,7 +120,7 @@ class Desk:
         run, answer = field(request, 'run', str), field(request, 'answer', str)
         if run not in runs:
             raise BadInput(f'run: one of {", ".join(runs)}')
-        n_image = sum(isinstance(piece, Media) for piece in runs[run].pieces)
+        n_image = len(runs[run].media)
         image = field(request, 'image', int, 0, n_image - 1)
         ids, most = self.answer_ids(answer), self.asker.model.lm.n_context
         steps, _ = occlusion.words(self.asker, runs[run], ids, most, images=[image])
@@ -209,7 +209,7 @@ class Desk:
             raise BadInput(f'controls: some of {", ".join(CONTROLS)}')
         if not wanted and not blank:
             return {'before': document}, names
-        shown = [names[id(p)] for p in document.pieces if isinstance(p, Media)]
+        shown = [names[id(media)] for media in document.media]
         after = blanked(document, [n for n, name in enumerate(shown) if name in blank])
         after = spoilt(after, wanted, self.keys(request).seed) if wanted else after
         return {'before': document, 'after': after}, names

@@ -27,7 +27,7 @@ from vision import TEXT_CONTEXT
 class StageData:
     """read(sources, i)    -> {source: samples of its batch i}, those of this rank
     of_source(source, i) -> the samples of one source
-    media(samples)       -> the Media of one source's samples, for a worker to decode, too
+    media(samples)       -> all Media of one source's samples, for a worker to decode, too
     batches(samples, i)  -> the micro-batches of a step, from {source: samples}; their gradients are added up.
                             Each has n_token, its tokens with padding, and more: does another one follow?
 
@@ -40,6 +40,9 @@ class StageData:
 
     def read(self, sources, i):
         return {source: self.of_source(source, i) for source in sources}
+
+    def media(self, samples):
+        return [one for sample in samples for one in sample.media]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -70,10 +73,10 @@ class PairData(StageData):
     def of_source(self, source, i):
         n = self.config.vision_batch
         mine = distributed.mine(n, 'vision_batch')
-        return [self.reader.first_readable(self.reader.decoded, source, i * n + k) for k in mine]
+        return [self.reader.sample(self.document, source, i * n + k) for k in mine]
 
-    def media(self, samples):
-        return [document.pieces[0] for document in samples]
+    def document(self, document, source, number):
+        return document  # as it is: augmented and tokenized in `batches`
 
     def batches(self, samples, i):
         """If both sources show the same pictures with different captions, the two are one batch and each

@@ -3,6 +3,7 @@
 Documents of a source have numbers, endlessly many. Which of them make a batch is said in kit/run/batches.py.
 """
 from collections import Counter
+from functools import partial
 
 from data import Document, Media
 from kit.features import Pixels
@@ -36,12 +37,26 @@ class Reader:
     def text(self, source, number):
         return self.sources[source].text(number)
 
-    def decoded(self, source, number):
-        """-> the Document of this number, its pictures decoded. Raises BadItem if one of them cannot be."""
+    def sample(self, make, source, number):
+        """-> make(document, source, number): a sample of the Document of this number, whose `media` can all be
+        read; where that fails, of another number (see `first_readable`)."""
+        return self.first_readable(partial(self.whole, make), source, number)
+
+    def whole(self, make, source, number):
+        """-> make(document, source, number), its `media` decoded. An unreadable picture is taken out of a page
+        (on pages of examples together with its text), and the sample is made again. Raises BadItem if that
+        leaves no picture, or the Document is no page."""
         document = self.document(source, number)
-        for _, reason in self.decode([piece for piece in document.pieces if isinstance(piece, Media)]):
-            raise reason
-        return document
+        while True:
+            sample = make(document, source, number)
+            bad = self.decode(sample.media)
+            if not bad:
+                return sample
+            if document.kind not in ('page', 'examples'):
+                raise bad[0][1]
+            for _, reason in bad:
+                self.leave_out(reason)
+            document = without(document, [media for media, _ in bad])
 
     def decode(self, media):
         """Decode pictures, whose pixels are kept -> [(Media, BadItem)] of those that cannot be read."""
@@ -54,9 +69,9 @@ class Reader:
         return bad
 
     def first_readable(self, make, source, number):
-        """-> make(source, number), a sample: anything that is made of a document or text of this number. If
-        it cannot be read, it is counted and replaced by another, always the same one. Raises BadInput if most
-        cannot be read."""
+        """-> make(source, number): anything that is made of a document or text of this number. If it cannot be
+        read, it is counted and replaced by another, always the same one. Raises BadInput if most cannot be
+        read."""
         for attempt in range(50):
             self.tried[source] += 1
             try:

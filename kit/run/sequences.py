@@ -16,7 +16,6 @@ from kit.episode import BLANK
 from kit.run import distributed
 from kit.run.batches import StageData
 from kit.run.keys import SOURCES
-from kit.run.reading import without
 from xattn import one_image_per_token
 
 
@@ -50,31 +49,18 @@ class SequenceData(StageData):
         c = self.config
         n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
         mine = distributed.mine(n, 'batch=' + source)  # one GPU: range(n)
-        # self.sequence(source, number); where that cannot be read, of another number
-        return [self.reader.first_readable(self.sequence, source, i * n + k) for k in mine]
+        return [self.reader.sample(self.sequence, source, i * n + k) for k in mine]
 
-    def sequence(self, source, number):
-        """Document of this number -> Encoded, all of its pictures readable.
-
-        A page may have many pictures; only those in its window are decoded. An unreadable one is taken out of
-        a page (on example pages together with its text), and the page is encoded again with the same random
-        numbers. Raises BadItem if that leaves no picture.
-        """
-        document = self.reader.document(source, number)
-        while True:
-            rng = np.random.default_rng([self.config.seed, FOR_PAGES, number, SOURCES.index(source)])
-            sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng,
-                              self.config.p_next, earlier=not one_image_per_token(self.size.attend))
-            bad = self.reader.decode(sequence.media)
-            if not bad:
-                sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
-                sequence.start = self.place(rng, len(sequence.tokens))
-                return sequence
-            if document.kind not in ('page', 'examples'):
-                raise bad[0][1]
-            for _, reason in bad:
-                self.reader.leave_out(reason)
-            document = without(document, [media for media, _ in bad])
+    def sequence(self, document, source, number):
+        """Document of this number -> Encoded: a window of it, somewhere in the context. (The reader decodes the
+        pictures in the window; where one is damaged, it asks again without it, and the same random numbers
+        are drawn.)"""
+        rng = np.random.default_rng([self.config.seed, FOR_PAGES, number, SOURCES.index(source)])
+        sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng,
+                          self.config.p_next, earlier=not one_image_per_token(self.size.attend))
+        sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
+        sequence.start = self.place(rng, len(sequence.tokens))
+        return sequence
 
     def place(self, rng, n_token):
         """The position of a page's first token: half of the pages start at 0, as prompts do, the others
@@ -84,9 +70,6 @@ class SequenceData(StageData):
         near the beginning cannot use those where a long prompt ends.
         """
         return int(rng.integers(self.size.n_context - n_token + 1)) if rng.random() < 0.5 else 0
-
-    def media(self, samples):
-        return [one for sequence in samples for one in sequence.media]
 
     def batches(self, samples, i):
         """All sources in one pass. Gradients are the same as for one source after the other, and short
@@ -110,5 +93,5 @@ class SequenceData(StageData):
 class PromptedData(SequenceData):
     """Sequences that begin with soft words (kit/adapt.py)."""
 
-    def sequence(self, source, number):
-        return with_prompt(super().sequence(source, number), self.size)
+    def sequence(self, document, source, number):
+        return with_prompt(super().sequence(document, source, number), self.size)

@@ -18,7 +18,7 @@ from itertools import groupby
 
 import numpy as np
 
-from data import Document, Media
+from data import Document
 from kit.files import BadInput, BadItem
 from kit.sources.base import Epochs, first_object, first_of, is_row, parse_json, read_lines, Report
 from kit.sources.decode import Inside, media_of, only_bad_items
@@ -107,7 +107,7 @@ class WebPages:
     def document(self, i, rng):
         """Page number i, counted over epochs. Raises BadItem, also where no picture is left on it."""
         document = self.at(self.order(i))
-        if not any(isinstance(piece, Media) for piece in document.pieces):
+        if not document.media:
             raise BadItem('page without pictures', document.where)  # M3W has none of these
         return document
 

@@ -11,10 +11,10 @@ BLOCK = 64  # documents of a mix that change places among themselves
 class Source:
     """What one of the keys m3w, align, ltip, vtp and text stands for: one or several parts, mixed by weight.
 
-    document(i) -> data.Document number i of an endless stream; text(i) -> str. Both depend on seed, role
-    and i alone, so a position in the data is one number, and ranks and workers need not talk. Each part has
-    numbers of its own, 0, 1, 2, ..., each of them once: of every part every item comes once in an epoch of
-    that part.
+    document(number) -> data.Document of an endless stream; text(number) -> str. Both depend on seed, role
+    and number alone, so a position in the data is one number, and ranks and workers need not talk. Each part
+    has numbers of its own, 0, 1, 2, ..., each of them once: of every part every item comes once in an epoch
+    of that part.
     """
 
     def __init__(self, role, parts, weights, seed):
@@ -40,20 +40,20 @@ class Source:
                 return part, before
             i, total = i - before, total - weight
 
-    def draw(self, i):
+    def draw(self, number):
         """-> the part, its own number, and a random generator for this number alone"""
-        part, own = self.whose(i)
-        return self.parts[part], own, np.random.default_rng([self.seed, *self.role.encode(), i])
+        part, own = self.whose(number)
+        return self.parts[part], own, np.random.default_rng([self.seed, *self.role.encode(), number])
 
     def doubts(self):
         """What makes the captions of its pairs doubtful, a line each."""
         pairs = [getattr(part, 'pairs', part) for part in self.parts]
         return [f'{one.name}: {line}' for one in pairs if isinstance(one, Pairs) for line in one.doubts()]
 
-    def document(self, i):
-        part, own, rng = self.draw(i)
+    def document(self, number):
+        part, own, rng = self.draw(number)
         return part.document(own, rng)
 
-    def text(self, i):
-        part, own, rng = self.draw(i)
+    def text(self, number):
+        part, own, rng = self.draw(number)
         return part.text(own, rng)

@@ -27,7 +27,7 @@ def blanked(document, which):
 
 def blank_examples(document):
     """A prompt with nothing to see in any picture but its last, the one that is asked about."""
-    n_media = sum(isinstance(piece, Media) for piece in document.pieces)
+    n_media = len(document.media)
     return blanked(document, range(n_media - 1))
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data import Document, encode, load_pixels, Media, stack_frames
+from data import Document, encode, load_pixels, stack_frames
 from kit.episode import BLANK
 from kit.files import one_line
 from kit.show import canvas

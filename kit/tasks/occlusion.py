@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from data import Media
 from kit.tasks.attention import whole_words, with_answer
 
 LEAST = 0.05         # of log-probability, below which a loss is no loss
@@ -82,7 +81,7 @@ def words(asker, document, answer, most=48, images=None):
     that the word sees, of a clip the frame in the middle; words that see none are left out. Weights are what
     the word's log-probability loses, where it loses any.
     """
-    media = [piece for piece in document.pieces if isinstance(piece, Media)]
+    media = document.media
     if not media:
         return [], 'no picture'
     prompts, n_prompt = with_answer(asker, document, answer)

@@ -70,7 +70,7 @@ def with_examples(document, config, asker, contrastive):
 
     Raises BadInput where the prompt shows no picture. What cannot be read is told on stderr.
     """
-    shown = [piece for piece in document.pieces if isinstance(piece, Media)]
+    shown = document.media
     if not (config.prompt or config.prompt_file) or not shown:
         raise BadInput('--rices: give a --prompt with the picture that is asked about')
     report = Report()

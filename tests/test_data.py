@@ -521,6 +521,21 @@ def test_warping_slants_stretches_and_bends():
     assert aspect(augment(square, rng(), strength=0.0, colour=False, warp=1.0)).mean() > 0.1
 
 
+def test_traced_pictures_keep_their_outlines_and_lose_their_colours():
+    """A red square on white: dark along its border, lighter inside than it was, white on four papers of ten."""
+    square = torch.full((200, 3, 32, 32), 255, dtype=torch.uint8)
+    square[:, 1:, 8:24, 8:24] = 0
+    traced = augment(square, rng(), strength=0.0, lines=1.0).float() / 255
+    border, inside, outside = (traced[..., place, 12:20].mean((2, 3)) for place in ([7, 8], [12], [2]))
+    assert (border.amax(1) < 0.4).all() and (outside == 1).all()
+    assert ((inside[:, 0] == 1) & (inside[:, 1] >= 0)).all() and inside[:, 1].std() > 0.2
+    assert 0.3 < (inside[:, 1] == 1).float().mean() < 0.5
+    plain = torch.full((4, 3, 16, 16), 200, dtype=torch.uint8)  # nothing to trace: no ink at all
+    assert (augment(plain, rng(), strength=0.0, lines=1.0) >= 200).all()
+    some = augment(square, rng(), strength=0.0, lines=0.3)
+    assert 0.2 < (some != square).flatten(1).any(1).float().mean() < 0.4
+
+
 # ---------------------------------------------------------------------------------------------
 # python look.py PATH
 

@@ -438,7 +438,8 @@ def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path):
     assert most.any(1).all() and (most == whole).all(1).any()
 
 
-@pytest.mark.parametrize('arguments', [[], ['--augment=strength=1'], ['--align=shapes:2']])
+@pytest.mark.parametrize('arguments', [[], ['--augment=strength=1'], ['--augment=lines=0.5'],
+                                       ['--align=shapes:2']])
 def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, arguments):
     """A picture with a short and a long caption is encoded once a step. Augmented, it is two pictures, and
     they are read one after the other; so are sources of different specification."""
@@ -451,6 +452,7 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, argum
     assert sum(len(a.pieces[1]) < len(b.pieces[1]) for a, b in zip(short, long)) > 12
     once = len({d.pieces[0].key for d in short})
     assert n_picture == {(): [(once, 2)], ('--augment=strength=1',): [(16, 1)] * 2,
+                         ('--augment=lines=0.5',): [(16, 1)] * 2,
                          ('--align=shapes:2',): [(once, 1)] * 2}[tuple(arguments)]
     losses, _ = train.gradients(run, train.VisionStage(run), samples, 3)
     assert set(losses) == {'align', 'ltip'} and all(1 < loss < 20 for loss in losses.values())

@@ -82,7 +82,7 @@ class PairData(StageData):
         """If both sources show the same pictures with different captions, the two are one batch and each
         picture is encoded once. Different pictures would gain nothing from that and take twice the memory."""
         config = self.config
-        changed = config.augment_strength > 0 or config.augment_warp > 0
+        changed = max(config.augment_strength, config.augment_warp, config.augment_lines) > 0
         together = config.align == config.ltip and not changed
         parts = [list(samples)] if together else [[source] for source in samples]
         for sources in parts:
@@ -92,7 +92,7 @@ class PairData(StageData):
                 pixels = [self.reader.pixels(d.pieces[0])[0] for d in documents]  # a clip: its first frame
                 if changed:
                     pixels = augment(torch.stack(pixels), rng, config.augment_flip, config.augment_strength,
-                                     config.augment_colour, config.augment_warp)
+                                     config.augment_colour, config.augment_warp, config.augment_lines)
                 keys = [(source, k) if changed else d.pieces[0].key or (source, k)
                         for k, d in enumerate(documents)]
                 for key, picture in zip(keys, pixels):

@@ -82,7 +82,7 @@ def fit(found):
 
     ways = max(2, min(16, found.things))
     keys |= {'ways': ways, 'page_examples': 32, 'naming': 0.6, 'page_variants': 4, 'captions_first': 1200,
-             'ways_rise': 4800, 'augment_strength': 1.0, 'augment_warp': 0.5,
+             'ways_rise': 4800, 'augment_strength': 1.0, 'augment_warp': 0.5, 'augment_lines': 0.4,
              'augment_word_dropout': 0.0 if found.silent else 0.3}
     how = ('as different pictures of it' if several else
            'as variants of its one picture, which teach less')

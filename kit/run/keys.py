@@ -39,6 +39,7 @@ AUGMENT = {  # in the contrastive stage
     'augment_strength': (0.0, 'of geometric and colour augmentation; 0: none'),
     'augment_colour': (True, 'also change colours; off for pictures without any'),
     'augment_warp': (0.0, 'how much to slant, stretch and bend as well, as two people draw the same thing'),
+    'augment_lines': (0.0, 'share of the pictures to trace: only their outlines, or these on faded colours'),
     'augment_flip': (False, 'mirror pictures at random; off if left and right or letters mean something'),
     'augment_word_dropout': (0.0, 'share of the tokens left out of a caption, different ones each time'),
 }
@@ -132,7 +133,7 @@ CHOICES = {'stage': ('all', 'vision', 'language', 'flamingo', 'finetune'),
 RANGES = {'seed': (0, 2 ** 63 - 1), 'eval_n': (1, 100_000), 'test_n': (1, 100_000), 'ways': (2, 100),
           'page_examples': (3, 100), 'p_next': (0, 1), 'naming': (0, 1), 'within_group': (0, 1),
           'held_share': (0, 0.9),
-          'feature_dropout': (0, 0.99), 'augment_word_dropout': (0, 0.99)}
+          'feature_dropout': (0, 0.99), 'augment_word_dropout': (0, 0.99), 'augment_lines': (0, 1)}
 MAY_BE_0 = ('warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first',
             'ways_rise')  # other whole numbers are at least 1
 LARGEST_BATCH = 16_384  # the paper's

@@ -653,6 +653,11 @@ def test_another_preset_or_tokenizer_is_named(out, tmp_path):
     with pytest.raises(BadInput, match=r'another tokenizer, --tokenizer=.*tokenizer.tiktoken; '
                                        r'now --tokenizer=.*other.tiktoken'):
         small_run(tmp_path, f'--tokenizer={tmp_path}/other.tiktoken').load_stage('vision', 'contrastive')
+    content = torch.load(tmp_path / 'vision.pt', weights_only=True)
+    content['keys']['tokenizer'] = f'{tmp_path}/other.tiktoken'
+    torch.save(content, tmp_path / 'vision.pt')
+    with pytest.raises(BadInput, match=r'other.tiktoken; what it is made of has changed since'):
+        small_run(tmp_path, f'--tokenizer={tmp_path}/other.tiktoken').load_stage('vision', 'contrastive')
 
 
 def test_links_and_devices_are_not_written_through(tmp_path):

@@ -221,8 +221,9 @@ class Run:
         content = checkpoint.load(path, name, config=dict, tokenizer=dict, keys=dict, **{module: dict})
         made = content['keys']
         if content['tokenizer'] != self.tokenizer.state():
-            raise BadInput(f'{path} was made with another tokenizer, --tokenizer={made.get("tokenizer")}; '
-                           f'now --tokenizer={self.config.tokenizer}')
+            before, now = made.get('tokenizer'), self.config.tokenizer
+            raise BadInput(f'{path} was made with another tokenizer, --tokenizer={before}; ' + (
+                f'now --tokenizer={now}' if now != before else 'what it is made of has changed since'))
         for key in BUILT_FROM[name]:
             theirs, ours = content['config'].get(key, getattr(FlamingoConfig, key)), getattr(self.size, key)
             if theirs != ours:

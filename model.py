@@ -1,15 +1,15 @@
 """Flamingo: a frozen encoder and a frozen language model, and between them what is trained (§2).
 
-    media ─► NFNet (frozen) ─► features (B,N,F,S,D_v) ─► PerceiverResampler ─► visual (B,N,R,D)
+    media ─► NFNet (frozen) ─► features (B,N,F,S,D_v) ─► PerceiverResampler ─► visual (B,N,R,D_r)
     tokens ─► embed ─► [ GatedCrossAttention(visual, image_index) ─► GPT block (frozen) ] × L
            ─► logits (B,T,V+2)
 
 The second line is `Flamingo.stream`. Text is written by functions over a Flamingo, in kit/answers.py.
 
 Shapes, in all files: B batch, T tokens, N images in the sequence, F frames, S places, R visual tokens per
-image, D width, V vocabulary of the language model, H heads, d head width, E common embedding of pictures
-and texts. Sections (§), tables, figures and appendices (A, B) are those of the paper's second version on
-arXiv.
+image, D width (D_v of the encoder's features, D_r of visual tokens), V vocabulary of the language model, H
+heads, d head width, E common embedding of pictures and texts. Sections (§), tables, figures and appendices
+(A, B) are those of the paper's second version on arXiv.
 """
 from dataclasses import dataclass
 
@@ -56,14 +56,14 @@ class Flamingo(nn.Module):
         self.gated = nn.ModuleList(
             self.Gated(c.lm_dim, visual_dim, c.xattn_head, c.xattn_head_dim, c.attend)
             for _ in range(0, c.lm_layer, c.xattn_every))
-        # <image> and <EOC>: the only words the frozen model does not know. Their rows are apart from its
-        # table, tied like its own, and trained (frozen at random they cost OpenFlamingo 12 points of VQAv2).
+        # <image> and <EOC>: the only words the frozen model does not know. Their rows serve as input and
+        # output like those of its own table, and are trained (frozen at random: −12 points for OpenFlamingo).
         self.new_rows = nn.Parameter(torch.randn(2, c.lm_dim) * 0.02)
         self.image, self.eoc = c.n_vocab, c.n_vocab + 1
         self.freeze()
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
-        """The whole tower: tokens (B,T), visual (B,N,R,D) or None -> (B,T,D), from which `head` makes the
+        """The whole tower: tokens (B,T), visual (B,N,R,D_r) or None -> (B,T,D), from which `head` makes the
         next word's logits.
 
         position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it.
@@ -103,7 +103,7 @@ class Flamingo(nn.Module):
         return grid.unflatten(0, media.shape[:3]) if frame_mask is None else grid
 
     def resample(self, media=None, features=None, frame_mask=None):
-        """-> visual tokens (B,N,R,D), or None for text alone"""
+        """-> visual tokens (B,N,R,D_r), or None for text alone"""
         if features is None and media is not None and media.shape[1] > 0:
             features = self.see(media, frame_mask)
         if features is None or features.numel() == 0:
@@ -119,12 +119,12 @@ class Flamingo(nn.Module):
         return visual if isinstance(visual, list) else [visual] * len(self.gated)
 
     def keys_values(self, visual):
-        """(B,N,R,D) -> for each gated layer its keys and values (B,N,H,R,d); None for None"""
+        """(B,N,R,D_r) -> for each gated layer its keys and values (B,N,H,R,d); None for None"""
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
 
     def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,
                 position=None, segment=None, each=False):
-        visual = self.resample(media, features, frame_mask)            # (B,N,R,D)
+        visual = self.resample(media, features, frame_mask)            # (B,N,R,D_r)
         mask = None if segment is None else same_segment(segment)
         y = self.stream(tokens, image_index, visual, position, mask)   # (B,T,D)
         if targets is None:
@@ -136,7 +136,7 @@ class Flamingo(nn.Module):
         return logits, losses if each else losses.sum() / max(len(losses), 1)
 
     def freeze(self, vision=True, lm=True):
-        """The one place that says what is trained. The language model never is: trained along, it forgets
+        """The one place that says what is trained. The language model is not: trained along, it forgets
         what it knew from text alone (−8.0 points, Table 3; −12.9 from random weights; ablate.py tries both).
         The vision encoder is trained only when fine-tuning at the very end (appendix B.2)."""
         self.requires_grad_(True)

@@ -68,10 +68,10 @@ class ResamplerLayer(nn.Module):
 class PerceiverResampler(nn.Module):
     """Visual features of any size -> exactly `n_latent` visual tokens per image or clip (§2.1).
 
-    forward(features (B,N,F,S,D_in), frame_mask (B,N,F) bool or None) -> visual (B,N,R,D), float.
+    forward(features (B,N,F,S,D_v), frame_mask (B,N,F) bool or None) -> visual (B,N,R,D), float.
     `frame_mask` is True where a frame is real. A frame that is padding has no influence on the result,
     and what comes out for an image whose frames are all padding is never looked at by any text token.
-    With a frame_mask, features may be those of the real frames alone, one after the other: (frames,S,D_in).
+    With a frame_mask, features may be those of the real frames alone, one after the other: (frames,S,D_v).
 
     dim:       width D of the visual tokens;  dim_media: width of the features, projected to D if it differs
     head_dim:  D / n_head unless said. (The paper contradicts itself: 96 by Table 4, 128 by its text and by
@@ -91,7 +91,7 @@ class PerceiverResampler(nn.Module):
         self.time_embedding = nn.Parameter(torch.randn(n_frame, dim) * 0.5)
         head_dim = head_dim or dim // n_head
         self.layers = nn.ModuleList(ResamplerLayer(dim, n_head, head_dim) for _ in range(n_layer))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim)  # of what comes out; not in Figure 5
 
     def time(self, n):
         """-> the embeddings of the moments of a clip of n frames (n,D).
@@ -122,7 +122,7 @@ class PerceiverResampler(nn.Module):
     def forward(self, features, frame_mask=None):
         if frame_mask is None:
             return self.perceive(self.project(features).flatten(0, 1)).unflatten(0, features.shape[:2])
-        frames = features[frame_mask] if features.ndim == 5 else features     # the real ones: (frames,S,D_in)
+        frames = features[frame_mask] if features.ndim == 5 else features     # the real ones: (frames,S,D_v)
         length = frame_mask.flatten(0, 1).sum(1)                              # (B*N,) frames of each image
         # As if each image were perceived by itself; those of equal length go together.
         visual = by_length(self.perceive, self.project(frames), length, empty=torch.zeros_like(self.latents))

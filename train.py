@@ -16,11 +16,14 @@ It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
 To follow one batch, read train_stage, and what it calls in this order:
-    loop.read                 SequenceData.of_source in kit/run/sequences.py: Documents of each source (of the
-                              drawn world: kit/world/pages.py, Shapes), which data.encode turns into samples
-    gradients                 of Σ λ L over the sources, in micro-batches
-        stage.data.batches    SequenceData.batches, beside it: tensors of the samples, by data.collate
-        stage.losses          FlamingoStage.losses: the model's loss on them, for each source
+    loop.read                       for each source the samples of its batch i:
+        SequenceData.of_source      kit/run/sequences.py: so many of them
+            Reader.sample           kit/run/reading.py: of Documents that can be read
+                Source.document     kit/sources/source.py: by their number; Shapes (kit/world/pages.py) draws
+                SequenceData.sequence   its tokens, by data.encode
+    gradients                       of Σ λ L over the sources, in micro-batches:
+        SequenceData.batches        tensors of the samples, by data.collate
+        FlamingoStage.losses        the model's loss on them, for each source
     stage.clip, stage.optimizer.step
 """
 import math
@@ -85,7 +88,7 @@ def gradients(run, stage, samples, i):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
             with autocast(run.device, run.dtype, cache=False):  # kit/device.py
                 losses = stage.losses(batch)
-            sum(stage.weights[source] * loss for source, loss in losses.items()).backward()
+            sum(stage.loss_weights[source] * loss for source, loss in losses.items()).backward()
         for source, loss in losses.items():
             total[source] += loss.item()
         n_token += batch.n_token

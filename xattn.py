@@ -66,7 +66,7 @@ def masked_attention(q, k, v, seen):
 
 
 class GatedCrossAttention(nn.Module):
-    """One GATED XATTN-DENSE layer (Figure 4): y (B,T,D), visual (B,N,R,D_v), image_index (B,T) -> (B,T,D)
+    """One GATED XATTN-DENSE layer (Figure 4): y (B,T,D), visual (B,N,R,D_r), image_index (B,T) -> (B,T,D)
 
     visual may be None, for text alone, or what `keys_values` has made of it.
 
@@ -98,7 +98,7 @@ class GatedCrossAttention(nn.Module):
         return self.to_q(self.norm(y)).unflatten(-1, (self.n_head, self.head_dim))
 
     def keys_values(self, visual):
-        """(B,N,R,D_v) -> keys and values, (B,N,H,R,d) each: computed once per sequence, then kept while
+        """(B,N,R,D_r) -> keys and values, (B,N,H,R,d) each: computed once per sequence, then kept while
         text is written."""
         kv = self.to_kv(self.norm_visual(visual)).chunk(2, dim=-1)                    # (B,N,R,H*d) each
         return tuple(x.unflatten(-1, (self.n_head, self.head_dim)).transpose(2, 3) for x in kv)

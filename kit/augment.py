@@ -52,8 +52,8 @@ def augment(pixels, rng, flip=False, strength=1.0, colour=True, warp=0.0, lines=
 
 
 def traced(x, draw):
-    """Pictures (N,3,H,W) from 0 to 1 -> the same as if traced with a pen: their outlines, thin or bold, on white
-    paper (four in ten) or on their own colours, more or less faded.
+    """Pictures (N,3,H,W) from 0 to 1 -> the same as if traced with a pen: their outlines, thin or bold, on
+    white paper (four in ten) or on their own colours, more or less faded.
 
     *Why.* One hand fills shapes, another draws lines. An encoder that has seen filled shapes only goes by
     their colours, and knows little of a line drawing.

@@ -51,7 +51,7 @@ class NoLayer(nn.Module):
     """Stands where a gated layer is left out."""
 
     def keys_values(self, visual):
-        """(B,N,R,D_v) -> keys and values of no width, (B,N,1,R,0) each: how many images there are is read off
+        """(B,N,R,D_r) -> keys and values of no width, (B,N,1,R,0) each: how many images there are is read off
         them."""
         return (visual[:, :, None, :, :0],) * 2
 

@@ -522,7 +522,7 @@ def test_warping_slants_stretches_and_bends():
 
 
 def test_traced_pictures_keep_their_outlines_and_lose_their_colours():
-    """A red square on white: dark along its border, lighter inside than it was, white on four papers of ten."""
+    """A red square on white: dark along its border, lighter inside than it was, white on four of ten."""
     square = torch.full((200, 3, 32, 32), 255, dtype=torch.uint8)
     square[:, 1:, 8:24, 8:24] = 0
     traced = augment(square, rng(), strength=0.0, lines=1.0).float() / 255

@@ -246,7 +246,7 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(tmp_path):
 
 
 def documents_of(run, n):
-    return [run.reader.sample(PairData(run).document, 'align', k) for k in range(n)]
+    return [run.reader.sample(PairData(run).as_it_is, 'align', k) for k in range(n)]
 
 
 def test_bad_pictures_are_replaced_and_counted(tmp_path):

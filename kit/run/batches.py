@@ -73,10 +73,10 @@ class PairData(StageData):
     def of_source(self, source, i):
         n = self.config.vision_batch
         mine = distributed.mine(n, 'vision_batch')
-        return [self.reader.sample(self.document, source, i * n + k) for k in mine]
+        return [self.reader.sample(self.as_it_is, source, i * n + k) for k in mine]
 
-    def document(self, document, source, number):
-        return document  # as it is: augmented and tokenized in `batches`
+    def as_it_is(self, document, source, number):
+        return document  # augmented and tokenized in `batches`
 
     def batches(self, samples, i):
         """If both sources show the same pictures with different captions, the two are one batch and each
@@ -160,7 +160,7 @@ class TextData(StageData):
         for k in mine:
             row, number = [], i * TEXTS_A_STEP + k * TEXTS_A_ROW
             while len(row) <= n:
-                text = self.reader.first_readable(self.reader.text, source, number)
+                text = self.reader.text(source, number)
                 row += [self.tokenizer.bos, *self.tokenizer.encode(text)]
                 number += 1
             rows.append(row[:n + 1])

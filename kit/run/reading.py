@@ -3,7 +3,6 @@
 Documents of a source have numbers, endlessly many. Which of them make a batch is said in kit/run/batches.py.
 """
 from collections import Counter
-from functools import partial
 
 from data import Document, Media
 from kit.features import Pixels
@@ -35,17 +34,18 @@ class Reader:
         return document
 
     def text(self, source, number):
-        return self.sources[source].text(number)
+        """-> the text of this number; where it cannot be read, another"""
+        return self.first_readable(source, number, self.sources[source].text)
 
     def sample(self, make, source, number):
-        """-> make(document, source, number): a sample of the Document of this number, whose `media` can all be
-        read; where that fails, of another number (see `first_readable`)."""
-        return self.first_readable(partial(self.whole, make), source, number)
+        """-> make(document, source, number), a sample of the Document of this number, its `media` decoded;
+        where that cannot be read, of another number."""
+        return self.first_readable(source, number, lambda number: self.whole(make, source, number))
 
     def whole(self, make, source, number):
-        """-> make(document, source, number), its `media` decoded. An unreadable picture is taken out of a page
-        (on pages of examples together with its text), and the sample is made again. Raises BadItem if that
-        leaves no picture, or the Document is no page."""
+        """-> the sample of this very number. An unreadable picture is taken out of a page (on pages of
+        examples together with its text), and the sample is made again. Raises BadItem if that leaves no
+        picture, or the Document is no page."""
         document = self.document(source, number)
         while True:
             sample = make(document, source, number)
@@ -68,14 +68,13 @@ class Reader:
                 bad.append((one, e))
         return bad
 
-    def first_readable(self, make, source, number):
-        """-> make(source, number): anything that is made of a document or text of this number. If it cannot be
-        read, it is counted and replaced by another, always the same one. Raises BadInput if most cannot be
-        read."""
+    def first_readable(self, source, number, read):
+        """-> read(number). If it cannot be read, it is counted, and another number is read, always the same
+        one. Raises BadInput if most of the source cannot be read."""
         for attempt in range(50):
             self.tried[source] += 1
             try:
-                return make(source, number + attempt * FAR)
+                return read(number + attempt * FAR)
             except BadItem as e:
                 self.leave_out(e)
                 self.failed[source] += 1

@@ -52,9 +52,9 @@ class SequenceData(StageData):
         return [self.reader.sample(self.sequence, source, i * n + k) for k in mine]
 
     def sequence(self, document, source, number):
-        """Document of this number -> Encoded: a window of it, somewhere in the context. (The reader decodes the
-        pictures in the window; where one is damaged, it asks again without it, and the same random numbers
-        are drawn.)"""
+        """Document of this number -> Encoded: a window of it, somewhere in the context. (The reader decodes
+        the pictures in the window; where one is damaged, it asks again without it, and the same random
+        numbers are drawn.)"""
         rng = np.random.default_rng([self.config.seed, FOR_PAGES, number, SOURCES.index(source)])
         sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng,
                           self.config.p_next, earlier=not one_image_per_token(self.size.attend))

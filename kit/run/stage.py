@@ -38,7 +38,7 @@ class Stage:
         return list(self.lambdas)
 
     @property
-    def weights(self):
+    def loss_weights(self):
         """{name of a loss: how much it counts}: λ of each source; merged, they are one batch without λ"""
         return self.lambdas if self.mixing != 'merged' else {**self.lambdas, 'merged': 1.0}
 

@@ -104,8 +104,8 @@ class Shapes:
     'ltip' (long pairs) or 'vtp' (clips).
 
     document(i, rng) -> Document; text(i, rng) -> str for the language stage. Both are endless and drawn
-    from rng, but that pair number i of 'align' and of 'ltip' show the same picture, another one with
-    another seed: it is encoded once for the two.
+    from rng, except that pair number i of 'align' and of 'ltip' show the same picture (another one with
+    another seed): it is encoded once for the two.
     """
     name = 'shapes'
 

@@ -35,6 +35,7 @@ from kit.files import BadInput, BadItem, one_line, only_run, whole_file
 from kit.sources.base import Report
 from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
+from kit.run.batches import PairData
 from kit.run.sequences import SequenceData
 from kit.run.keys import check_values
 from kit.run.run import Run

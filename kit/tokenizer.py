@@ -55,8 +55,13 @@ class Tokenizer:
                                  special_tokens={})
 
     @cached_property
+    def text_ids(self):
+        """The ids of texts, in order: all but the special ones."""
+        return sorted(self.ranks.values())
+
+    @cached_property
     def _text_ids(self):
-        return set(self.ranks.values())
+        return set(self.text_ids)
 
     def encode(self, text):
         """str -> list of ids below V; never <BOS>, <PAD>, <image> or <EOC>, whatever the text says."""

@@ -147,7 +147,8 @@ class TextBatch:
 # More than there ever are, so that no two rows of all steps have a text in common.
 TEXTS_A_ROW = 1 << 10
 TEXTS_A_STEP = 1 << 24
-FOR_TEXT = 8  # tells its random numbers from those that others draw with the same seed
+COPIES = 0.1  # share of random tokens among the texts
+FOR_TEXT, FOR_COPIES = 8, 9  # tell their random numbers from those that others draw with the same seed
 
 
 class TextData(StageData):
@@ -160,13 +161,25 @@ class TextData(StageData):
         for k in mine:
             row, number = [], i * TEXTS_A_STEP + k * TEXTS_A_ROW
             while len(row) <= n:
-                text = self.reader.text(source, number)
-                row += [self.tokenizer.bos, *self.tokenizer.encode(text)]
+                row += [self.tokenizer.bos, *self.text(source, number)]
                 number += 1
             rows.append(row[:n + 1])
         rng = np.random.default_rng([self.config.seed, FOR_TEXT, i])
         start = rng.integers(self.size.n_context - n + 1, size=self.config.language_batch)
         return np.array(rows), start[mine.start:mine.stop]
+
+    def text(self, source, number):
+        """-> the tokens of the text of this number; one in ten is nothing but random tokens, again and again.
+
+        *Why.* A tokenizer has pieces that no text of a small world contains, and names that people choose are
+        made of them. What is never read or said drifts to one place, all such pieces to the same, and a
+        model that cannot tell them apart cannot copy them.
+        """
+        rng = np.random.default_rng([self.config.seed, FOR_COPIES, number])
+        if rng.random() >= COPIES:
+            return self.tokenizer.encode(self.reader.text(source, number))
+        tokens = rng.choice(self.tokenizer.text_ids, int(rng.integers(4, 17)))
+        return tokens.tolist() * int(rng.integers(2, 5))
 
     def media(self, samples):
         return []

@@ -147,7 +147,6 @@ class TextBatch:
 # More than there ever are, so that no two rows of all steps have a text in common.
 TEXTS_A_ROW = 1 << 10
 TEXTS_A_STEP = 1 << 24
-COPIES = 0.1  # share of random tokens among the texts
 FOR_TEXT, FOR_COPIES = 8, 9  # tell their random numbers from those that others draw with the same seed
 
 
@@ -169,14 +168,15 @@ class TextData(StageData):
         return np.array(rows), start[mine.start:mine.stop]
 
     def text(self, source, number):
-        """-> the tokens of the text of this number; one in ten is nothing but random tokens, again and again.
+        """-> the tokens of the text of this number, or (a share --folders=random_text) random tokens, again and
+        again.
 
-        *Why.* A tokenizer has pieces that no text of a small world contains, and names that people choose are
-        made of them. What is never read or said drifts to one place, all such pieces to the same, and a
-        model that cannot tell them apart cannot copy them.
+        *Why.* A tokenizer made from captions has pieces of their words that no text contains by themselves,
+        and names that people choose are made of these. What is never read or said drifts to one place, all
+        such pieces to the same, and a model that cannot tell them apart cannot copy them.
         """
         rng = np.random.default_rng([self.config.seed, FOR_COPIES, number])
-        if rng.random() >= COPIES:
+        if rng.random() >= self.config.random_text:
             return self.tokenizer.encode(self.reader.text(source, number))
         tokens = rng.choice(self.tokenizer.text_ids, int(rng.integers(4, 17)))
         return tokens.tolist() * int(rng.integers(2, 5))

@@ -71,7 +71,7 @@ def fit(found):
     words = 2 if found.whole else 0
     keys['words'], keys['keep_captions'] = words, not found.silent
     n_token = min(8190, max(1022, round(700 + 2 * found.words, -2)))
-    keys['tokenizer'] = f'sources:{n_token}'
+    keys |= {'tokenizer': f'sources:{n_token}', 'random_text': 0.1}
     if found.silent:
         lines.append('words: names of classes that differ in their numbers only: the encoder\'s own words '
                      'replace them')

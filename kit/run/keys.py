@@ -26,6 +26,7 @@ FOLDERS = {  # how folders of pictures are read, and the few-shot pages made of 
                  'what looks alike shares syllables; 0: none'),
     'keep_captions': (False, 'the words stand beside the class names or captions, and do not replace them'),
     'word_centres': (32, 'number of syllables to choose from, for each place in a word'),
+    'random_text': (0.0, 'share of the text that is random tokens, again and again, so that all are known'),
     'naming': (0.6, 'share of naming pages among the pages'),
     'page_examples': (12, 'most examples on a page; pages have at least half as many; at most n_image'),
     'page_variants': (4, 'variants of each picture on a page, turned, scaled and shifted a little; '
@@ -132,6 +133,7 @@ CHOICES = {'stage': ('all', 'vision', 'language', 'flamingo', 'finetune'),
            **dict.fromkeys(SCHEDULE, SCHEDULES)}
 RANGES = {'seed': (0, 2 ** 63 - 1), 'eval_n': (1, 100_000), 'test_n': (1, 100_000), 'ways': (2, 100),
           'page_examples': (3, 100), 'p_next': (0, 1), 'naming': (0, 1), 'within_group': (0, 1),
+          'random_text': (0, 0.9),
           'held_share': (0, 0.9),
           'feature_dropout': (0, 0.99), 'augment_word_dropout': (0, 0.99), 'augment_lines': (0, 1)}
 MAY_BE_0 = ('warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first',

@@ -15,7 +15,6 @@ vtp = ''
 folders = 'held_share=0.1'  # where the folder has no split of its own to ask about
 sizes = (
     'plain_words=True '  # most words of captions are rare: a new one can be short, and hardly count
-    'resampler_layer=2 '  # the shipped model has two
     'lm_head=2'  # few, wide heads match more finely
 )
 vision_lr = 3e-3

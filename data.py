@@ -103,7 +103,7 @@ class Encoded:
     <image> tags stand for, in order."""
     tokens: np.ndarray       # int64
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
-    loss_mask: np.ndarray    # bool: is this token learned, that is, does its prediction count in the loss?
+    loss_mask: np.ndarray    # bool: is this token a training target (learned)?
                              # (Never the first: nothing stands before it to predict it from.)
     media: list
     source: str = ''         # which of the sources it came from

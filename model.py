@@ -1,7 +1,7 @@
 """Flamingo: a frozen encoder and a frozen language model, and between them what is trained (§2).
 
     media ─► NFNet (frozen) ─► features (B,N,F,S,D_v) ─► PerceiverResampler ─► visual (B,N,R,D_r)
-    tokens ─► embed ─► [ GatedCrossAttention(visual, image_index) ─► GPT block (frozen) ] × L
+    tokens ─► embed ─► [ GatedCrossAttention(visual, image_index) ─► GPT block (frozen) ] × blocks
            ─► logits (B,T,V+2)
 
 The second line is `Flamingo.stream`. Text is written by functions over a Flamingo, in kit/answers.py.
@@ -34,7 +34,7 @@ class Flamingo(nn.Module):
     frame_mask:   (B,N,F) bool, which frames are real
     targets:      (B,T), -100 where there is nothing to learn -> the mean loss over the others, 0 if
                   there are none;
-                  with `each` the loss of every one, row by row
+                  with `per_target` the loss of every one, row by row
     position:     (B,T), where in the context each token stands; its place in the row unless said
     segment:      (B,T), where several sequences share a row, which of them a token belongs to; none sees
                   another
@@ -123,7 +123,7 @@ class Flamingo(nn.Module):
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
 
     def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,
-                position=None, segment=None, each=False):
+                position=None, segment=None, per_target=False):
         visual = self.resample(media, features, frame_mask)            # (B,N,R,D_r)
         mask = None if segment is None else same_segment(segment)
         y = self.stream(tokens, image_index, visual, position, mask)   # (B,T,D)
@@ -133,7 +133,7 @@ class Flamingo(nn.Module):
         logits = self.head(y[learn])                                   # of the targets only: (targets,V+2)
         losses = F.cross_entropy(logits.float(), targets[learn], reduction='none')
         # The sum over none is 0, where a mean would be NaN: a sequence may have nothing to learn.
-        return logits, losses if each else losses.sum() / max(len(losses), 1)
+        return logits, losses if per_target else losses.sum() / max(len(losses), 1)
 
     def freeze(self, vision=True, lm=True):
         """The one place that says what is trained. The language model is not: trained along, it forgets
@@ -279,7 +279,7 @@ class FlamingoConfig:
     attend: str = 'last'        # which images a token sees, a key of xattn.SEES
     visual_dim: int = 0         # to which visual tokens are widened; 0: as the resampler gives them
     # resampler
-    resampler_layer: int = 1    # two learned trained pairs by heart, and were worse at new ones
+    resampler_layer: int = 1    # with two it memorised the trained pairs, and did worse on new ones
     resampler_dim: int = 128
     resampler_head: int = 4
     resampler_head_dim: int = 32

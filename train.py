@@ -16,14 +16,14 @@ It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
 To follow one batch, read train_stage, and what it calls in this order:
-    loop.read                       for each source the samples of its batch i:
-        SequenceData.of_source      kit/run/sequences.py: so many of them
-            Reader.sample           kit/run/reading.py: of Documents that can be read
-                Source.document     kit/sources/source.py: by their number; Shapes (kit/world/pages.py) draws
-                SequenceData.sequence   its tokens, by data.encode
-    gradients                       of Σ λ L over the sources, in micro-batches:
-        SequenceData.batches        tensors of the samples, by data.collate
-        FlamingoStage.losses        the model's loss on them, for each source
+    loop.read                      StageData.read, which asks for the samples of each source's batch i:
+        SequenceData.of_source     kit/run/sequences.py: so many of them, each by
+            Reader.sample          kit/run/reading.py: of a Document that can be read (pixels: kept for later)
+                Source.document    kit/sources/source.py: by its number; Shapes (kit/world/pages.py) draws it
+                SequenceData.sequence    what is made of it: its tokens, by data.encode
+    gradients                      of Σ λ L over the sources, in micro-batches:
+        SequenceData.batches       tensors of the samples, by data.collate
+        FlamingoStage.losses       the model's loss on them, for each source
     stage.clip, stage.optimizer.step
 """
 import math
@@ -99,8 +99,8 @@ def gradients(run, stage, samples, i):
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
     """AdamW; `train_stage` sets its learning rate. Only matrices decay, and none of the resampler's (appendix
     B.1.2): decay would work against gates, gains and norms, and the two new embedding rows are among frozen
-    ones. The gates learn `gate_scale` times as fast: while they are shut, everything behind them learns
-    through a keyhole."""
+    ones. The gates learn `gate_scale` times as fast: while they are shut, hardly any gradient passes
+    them."""
     groups = {}
     for name, p in named_parameters:
         rows = name in ('new_rows', 'soft_prompt')
@@ -243,11 +243,11 @@ class FlamingoStage(Stage):
 
         The paper sums over the tokens of a sequence. A mean weighs short captions as much as long pages, so
         pairs have smaller λ here: beside 1 for pages of 45 learned tokens, 0.2 for the sums over captions of
-        5 and 14 would be 0.02 and 0.06 for their means. (With 0.2 for both, their noise kept captions of new
-        pairs from being learned in some runs: docs/results.md.)"""
-        _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
-                           segment=batch.segment, **self.pictures(batch), each=True)         # (targets,)
-        total = each.new_zeros(len(batch.n_in_step)).index_add(0, batch.source_id, each)       # (sources,)
+        5 and 14 would be 0.02 and 0.06 for their means. The defaults are half of that. (With 0.2 for both, their
+        noise kept captions of new pairs from being learned in some runs: docs/results.md.)"""
+        _, loss = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
+                           segment=batch.segment, **self.pictures(batch), per_target=True)    # (targets,)
+        total = loss.new_zeros(len(batch.n_in_step)).index_add(0, batch.source_id, loss)       # (sources,)
         # Ranks *average* their gradients, so each counts as many times as there are ranks.
         return {source: total[k] * distributed.world() / max(n, 1)
                 for k, (source, n) in enumerate(batch.n_in_step.items())}

@@ -91,7 +91,7 @@ class SqueezeExcite(nn.Module):
 
 
 class NFBlock(nn.Module):
-    """x ← shortcut + α · skip_gain · branch(β · γ·gelu(x)), a bottleneck with two grouped 3x3.
+    """x ← shortcut + α · skip_gain · SE(h) · h, h = branch(β · γ·gelu(x)), a bottleneck with two grouped 3x3.
 
     β = 1/(expected std of x): the branch sees unit variance although the stream's variance grows block by
     block. (In the contrastive loss, β is the inverse temperature.)

@@ -24,7 +24,7 @@ FOR_PAGES = 7  # tells its random numbers from those that others draw with the s
 
 @dataclass
 class SequenceBatch(Batch):
-    """A data.Batch on the device, and of which source each of its targets is. (Pixels are not in it:
+    """A data.Batch on the device, and which source each of its targets comes from. (Pixels are not in it:
     of_source has decoded them into the reader's cache, from which FrozenFeatures takes them by the key of
     each Media.)
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import zipfile
+from functools import partial
 import zlib
 from pathlib import Path
 
@@ -775,8 +776,9 @@ def test_a_mistake_of_ours_is_told_without_its_traceback(slow, monkeypatch, caps
 def test_the_command_serves_until_ctrl_c(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in ('DISPLAY', 'WAYLAND_DISPLAY')}
     command = [sys.executable, 'sample.py', '--page=True', f'--out_dir={tmp_path}']
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore Ctrl-C
     run = subprocess.Popen([*command, '--port=0'], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                           stderr=subprocess.PIPE, text=True)
+                           stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     line = run.stdout.readline()
     port = int(re.match(r'http://127\.0\.0\.1:(\d+)/ ', line)[1])
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60)

@@ -34,8 +34,12 @@ class MergedPairs(PairData):
 class WithText(SequenceData):
     """Sequences, and rows of plain text as the language stage reads them."""
 
+    def __init__(self, run):
+        super().__init__(run)
+        self.texts = TextData(run)
+
     def of_source(self, source, i):
-        return TextData.of_source(self, source, i) if source == 'text' else super().of_source(source, i)
+        return self.texts.of_source(source, i) if source == 'text' else super().of_source(source, i)
 
     def media(self, samples):
         return [] if isinstance(samples, tuple) else super().media(samples)
@@ -45,7 +49,7 @@ class WithText(SequenceData):
         if sequences:
             yield from super().batches(sequences, i)
         if 'text' in samples:
-            yield from TextData.batches(self, {'text': samples['text']}, i)
+            yield from self.texts.batches({'text': samples['text']}, i)
 
 
 class SpreadData(SequenceData):

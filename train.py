@@ -243,8 +243,8 @@ class FlamingoStage(Stage):
 
         The paper sums over the tokens of a sequence. A mean weighs short captions as much as long pages, so
         pairs have smaller λ here: beside 1 for pages of 45 learned tokens, 0.2 for the sums over captions of
-        5 and 14 would be 0.02 and 0.06 for their means. The defaults are half of that. (With 0.2 for both, their
-        noise kept captions of new pairs from being learned in some runs: docs/results.md.)"""
+        5 and 14 would be 0.02 and 0.06 for their means, of which the defaults are half. (With 0.2 for both,
+        their noise kept captions of new pairs from being learned in some runs: docs/results.md.)"""
         _, loss = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            segment=batch.segment, **self.pictures(batch), per_target=True)    # (targets,)
         total = loss.new_zeros(len(batch.n_in_step)).index_add(0, batch.source_id, loss)       # (sources,)

@@ -56,8 +56,9 @@ class SpreadData(SequenceData):
     """Sequences with free places for visual tokens."""
 
     def sequence(self, document, source, number):
-        return with_places(super().sequence(document, source, number), self.tokenizer.image, self.tokenizer.pad,
-                           self.size.n_latent, self.size.n_context)
+        sequence = super().sequence(document, source, number)
+        return with_places(sequence, self.tokenizer.image, self.tokenizer.pad, self.size.n_latent,
+                           self.size.n_context)
 
 
 class SpreadAsker(RankedAsker):

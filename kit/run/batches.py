@@ -168,8 +168,8 @@ class TextData(StageData):
         return np.array(rows), start[mine.start:mine.stop]
 
     def text(self, source, number):
-        """-> the tokens of the text of this number, or (a share --folders=random_text) random tokens, again and
-        again.
+        """-> the tokens of the text of this number; a share of them, --folders=random_text, is random tokens,
+        again and again.
 
         *Why.* A tokenizer made from captions has pieces of their words that no text contains by themselves,
         and names that people choose are made of these. What is never read or said drifts to one place, all

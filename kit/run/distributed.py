@@ -219,7 +219,7 @@ def put_together_for(owner, name):
 
 
 def accumulating(net, more):
-    """The context of a backward pass. If `more` backward passes follow before the step, DDP need not average yet."""
+    """The context of a backward pass. If `more` of them follow before the step, DDP need not average yet."""
     return net.no_sync() if more and isinstance(net, DistributedDataParallel) else contextlib.nullcontext()
 
 

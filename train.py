@@ -38,7 +38,6 @@ from kit.contrastive import new_contrastive
 from kit.copying import wire_copying
 from kit.device import autocast, frozen_dtype
 from kit.features import drop_channels, FrozenFeatures
-from kit.files import BadInput
 from kit.run import checks, class_words, distributed, shared_words
 from kit.run.batches import PairData, TextData
 from kit.run.driver import finish, session, stages_to_train

@@ -56,12 +56,8 @@ class Tokenizer:
 
     @cached_property
     def text_ids(self):
-        """The ids of texts, in order: all but the special ones."""
-        return sorted(self.ranks.values())
-
-    @cached_property
-    def _text_ids(self):
-        return set(self.text_ids)
+        """The ids of texts, a set: all but the special ones."""
+        return set(self.ranks.values())
 
     def encode(self, text):
         """str -> list of ids below V; never <BOS>, <PAD>, <image> or <EOC>, whatever the text says."""
@@ -77,7 +73,7 @@ class Tokenizer:
 
     def decode(self, ids):
         """list of ids -> str; ids of no text (the four special ones, added tokens) are left out."""
-        return self._bpe.decode([i for i in ids if i in self._text_ids], errors='replace')
+        return self._bpe.decode([i for i in ids if i in self.text_ids], errors='replace')
 
     @classmethod
     def load(cls, path):

@@ -237,7 +237,7 @@ def same(one, other, asker):
 def test_a_prompt_taken_apart_is_the_episode_it_was(asker, task):
     """Through its text: the same tokens and pictures, unspoilt and under each control."""
     [episode] = episodes_of(task, 2, 1, 3 if task == 'naming' else None, seed=4)
-    known = {p.key: p for p in episode.document().pieces if isinstance(p, Media)}
+    known = {p.key: p for p in episode.document().media}
     document = parse_prompt(as_text(episode.document()), media=known.get)
     assert same(document, episode.document(), asker)
     apart = as_episode(document)

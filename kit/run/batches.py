@@ -147,7 +147,7 @@ class TextBatch:
 # More than there ever are, so that no two rows of all steps have a text in common.
 TEXTS_A_ROW = 1 << 10
 TEXTS_A_STEP = 1 << 24
-FOR_TEXT, FOR_COPIES = 8, 9  # tell their random numbers from those that others draw with the same seed
+FOR_TEXT, FOR_RANDOM_TEXT = 8, 9  # tell their random numbers from those that others draw with the same seed
 
 
 class TextData(StageData):
@@ -175,10 +175,10 @@ class TextData(StageData):
         and names that people choose are made of these. What is never read or said drifts to one place, all
         such pieces to the same, and a model that cannot tell them apart cannot copy them.
         """
-        rng = np.random.default_rng([self.config.seed, FOR_COPIES, number])
+        rng = np.random.default_rng([self.config.seed, FOR_RANDOM_TEXT, number])
         if rng.random() >= self.config.random_text:
             return self.tokenizer.encode(self.reader.text(source, number))
-        tokens = rng.choice(self.tokenizer.text_ids, int(rng.integers(4, 17)))
+        tokens = rng.choice(sorted(self.tokenizer.text_ids), int(rng.integers(4, 17)))
         return tokens.tolist() * int(rng.integers(2, 5))
 
     def media(self, samples):

@@ -133,8 +133,7 @@ CHOICES = {'stage': ('all', 'vision', 'language', 'flamingo', 'finetune'),
            **dict.fromkeys(SCHEDULE, SCHEDULES)}
 RANGES = {'seed': (0, 2 ** 63 - 1), 'eval_n': (1, 100_000), 'test_n': (1, 100_000), 'ways': (2, 100),
           'page_examples': (3, 100), 'p_next': (0, 1), 'naming': (0, 1), 'within_group': (0, 1),
-          'random_text': (0, 0.9),
-          'held_share': (0, 0.9),
+          'random_text': (0, 0.9), 'held_share': (0, 0.9),
           'feature_dropout': (0, 0.99), 'augment_word_dropout': (0, 0.99), 'augment_lines': (0, 1)}
 MAY_BE_0 = ('warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first',
             'ways_rise')  # other whole numbers are at least 1

@@ -105,6 +105,7 @@ def without(document, media):
             gone = any(piece is one for one in media)
         if not (gone and (isinstance(piece, Media) or document.kind == 'examples')):
             pieces.append(piece)
-    if not any(isinstance(piece, Media) for piece in pieces):
+    rest = Document(pieces, document.kind, document.where)
+    if not rest.media:
         raise BadItem('page without pictures', document.where)
-    return Document(pieces, document.kind, document.where)
+    return rest

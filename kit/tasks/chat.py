@@ -45,7 +45,7 @@ class Chat:
 
     @property
     def n_image(self):
-        return sum(isinstance(piece, Media) for piece in self.pieces)
+        return len(self.document().media)
 
     def document(self):
         """The chat as one prompt."""

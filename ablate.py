@@ -92,7 +92,7 @@ class Bridge(train.FlamingoStage):
         run, row = self.run, self.row
         contrastive, model = train.load_frozen(run, new_encoders(run, row), row.model)
         if row.language == 'random':  # as the language stage begins
-            model.lm.load_state_dict(wire_copying(GPT.from_config(run.size)).state_dict())
+            model.lm.load_state_dict(wire_copying(GPT.from_config(run.model_config)).state_dict())
         if row.vision == 'random':
             model.vision.load_state_dict(new_encoders(run, row).vision.state_dict())
         model.freeze(row.vision == 'frozen', row.language == 'frozen')

@@ -208,7 +208,7 @@ class Whole:
             self.run.save_stage(self.language)
             self.flamingo = train.FlamingoStage(self.run)
         self.numbers = itertools.count()  # of batches: each call takes the next, as training does
-        self.model, self.size = self.flamingo.module, self.run.size
+        self.model, self.model_config = self.flamingo.module, self.run.model_config
 
     def steps(self):
         for stage in (self.vision, self.language, self.flamingo):
@@ -216,11 +216,12 @@ class Whole:
 
     def parts(self, batch=32):
         vision, block = self.model.vision, self.model.lm.h[0]
-        images = torch.randn(batch, 3, self.size.image_size, self.size.image_size, device=self.run.device)
+        size = self.model_config.image_size
+        images = torch.randn(batch, 3, size, size, device=self.run.device)
         forward = forward_call(self.autocast(vision), (images,), batch)
         yield Work('vision', {'ours': forward}, batch, 'images')
-        dtype, n_token = self.model.lm.wte.weight.dtype, self.size.n_token
-        x = torch.randn(8, n_token, self.size.lm_dim, device=self.run.device, dtype=dtype)
+        dtype, n_token = self.model.lm.wte.weight.dtype, self.model_config.n_token
+        x = torch.randn(8, n_token, self.model_config.lm_dim, device=self.run.device, dtype=dtype)
         yield Work('block', {'ours': forward_call(self.autocast(block), (x,), 8 * n_token)})
 
     def autocast(self, module):

@@ -44,7 +44,7 @@ class Given(str):
 
 
 class EndOfChunk:
-    """An <EOC> in a place of its own, where no picture follows: the end of a text-only example."""
+    """An <EOC> that no picture brings about: it ends an example of text alone."""
 
 
 @dataclass
@@ -127,7 +127,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
     An <EOC> stands before each image and at the end. (The paper's pairs end with <EOC><EOS>.)
     Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
 
-    n_token, n_image: L and N, at most this long; None for no limit. See `window`.
+    n_token, n_image: the most tokens (L) and pictures (N); None for no limit. See `window`.
     rng:     a numpy Generator; without one, nothing is left to chance: previous picture, no added space
     p_next:  the chance that the text of a page sees the picture after it instead of the one before it. *Why.*
              On the web both happen, and fixing either teaches the model to ignore half of the pages (p_next 0
@@ -163,9 +163,9 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
     tokens, image_index, learn = (np.array(column) for column in zip(*entries))
     if document.kind == 'prompt':
         check_prompt(document, len(tokens), len(media), n_token, n_image)
-        return Encoded(tokens, image_index, learn, media)
+        return Encoded(tokens, image_index, loss_mask=learn, media=media)
     tags = tokens == tokenizer.image
-    return Encoded(*window(tokens, image_index, learn, media, tags, n_token, n_image, rng, earlier))
+    return window(tokens, image_index, learn, media, tags, n_token, n_image, rng, earlier)
 
 
 def check_prompt(document, length, n_media, n_token, n_image):
@@ -180,9 +180,9 @@ def window(tokens, image_index, learn, media, tags, n_token, n_image, rng, earli
     """Cut a window of n_token tokens out of a longer sequence, at a random place (at its beginning without
     an rng), that ends before its N+1st picture; pictures are counted from 1 again.
 
-    (The paper keeps the text of that picture, which then sees one that it does not speak of.) A tag is one
-    token, so no window can cut a picture from its tag; text whose picture is outside sees none (or
-    `earlier`).
+    A tag is one token, so no window can cut a picture from its tag. Text may be cut from its picture: after
+    pictures 1 to 5, cut at the fifth's tag, text that looks ahead (φ = 5) has only four left. It sees none,
+    or, with `earlier`, these four. (The paper cuts each sequence's pictures to N and keeps all text.)
     """
     start, stop = 0, len(tokens)
     if n_token is not None and stop > n_token:
@@ -194,10 +194,10 @@ def window(tokens, image_index, learn, media, tags, n_token, n_image, rng, earli
     if n_image is not None and len(kept) > n_image:
         stop, kept = int(kept[n_image]), kept[:n_image]
     tokens, learn, index = tokens[start:stop], learn[start:stop].copy(), image_index[start:stop] - first
-    outside = len(kept) if earlier else 0  # what text sees whose picture comes after the window
+    outside = len(kept) if earlier else 0  # φ of text whose picture comes after the window
     image_index = np.where(index <= len(kept), index.clip(min=0), outside)
     learn[:1] = False
-    return tokens, image_index, learn, media[first:first + len(kept)]
+    return Encoded(tokens, image_index, loss_mask=learn, media=media[first:first + len(kept)])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -213,6 +213,7 @@ class Batch:
     position (B,T): where in the context each token stands
     segment (B,T):  which sequence of its row a token belongs to, 0 for padding; None where each has a row
                     of its own, for which plain causal attention will do
+    sequence (B,T): which of `sequences` a token belongs to, counted from 0; 0 for padding, too
     length (B,):    of each row, without padding
     media:          B lists of Media;  sequences: all Encoded, in the order in which they stand in the rows
     """
@@ -221,6 +222,7 @@ class Batch:
     targets: torch.Tensor
     position: torch.Tensor
     segment: torch.Tensor | None
+    sequence: torch.Tensor
     length: torch.Tensor
     media: list
     sequences: list
@@ -239,8 +241,9 @@ def collate(sequences, tokenizer, share=False):
     rows = share_rows(sequences) if share else [[s] for s in sequences]
     length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])
     shape = len(rows), int(length.max())
-    empty = (tokenizer.pad, 0, -100, 0, 0)
-    tokens, image_index, targets, position, segment = (np.full(shape, value) for value in empty)
+    arrays = [np.full(shape, empty) for empty in (tokenizer.pad, 0, -100, 0, 0, 0)]
+    tokens, image_index, targets, position, segment, sequence = arrays
+    n = 0
     for b, row in enumerate(rows):
         start, n_image = 0, 0
         for number, s in enumerate(row, 1):
@@ -249,12 +252,12 @@ def collate(sequences, tokenizer, share=False):
             image_index[b, start:stop] = np.where(s.image_index > 0, s.image_index + n_image, 0)
             targets[b, start:stop - 1] = np.where(s.loss_mask[1:], s.tokens[1:], -100)  # ℓ predicts ℓ+1
             position[b, start:stop] = s.start + np.arange(len(s.tokens))
-            segment[b, start:stop] = number
-            start, n_image = stop, n_image + len(s.media)
-    tensors = [torch.from_numpy(x) for x in (tokens, image_index, targets, position)]
-    segment = torch.from_numpy(segment) if len(rows) < len(sequences) else None
-    media = [[m for s in row for m in s.media] for row in rows]
-    return Batch(*tensors, segment, length, media, [s for row in rows for s in row])
+            segment[b, start:stop], sequence[b, start:stop] = number, n
+            start, n_image, n = stop, n_image + len(s.media), n + 1
+    batch = Batch(*map(torch.from_numpy, arrays), length=length,
+                  media=[[m for s in row for m in s.media] for row in rows],
+                  sequences=[s for row in rows for s in row])
+    return batch if len(rows) < len(sequences) else replace(batch, segment=None)
 
 
 def share_rows(sequences):

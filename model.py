@@ -24,17 +24,18 @@ from xattn import GatedCrossAttention
 
 
 class Flamingo(nn.Module):
-    """forward(tokens (B,T), image_index (B,T), media, targets=None) -> (logits (B,T,V+2), None); with targets
-    (logits of these alone, the loss).
+    """forward(tokens (B,T), image_index (B,T), media, …) -> (logits, loss):
+
+        without targets     logits (B,T,V+2) of every next token, None
+        targets (B,T)       logits of those to be learned (targets,V+2), their mean loss
+        … per_target=True   logits of those to be learned (targets,V+2), the loss of each (targets,)
 
     tokens:       ids V and V+1 are <image> and <EOC>
     image_index:  the paper's φ, which image each token may look at, counted from 1; 0 = none
     media:        (B,N,F,3,height,width), uint8 pixels or normalised floats; None for text alone. Or, instead,
                   `features` of the frozen encoder, as `see` makes them
     frame_mask:   (B,N,F) bool, which frames are real
-    targets:      (B,T), -100 where there is nothing to learn -> the mean loss over the others, 0 if
-                  there are none;
-                  with `per_target` the loss of every one, row by row
+    targets:      (B,T), the next token, or -100 where there is nothing to learn; nowhere: the loss is 0
     position:     (B,T), where in the context each token stands; its place in the row unless said
     segment:      (B,T), where several sequences share a row, which of them a token belongs to; none sees
                   another
@@ -63,15 +64,14 @@ class Flamingo(nn.Module):
         self.freeze()
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
-        """The whole tower: tokens (B,T), visual (B,N,R,D_r) or None -> (B,T,D), from which `head` makes the
-        next word's logits.
+        """The whole tower: tokens (B,T) -> (B,T,D), from which `head` makes the next word's logits.
 
-        position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it.
-        While text is written, what was computed before is kept (kit/answers.py): `visual` is then what
-        `keys_values` makes of it, and `past` has for each block the keys and values of earlier tokens.
+        visual: for each gated layer what it sees, a list: visual tokens (B,N,R,D_r), the same for all layers,
+        or what `keys_values` makes of them; None for text alone
+        position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it
+        past: while text is written, for each block the keys and values of earlier tokens (kit/answers.py)
         """
-        every = self.config.xattn_every
-        visual = self.for_each_layer(visual)
+        every, visual = self.config.xattn_every, visual or [None] * len(self.gated)
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
@@ -95,11 +95,11 @@ class Flamingo(nn.Module):
         """media (B,N,F,3,height,width) -> features (B,N,F,S,D_v); with a frame_mask those of the real frames
         alone, one after the other (frames,S,D_v): what is padding is neither computed nor kept. (While the
         encoder is frozen, training keeps its features instead: kit/features.py.)"""
-        images = media.flatten(0, 2) if frame_mask is None else media[frame_mask]   # (frames,3,height,width)
+        frames = media.flatten(0, 2) if frame_mask is None else media[frame_mask]   # (frames,3,height,width)
         if not media.is_floating_point():
-            images = self.vision.normalise(images)
+            frames = self.vision.normalise(frames)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.vision not in self.frozen):
-            grid = self.vision(images)                                              # (frames,S,D_v)
+            grid = self.vision(frames)                                              # (frames,S,D_v)
         return grid.unflatten(0, media.shape[:3]) if frame_mask is None else grid
 
     def resample(self, media=None, features=None, frame_mask=None):
@@ -108,23 +108,21 @@ class Flamingo(nn.Module):
             features = self.see(media, frame_mask)
         if features is None or features.numel() == 0:
             return None
-        # Ours, not the paper's: each place is brought to unit variance (in training once more, after some
-        # channels are left out: kit/features.py). An encoder's grid can be of any size (our nano NFNet's has
-        # an rms of 16), and the time embedding that is added to it would be lost: clips would be pictures.
+        # Ours, not the paper's: each place is brought to unit variance. An encoder's grid can be of any size
+        # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost: clips
+        # would be pictures. (Before training leaves channels out, kit/features.py has done so once already.)
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 
-    def for_each_layer(self, visual):
-        """Visual tokens, or what `keys_values` made of them -> what each gated layer is given, a list"""
-        return visual if isinstance(visual, list) else [visual] * len(self.gated)
-
     def keys_values(self, visual):
-        """(B,N,R,D_r) -> for each gated layer its keys and values (B,N,H,R,d); None for None"""
+        """(B,N,R,D_r) -> for each gated layer its keys and values (B,N,H,R,d), once for all words that are to
+        be written; None for None"""
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
 
     def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,
                 position=None, segment=None, per_target=False):
-        visual = self.resample(media, features, frame_mask)            # (B,N,R,D_r)
+        visual = self.resample(media, features, frame_mask)            # (B,N,R,D_r), or None
+        visual = None if visual is None else [visual] * len(self.gated)
         mask = None if segment is None else same_segment(segment)
         y = self.stream(tokens, image_index, visual, position, mask)   # (B,T,D)
         if targets is None:
@@ -294,7 +292,7 @@ class FlamingoConfig:
     text_dim: int = 128
     text_head: int = 4
     plain_words: bool = False   # kit.contrastive.PlainWords as text tower instead
-    # what a training sequence holds (§2.4: L=256 tokens, N=5 images)
+    # what a training sequence holds at most (the paper, §2.4: L = 256 and N = 5)
     n_token: int = 448          # L
     n_image: int = 33           # N
 

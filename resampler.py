@@ -30,10 +30,10 @@ class FeedForward(nn.Module):
 
 
 class ResamplerLayer(nn.Module):
-    """X ← X + Attn(q = X, kv = [X_f; X]);  X ← X + FFW(X)   (Figure 5).
+    """X ← X + Attn(q = LN(X), kv = [LN(X_f); LN(X)]);  X ← X + FFW(LN(X))   (Figure 5).
 
     forward(latents (M,R,D), features (M,F*S,D)) -> (M,R,D), of the M images of all sequences. X are the
-    latents, X_f the features of all places of all frames, each with its moment.
+    latents, X_f the features of all places of all frames, the embedding of its time added to each.
     """
 
     def __init__(self, dim, n_head, head_dim):
@@ -85,16 +85,16 @@ class PerceiverResampler(nn.Module):
         self.project = nn.Linear(dim_media, dim, bias=False) if dim_media != dim else nn.Identity()
         self.latents = nn.Parameter(torch.randn(n_latent, dim) * 0.02)
         # One embedding per *frame*: order in time matters. There is none for the place in a frame: the
-        # paper found that the encoder's features carry their place already. About as large as the features
-        # it is added to: at 0.02, like the latents, the direction of motion was not learned at all in a
-        # short training.
+        # paper found that the encoder's features carry their place already. They start about as large as the
+        # features they are added to: at 0.02, like the latents, a short training never learned which way
+        # things move.
         self.time_embedding = nn.Parameter(torch.randn(n_frame, dim) * 0.5)
         head_dim = head_dim or dim // n_head
         self.layers = nn.ModuleList(ResamplerLayer(dim, n_head, head_dim) for _ in range(n_layer))
         self.norm = nn.LayerNorm(dim)  # of what comes out; not in Figure 5
 
     def time(self, n):
-        """-> the embeddings of the moments of a clip of n frames (n,D).
+        """-> for each frame of a clip of n the embedding of its time (n,D).
 
         At most n_frame frames use the first embeddings as they are (a picture: the very first). A longer clip
         stretches them: frame f stands at f·(n_frame−1)/(n−1), between two of them.

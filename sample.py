@@ -11,7 +11,12 @@
     python sample.py --page=True                           # a page to prompt on
 
 <image:PATH> stands for a picture, an animated GIF, WebP or APNG, or a folder of frames. <EOC> ends an
-example. The prompt with its answer is saved as one picture, out_dir/sample.png.
+example. The prompt with its answer is saved as one picture, out_dir/sample.png. A prompt is answered so:
+
+    parse_prompt      kit/tasks/prompts.py   text -> Document: texts and pictures, in order
+    Asker.prompts     kit/tasks/asker.py     -> tokens, φ (data.encode), the features of the frozen encoder
+    generate, score   kit/answers.py         -> the likeliest text, or how likely each of --choices is
+                                             (there `greedy` and `log_likelihoods` are the ideas of both)
 """
 import json
 import os
@@ -23,12 +28,12 @@ from kit.cli import check_range, command, configure
 from kit.device import pick_device
 from kit.files import BadInput, open_file
 from kit.page.server import serve
-from kit.show import canvas, lettering, sheets
+from kit.show import canvas, sheets
 from kit.tasks import explain, occlusion, rices
 from kit.tasks.asker import CHECKPOINT, find_checkpoint, LEAST_FPS, load, MOST_FRAMES
 from kit.tasks.chat import Chat, run_chat
-from kit.tasks.prompted import answers_to, check_answer_keys, search_options
-from kit.tasks.prompts import as_text, file_media, parse_prompt
+from kit.tasks.prompted import answers_to, check_answer_keys, print_answers, search_options
+from kit.tasks.prompts import file_media, parse_prompt
 from kit.tasks.tables import sheet
 from kit.world.draw import HELD_PAIRS
 from kit.world.tasks import naming_episode
@@ -89,17 +94,6 @@ def read_prompt(config, media=file_media):
             raise BadInput(f'{config.prompt_file}: not UTF-8 at byte {e.start}') from e
     episode = naming_episode(np.random.default_rng([config.seed, 2]), 'held', config.ways, config.shots)
     return episode.document(), episode.query.answer
-
-
-def print_answers(document, truth, answers):
-    """For people: the prompt, and under it each answer, or the choices, the likeliest first."""
-    print(lettering.printable(as_text(document)))
-    for answer, said in answers:
-        if 'choices' in said:
-            for choice, log_p in sorted(said['choices'].items(), key=lambda item: -item[1]):
-                print(f'  {lettering.printable(choice)}  {log_p:.2f}')
-        else:
-            print(f'  → {lettering.printable(answer)}' + (f'   (it is: {truth})' if truth else ''))
 
 
 def main():

@@ -15,16 +15,20 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-To follow one batch, read train_stage, and what it calls in this order:
-    loop.read                      StageData.read, which asks for the samples of each source's batch i:
-        SequenceData.of_source     kit/run/sequences.py: so many of them, each by
-            Reader.sample          kit/run/reading.py: of a Document that can be read (pixels: kept for later)
-                Source.document    kit/sources/source.py: by its number; Shapes (kit/world/pages.py) draws it
-                SequenceData.sequence    what is made of it: its tokens, by data.encode
-    gradients                      of Σ λ L over the sources, in micro-batches:
-        SequenceData.batches       tensors of the samples, by data.collate
-        FlamingoStage.losses       the model's loss on them, for each source
-    stage.clip, stage.optimizer.step
+To follow one batch, read train_stage and what it calls, in this order:
+
+    StageData.read, by loop.read   kit/run/batches.py    the sources -> of each the samples of its batch i
+        SequenceData.of_source     kit/run/sequences.py  a source -> a list of sequences
+            Reader.documents       kit/run/reading.py    number -> Document: texts and pictures, in order
+                Shapes.document    kit/world/pages.py        (of the drawn world; kit/sources reads others)
+            encode                 data.py               Document -> tokens (T,), φ (T,), learned (T,)
+            Reader.decode          kit/run/reading.py    its pictures -> pixels, kept under each one's key
+    gradients                      train.py              samples -> the gradient of Σ λ L, in .grad
+        SequenceData.batches       kit/run/sequences.py  sequences -> tensors (B,T), by data.collate
+        FlamingoStage.losses       train.py              tensors -> L of each source
+            FrozenFeatures         kit/features.py       keys -> pixels -> features (frames,S,D_v), kept, too
+            Flamingo.forward       model.py              tokens, features -> the loss of each target
+    stage.clip, optimizer.step     train.py
 """
 import math
 from collections import Counter
@@ -44,7 +48,7 @@ from kit.run.driver import finish, session, stages_to_train
 from kit.run.keys import GONE, RARE, check_values
 from kit.run.loop import Loop
 from kit.run.sequences import PromptedData, SequenceData
-from kit.run.spread import spread_flamingo, spread_language, spread_vision
+from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
 from kit.run.stage import Stage
 from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, PRESETS, Flamingo
@@ -56,10 +60,10 @@ from vision import adaptive_gradient_clip, contrastive_loss
 
 
 def train_stage(run, stage, missing, progress=None):
-    """Train one stage, from where `progress` left it -> whether it came to its end (see kit/run/loop.py)."""
+    """Train one stage, from where `progress` left it -> whether it was finished (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # From where it stopped, until the end, a signal, or until time is up. A step reads batch i of its
-    # sources: of all of them, and then i is the number of the step; or of one, in turn (data.mixture).
+    # The loop ends with the last step, at a signal, or when time is up. A step reads batch i of all sources
+    # (i is the number of the step), or of one of them, in turn (data.mixture).
     for step, i, sources in loop:
         samples = loop.read(sources, i)                   # {source: stage.data.of_source(source, i)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
@@ -96,10 +100,9 @@ def gradients(run, stage, samples, i):
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
-    """AdamW; `train_stage` sets its learning rate. Only matrices decay, and none of the resampler's (appendix
-    B.1.2): decay would work against gates, gains and norms, and the two new embedding rows are among frozen
-    ones. The gates learn `gate_scale` times as fast: while they are shut, hardly any gradient passes
-    them."""
+    """AdamW; `train_stage` sets its learning rate. Only matrices decay, none of the resampler's (B.1.2):
+    decay would work against gates, gains and norms, and shrink the two new embedding rows among frozen ones.
+    Gates learn `gate_scale` times as fast: while they are shut, hardly any gradient passes them."""
     groups = {}
     for name, p in named_parameters:
         rows = name in ('new_rows', 'soft_prompt')
@@ -113,7 +116,7 @@ def adamw(named_parameters, weight_decay, gate_scale=1.0):
 
 
 def schedule(kind, step, warmup, n):
-    """The learning rate of a step of n, as a share of its peak: linear warm-up, then one of four decays."""
+    """The learning rate at `step` of n, as a share of its peak: linear warm-up, then one of four decays."""
     left = 1 - step / n
     decay = {'cosine': 0.5 * (1 + math.cos(math.pi * (1 - left))), 'linear': left,
              'trapezoid': min(1.0, left / 0.3), 'constant': 1.0}[kind]
@@ -132,15 +135,15 @@ class VisionStage(Stage):
         super().__init__(run, PairData(run))
         self.set_lambdas({'align': 1.0, 'ltip': 1.0}, 'the vision stage needs pairs: give align or ltip')
         self.module = self.load()
-        self.net = spread_vision(run, self.module)
+        self.net = parallel_vision(run, self.module)  # the module itself, or what many GPUs make of it
         self.n_iter, self.lr = self.config.vision_iters, self.config.vision_lr
         self.decay = self.config.schedule_vision
         self.optimizer = adamw(self.module.named_parameters(), weight_decay=0.0)  # the paper: Adam
 
     def load(self):
-        contrastive = new_contrastive(self.run.size)
+        contrastive = new_contrastive(self.run.model_config)
         if self.config.nfnet:
-            contrastive.vision = nfnet(self.config.nfnet, self.run.size.dim_embed)
+            contrastive.vision = nfnet(self.config.nfnet, self.run.model_config.dim_embed)
         return contrastive
 
     def losses(self, batch):
@@ -155,7 +158,7 @@ class VisionStage(Stage):
         return losses
 
     def clip(self):
-        """AGC for the NFNet, a plain global norm of 10 for the text tower. -> the norm before"""
+        """AGC for the NFNet, a global norm of 10 for the text tower -> the gradient's norm before clipping"""
         norm = distributed.grad_norm(self.module.parameters())
         adaptive_gradient_clip(self.module.vision.parameters())
         distributed.clip_grad_norm(self.module.text.parameters(), 10.0)
@@ -180,9 +183,10 @@ class LanguageStage(Stage):
         super().__init__(run, TextData(run))
         if self.config.language_iters:
             self.set_lambdas({'text': 1.0}, 'the language stage needs text: give text')
-        self.module = gpt2(self.config.gpt2) if self.config.gpt2 else wire_copying(GPT.from_config(run.size))
-        shared_words.begin(run, self.module)  # only with --folders=keep_captions=True
-        self.net = spread_language(run, self.module)
+        self.module = (gpt2(self.config.gpt2) if self.config.gpt2 else
+                       wire_copying(GPT.from_config(run.model_config)))
+        shared_words.begin(run, self.module)  # the text tower's words: --folders=keep_captions=True only
+        self.net = parallel_language(run, self.module)
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
         self.decay = self.config.schedule_language
         self.optimizer = adamw(self.module.named_parameters(), self.config.weight_decay)
@@ -219,7 +223,7 @@ class FlamingoStage(Stage):
         self.contrastive, self.module = self.load()
         self.features = FrozenFeatures(self.module.vision, run.reader.pixels, run.device)
         self.n_iter, self.lr, self.decay = c.flamingo_iters, c.flamingo_lr, c.schedule_flamingo
-        self.net = spread_flamingo(run, self.module)
+        self.net = parallel_flamingo(run, self.module)
         trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
         self.optimizer = adamw(trained, c.weight_decay, c.gate_scale)
         self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=c.shard)
@@ -231,7 +235,7 @@ class FlamingoStage(Stage):
 
     def pictures(self, batch):
         """What the model is given of the pictures of a batch: the frozen encoder's features, which are kept
-        from step to step, without some of their channels."""
+        from step to step, less some of their channels. (Pixels come from run.reader.pixels, by Media.key.)"""
         features, frame_mask = self.features(batch.media)
         features = drop_channels(features, frame_mask, batch.sequences, self.config.feature_dropout)
         return {'features': features, 'frame_mask': frame_mask}
@@ -240,16 +244,16 @@ class FlamingoStage(Stage):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m learned tokens of
         source m in the whole step: all micro-batches, all ranks. The step minimises Σ_m λ_m L_m.
 
-        The paper sums over the tokens of a sequence. A mean weighs short captions as much as long pages, so
-        pairs have smaller λ here: beside 1 for pages of 45 learned tokens, 0.2 for the sums over captions of
-        5 and 14 would be 0.02 and 0.06 for their means, of which the defaults are half. (With 0.2 for both,
-        their noise kept captions of new pairs from being learned in some runs: docs/results.md.)"""
+        The paper sums over the tokens of a sequence, ours is a mean: a caption of 5 tokens would weigh as
+        much as a page of 45. So what the paper calls 0.2 is 0.2 · 5/45 ≈ 0.02 here for short captions, and
+        0.2 · 14/45 ≈ 0.06 for long ones. The defaults are half of these. (With 0.2 for both, their noise
+        kept captions of new pairs from being learned in some runs: docs/results.md.)"""
+        learned = batch.targets != -100                                                         # (B,T)
         _, loss = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            segment=batch.segment, **self.pictures(batch), per_target=True)    # (targets,)
-        total = loss.new_zeros(len(batch.n_in_step)).index_add(0, batch.source_id, loss)       # (sources,)
-        # Ranks *average* their gradients, so each counts as many times as there are ranks.
-        return {source: total[k] * distributed.world() / max(n, 1)
-                for k, (source, n) in enumerate(batch.n_in_step.items())}
+        source = batch.source_id[learned]                                                       # (targets,)
+        total = loss.new_zeros(len(batch.n_learned)).index_add(0, source, loss)                 # (sources,)
+        return {name: total[k] / (n or 1) for k, (name, n) in enumerate(batch.n_learned.items())}
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)
@@ -308,14 +312,14 @@ STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoSt
 def load_frozen(run, contrastive=None, kind=Flamingo):
     """-> the trained Contrastive, and a Flamingo around its encoder and the trained GPT. Raises BadInput.
     contrastive, kind: other ones to load them into (ablate.py)."""
-    contrastive, lm = contrastive or new_contrastive(run.size), GPT.from_config(run.size)
+    contrastive, lm = contrastive or new_contrastive(run.model_config), GPT.from_config(run.model_config)
     encoders, text = run.load_stage('vision', 'contrastive'), run.load_stage('language', 'lm')
     checkpoint.load_into(contrastive, encoders['contrastive'], run.path('vision.pt'))
     checkpoint.load_into(lm, text['lm'], run.path('language.pt'))
     contrastive.to(run.device)
-    flamingo = kind(run.size, contrastive.vision, lm)
+    flamingo = kind(run.model_config, contrastive.vision, lm)
     for frozen in flamingo.frozen:
-        frozen.to(frozen_dtype(run.dtype, run.device, run.size.lm_dim))
+        frozen.to(frozen_dtype(run.dtype, run.device, run.model_config.lm_dim))
     return contrastive, flamingo
 
 

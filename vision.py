@@ -6,7 +6,7 @@ features is read.
 
 *Why no batch norm.* A contrastive loss compares the pictures of a batch with each other, and batch statistics
 leak between them. An NFNet instead keeps the variance of its signal in check by design: every weight is
-standardised, every activation rescaled, every residual branch shrunk by a known amount.
+standardised, every activation rescaled, every residual branch of F0–F6 shrunk by a known amount.
 
 Shapes: B pictures or texts, S places, D width, T tokens, E width of the common embedding.
 """
@@ -20,7 +20,7 @@ from torch import nn
 #   stem: channels of the four 3x3 convolutions in front    widths, depths: of the four (three) stages
 #   group: channels per group of the 3x3 convolutions       drop_path: stochastic depth of the last block
 #   alpha: how much of each residual branch is added, so that the variance of the stream grows by α² a block.
-#          0.2 keeps the 84 blocks of F6 tame; nano's three hold most of what it can see, and are taken whole.
+#          0.2 keeps the 84 blocks of F6 tame. nano has only three: their branches are added at full strength.
 _SMALL = dict(depths=(1, 1, 1), alpha=1.0, drop_path=0.0)
 _PAPER = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), group=128, alpha=0.2, drop_path=0.25)
 SIZES = {
@@ -94,7 +94,7 @@ class NFBlock(nn.Module):
     """x ← shortcut + α · skip_gain · SE(h) · h, h = branch(β · γ·gelu(x)), a bottleneck with two grouped 3x3.
 
     β = 1/(expected std of x): the branch sees unit variance although the stream's variance grows block by
-    block. (In the contrastive loss, β is the inverse temperature.)
+    block. (α and β are the NFNet paper's. The gates' α and the contrastive loss's β are others.)
     """
 
     def __init__(self, n_in, n_out, group, stride, alpha, beta, drop_path):
@@ -146,7 +146,8 @@ class NFNet(nn.Module):
         for stage, (width, depth) in enumerate(zip(spec['widths'], spec['depths'])):
             for i in range(depth):
                 # With α = 0.2 a stage's blocks read streams of variance 1, 1.04, 1.08, … The first block of
-                # the next stage still reads the last of these; its own shortcut convolution gives it 1 again.
+                # the next stage still reads the last of these; its own shortcut starts again at 1.
+                # (nano, three stages of one block, α = 1: variances 1, 2, 2, so β = 1, 1/√2, 1/√2.)
                 beta = 1 / std
                 std = math.sqrt((1.0 if i == 0 else std ** 2) + spec['alpha'] ** 2)
                 stride = 2 if i == 0 and stage > 0 else 1
@@ -199,9 +200,9 @@ class TextTower(nn.Module):
 
     embed(tokens (B,T) int, mask (B,T) bool, True where real) -> (B,E) of length 1.
 
-    Without layers it is little more than a sum of words: what it says of "a red star" is red plus star, so
-    the encoder must find red and star each for itself to match it, and has seen most of a new pair before.
-    Many real captions need the layers.
+    Without layers it is little more than a sum of words: "a red star" becomes red plus star. To match that,
+    the encoder must find red and star separately, and so a new pair of the two is mostly familiar to it. Most
+    captions that people write need the layers.
     """
 
     def __init__(self, n_vocab, dim, n_layer, n_head, n_context, dim_embed):

@@ -9,13 +9,15 @@ The feed-forward is the new layer's own: what was seen is worked into the stream
 it. (Cross-attention alone, inside each block, cost the paper 3.8 points: VANILLA XATTN in Table 3.)
 
 *Why the gates start shut.* α = 0 at the start, tanh(0) = 0: the very first forward is the language model's
-own, to the last bit. Training opens the gates as far as pictures help. Without them, freshly drawn layers
-would shout noise into a stream that the frozen blocks expect to be clean (the paper: −4.2 points, unstable).
+own, to the last bit. Training opens the gates as far as pictures help. Without them, layers that have learned
+nothing would add noise to a stream that the frozen blocks expect to be clean (the paper: −4.2 points,
+unstable). A gate may open to either side of 0: its sign means nothing, `to_out` can turn it around.
 
-*Which picture.* Token ℓ sees the R visual tokens of one image only, `image_index[ℓ]` (the paper's φ: the last
-image before it, counted from 1; 0 = none yet). *How an earlier image still matters:* the text tokens that
-stood next to it have seen it, and the language model's own self-attention reads those. Seeing one image at
-a time is also what lets a model trained on 5 images take 32 in its prompt.
+*Which picture.* Token ℓ sees the R visual tokens of one image only, `image_index[ℓ]`: the paper's φ, counted
+from 1, 0 for none. It is the last image before it (on some pages the next: p_next in data.encode). *How an
+earlier image still matters:* the text tokens that stood next to it have seen it, and the language model's own
+self-attention reads those. Seeing one image at a time is also what lets a model trained on 5 images take 32
+in its prompt.
 
 Shapes: B batch, T tokens, N images, R visual tokens per image, D width, H heads, d head width.
 """
@@ -26,8 +28,8 @@ from kit.fast.attention import attention
 from kit.fast.routing import routed_attention
 from resampler import FeedForward
 
-# Does a token of this index see this image? Both are counted from 1. Index 0 is before the first image. An
-# index above N follows a tag whose picture was not given: it sees nothing ('last'), or all that there are.
+# Does a token of this index see this image? Both are counted from 1; index 0 is before the first image. (If
+# a text has more <image> tags than N pictures, an index can be above N: under 'last' it sees none of them.)
 SEES = {
     'last': lambda image, index: image == index,          # the paper's choice
     'all_previous': lambda image, index: image <= index,  # its ablation (−7.2 points, Table 10)
@@ -47,7 +49,7 @@ def one_image_per_token(attend):
 
 
 def gate(alpha):
-    """How far a gate is open, from −1 to 1."""
+    """How far a gate is open: 0 is shut, −1 and 1 are wide open."""
     return torch.tanh(alpha)
 
 
@@ -58,7 +60,7 @@ def masked_attention(q, k, v, seen):
     not empty but *uniform* (or NaN), and would leak a mixture of every image, later ones too.
     """
     k, v = (x.transpose(1, 2).flatten(2, 3) for x in (k, v))                          # (B,H,N*R,d) each
-    # A token that sees none looks at all for a moment, so that its softmax is finite; then it is set to zero.
+    # A token that sees none is let to see all, so that its softmax is finite; then its row is set to zero.
     blind = ~seen.any(-1, keepdim=True)                                               # (B,T,1)
     mask = (seen | blind).repeat_interleave(k.shape[2] // seen.shape[2], dim=-1)      # (B,T,N*R)
     out = attention(q.transpose(1, 2), k, v, mask.unsqueeze(1)).transpose(1, 2)       # (B,T,H,d)

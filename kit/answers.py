@@ -1,12 +1,13 @@
 """Answers: functions over a Flamingo that write text after a prompt, or weigh answers that are given (§2.5).
 
-    greedy      the idea, in ten lines
-    generate    many prompts at a time, beams or samples, nothing computed twice
-    score       how likely is each of these answers?
+    greedy           the idea of writing: the likeliest word, again and again
+    generate         the same for many prompts, with beams or samples, nothing computed twice
+    log_likelihoods  the idea of weighing: how likely is each word? A score is the sum over an answer
+    score            the same for many prompts and answers, nothing computed twice
 
-Prompts are tokens (B,T), padded on the right, of which length (B,) are real, and image_index (B,T). Their
-pictures are given as in Flamingo.forward: media, or features, and frame_mask. K is the number of keys that
-a cache can hold.
+Prompts are tokens (B,T), padded on the right, the first `length` (B,) of a row real, and image_index (B,T).
+Their pictures are given as in Flamingo.forward: media, or features, and frame_mask. K is the number of keys
+that a cache can hold.
 """
 import contextlib
 from copy import copy
@@ -27,7 +28,7 @@ def greedy(model, tokens, image_index, visual=None, n_new=32):
     """
     answer = []
     while len(answer) < n_new:
-        y = model.stream(tokens, image_index, visual)                                 # (1,T,D)
+        y = model.stream(tokens, image_index, model.keys_values(visual))              # (1,T,D)
         word = forbid(model, model.head(y[:, -1])).argmax(-1, keepdim=True)           # (1,1)
         if word == model.eoc:
             break
@@ -35,6 +36,15 @@ def greedy(model, tokens, image_index, visual=None, n_new=32):
         tokens = torch.cat([tokens, word], dim=1)
         image_index = torch.cat([image_index, image_index[:, -1:]], dim=1)    # it sees what the last word saw
     return answer
+
+
+@torch.no_grad()
+def log_likelihoods(model, tokens, image_index, visual):
+    """tokens (B,T), image_index (B,T), visual (B,N,R,D) -> the log-probability of each token but the first,
+    given all before it and the pictures that these see (B,T-1)"""
+    y = model.stream(tokens, image_index, model.keys_values(visual))                  # (B,T,D)
+    said = F.log_softmax(model.head(y[:, :-1]).float(), dim=-1)                       # (B,T-1,V+2)
+    return said.gather(2, tokens[:, 1:, None]).squeeze(2)
 
 
 @torch.no_grad()

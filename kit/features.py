@@ -52,7 +52,7 @@ class Pixels:
 class FrozenFeatures:
     """features, frame_mask = FrozenFeatures(vision, pixels, device)(media)
 
-    media: B lists of data.Media. -> features (M,S,D_v) float32 of their M frames, one after the other, and
+    media: B lists of data.Media. -> features (frames,S,D_v) float32 of their frames, one after the other, and
     frame_mask (B,N,F) bool, which says where each frame belongs, on `device`; (None, None) if there is no
     picture at all.
 
@@ -67,12 +67,12 @@ class FrozenFeatures:
 
     @torch.no_grad()
     def encode(self, pixels):
-        """(M,3,height,width) uint8 -> (M,S,D_v) float32"""
+        """(frames,3,height,width) uint8 -> (frames,S,D_v) float32"""
         out = []
         for part in pixels.split(self.CHUNK):
             full = torch.zeros(self.CHUNK, *part.shape[1:], dtype=torch.uint8)
             full[:len(part)] = part
-            with torch.autocast(torch.device(self.device).type, enabled=False):  # whoever asks
+            with torch.autocast(torch.device(self.device).type, enabled=False):  # in float32, whoever asks
                 grid = self.vision(self.vision.normalise(full.to(self.device)))        # (CHUNK,S,D_v)
             out.append(grid[:len(part)].float().cpu())
         return torch.cat(out)

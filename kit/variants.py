@@ -83,8 +83,7 @@ class VanillaXattn(Flamingo):
     Gated = CrossAttentionOnly
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
-        every = self.config.xattn_every
-        visual = self.for_each_layer(visual)
+        every, visual = self.config.xattn_every, visual or [None] * len(self.gated)
         y = self.lm.add_positions(self.embed(tokens), position)                              # (B,T,D)
         for i, block in enumerate(self.lm.h):
             y = y + block.attn(block.ln_1(y), mask, past and past[i])
@@ -113,8 +112,7 @@ class Grafting(Flamingo):
         self.freeze()
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
-        n = len(self.lm.h)
-        visual = self.for_each_layer(visual)
+        n, visual = len(self.lm.h), visual or [None] * len(self.gated)
         y = self.lm.stream(self.embed(tokens), position, mask, past)                         # (B,T,D)
         for k, (block, gated) in enumerate(zip(self.grafted, self.gated)):
             y = block(y, mask, past and past[n + k])
@@ -218,15 +216,17 @@ class OneStream(Flamingo):
 
     def __init__(self, config, vision=None, lm=None):
         super().__init__(replace(config, visual_dim=config.lm_dim), vision, lm)
-        self.gated = nn.ModuleList()
+        self.gated = nn.ModuleList([NoLayer()])
 
     def keys_values(self, visual):
         """What answering keeps of the pictures, in the form of a gated layer's: here, themselves."""
         return None if visual is None else [(visual, visual)]
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
-        visual, y = visual[0][0] if isinstance(visual, list) else visual, self.embed(tokens)
+        y = self.embed(tokens)
         if visual is not None:
+            [visual] = visual
+            visual = visual[0] if isinstance(visual, tuple) else visual                      # (B,N,R,D)
             y = torch.where(self.places(tokens, image_index).unsqueeze(-1),
                             self.at_places(tokens, image_index, visual), y)
         return self.lm.stream(y, position, mask, past)                                       # (B,T,D)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from gates import open_gates
 from kit import answers
-from kit.answers import generate, greedy, score
+from kit.answers import generate, greedy, log_likelihoods, score
 from kit.copying import wire_copying
 from model import Flamingo, FlamingoConfig, GPT, PRESETS
 from rounding import EPS, assert_near, near_log_p
@@ -563,6 +563,20 @@ def test_the_ten_lines_say_the_same(monkeypatch, attend):
         one = alone(prompts, b)
         assert greedy(model, one['tokens'], one['image_index'], model.resample(media[b:b + 1]), 6) == words
     assert len({str(words) for words, _ in found}) > 1
+
+
+def test_a_score_is_the_sum_of_the_log_likelihoods_of_its_words():
+    """`log_likelihoods`, which reads prompt and answer as one text, and `score`, which reads the prompt once
+    for all of its answers."""
+    model = flamingo(1)
+    prompts, media, answers = read(model, *PROMPTS), pictures(4, 3), [[1, 2, 3], [4, 1]]
+    for b, found in enumerate(score(model, **prompts, candidates=[answers] * 4, media=media)):
+        one, visual = alone(prompts, b), model.resample(media[b:b + 1])
+        for ids, total in zip(answers, found):
+            tokens = torch.cat([one['tokens'], torch.tensor([ids])], dim=1)
+            index = torch.cat([one['image_index'], one['image_index'][:, -1:].expand(1, len(ids))], dim=1)
+            of_words = log_likelihoods(model, tokens, index, visual)[0, -len(ids):]
+            assert total == pytest.approx(of_words.sum().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize('options', [dict(beam_size=1), dict(beam_size=3), dict(temperature=1.0, top_k=1)])

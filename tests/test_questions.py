@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from data import CAPTION_PROMPT, Document, Given
+from kit.answers import log_likelihoods
 from kit.tasks import questions
 from kit.tasks.asker import load
-from kit.tasks.occlusion import blanked, log_p, occlusion, squares, widened, words
+from kit.tasks.occlusion import blanked, occlusion, squares, widened, words
 from kit.world.draw import HELD_PAIRS
 from kit.world.tasks import kind_episode, KINDS, one_scene, scene_media
 from tiny_model import save_tiny
@@ -75,8 +76,8 @@ def test_occlusion_is_the_difference_of_two_plain_passes(loaded):
     assert lost.shape == (prompts['tokens'].shape[1] - 1, 121)
     pixels = asker.features.pixels(media)
     changed = asker.features.encode(blanked(pixels)[7])
-    of = lambda features: log_p(asker.model, prompts['tokens'], prompts['image_index'], asker.model.resample(
-        features=features, frame_mask=prompts['frame_mask']))
+    see = lambda features: asker.model.resample(features=features, frame_mask=prompts['frame_mask'])
+    of = lambda features: log_likelihoods(asker.model, prompts['tokens'], prompts['image_index'], see(features))
     expected = of(prompts['features']) - of(changed)
     assert torch.allclose(lost[:, 7], expected[0], atol=1e-4)
     assert (lost[0] == 0).all()  # <BOS> and the tag come before anything is seen

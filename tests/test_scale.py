@@ -266,7 +266,7 @@ def test_pretrained_weights_are_taken_as_they_are(tmp_path, tiny_nfnet):
     given = [f'--gpt2={tmp_path}', f'--nfnet={tmp_path}/nfnet.pth', '--language_iters=0', '--vision_iters=0',
              '--language_tokens=16', '--n_token=64']
     run = published_run(tmp_path / 'out', *given)
-    c = run.size
+    c = run.model_config
     assert (c.n_vocab, c.lm_layer, c.lm_dim, c.lm_head, c.lm_eps, c.n_context) == (264, 2, 128, 4, 1e-3, 64)
     assert c.vision == 'tiny' and run.tokenizer.image == 264
     for stage in (train.VisionStage(run), train.LanguageStage(run)):

@@ -154,7 +154,7 @@ def test_a_stage_file_serves_other_sizes_than_it_was_built_from(tmp_path):
         run.save_stage(stage(run))
     assert train.FlamingoStage(small_run(tmp_path, '--n_latent=16',
                                          '--sizes=resampler_layer=1')).module.config.n_latent == 16
-    assert train.FinetuneStage(small_run(tmp_path, '--image_size=96')).run.size.image_size == 96
+    assert train.FinetuneStage(small_run(tmp_path, '--image_size=96')).run.model_config.image_size == 96
     with pytest.raises(BadInput, match='flamingo.pt was made with .*n_latent=8; now .*n_latent=16'):
         train.FinetuneStage(small_run(tmp_path, '--n_latent=16'))
     with pytest.raises(BadInput, match='language.pt was made with .*lm_layer'):
@@ -246,7 +246,7 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(tmp_path):
 
 
 def documents_of(run, n):
-    return [run.reader.sample(PairData(run).as_it_is, 'align', k) for k in range(n)]
+    return [PairData(run).sample('align', k) for k in range(n)]
 
 
 def test_a_share_of_the_text_may_be_random_tokens_again_and_again(tmp_path):

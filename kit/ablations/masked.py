@@ -22,7 +22,7 @@ class PatchData(SequenceData):
 
     def sequence(self, source, number):
         return with_places(super().sequence(source, number), self.tokenizer.image, self.tokenizer.pad,
-                           self.n_patch, self.size.n_context)
+                           self.n_patch, self.model_config.n_context)
 
 
 def pixels_of(media, pixels, normalise):
@@ -35,20 +35,21 @@ class MaskedStage(Stage):
     name = 'flamingo'
 
     def __init__(self, run, row):
-        size = run.size
-        n_layer = size.lm_layer + len(range(0, size.lm_layer, size.xattn_every)) + size.resampler_layer
-        self.module = MaskedSystem(size, n_layer, size.lm_dim, size.lm_head).to(run.device)
+        c = run.model_config
+        n_layer = c.lm_layer + len(range(0, c.lm_layer, c.xattn_every)) + c.resampler_layer
+        self.module = MaskedSystem(c, n_layer, c.lm_dim, c.lm_head).to(run.device)
         super().__init__(run, PatchData(run, self.module.n_patch))
         self.net, self.decay = self.module, run.config.schedule_flamingo
         self.set_lambdas(dict.fromkeys(SOURCES, 1.0), 'nothing to learn from: give m3w, align, ltip or vtp')
         self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr
         self.optimizer = self.optimizer_of(self.module.named_parameters(), self.config.weight_decay)
-        self.normalise = NFNet('nano', per_image=size.per_image).normalise
+        self.normalise = NFNet('nano', per_image=c.per_image).normalise
 
     def losses(self, batch):
         tokens, index = batch.tokens, batch.image_index
         pixels = pixels_of(batch.media, self.run.reader.pixels, self.normalise).to(tokens.device)
-        words = (tokens < self.module.image) & (tokens != self.run.size.pad) & (tokens != self.run.size.bos)
+        c = self.run.model_config
+        words = (tokens < self.module.image) & (tokens != c.pad) & (tokens != c.bos)
         return self.net(tokens, index, pixels, words)
 
     def evaluate(self):

@@ -57,8 +57,8 @@ class SpreadData(SequenceData):
 
     def sequence(self, document, source, number):
         sequence = super().sequence(document, source, number)
-        return with_places(sequence, self.tokenizer.image, self.tokenizer.pad, self.size.n_latent,
-                           self.size.n_context)
+        return with_places(sequence, self.tokenizer.image, self.tokenizer.pad, self.model_config.n_latent,
+                           self.model_config.n_context)
 
 
 class SpreadAsker(RankedAsker):
@@ -75,7 +75,8 @@ class SpreadAsker(RankedAsker):
 
 def new_encoders(run, row):
     """-> a Contrastive of random weights"""
-    contrastive = new_contrastive(run.size)
+    c = run.model_config
+    contrastive = new_contrastive(c)
     if row.encoder == 'vit':
-        contrastive.vision = ViT(run.size.image_size, run.size.dim_embed, per_image=run.size.per_image)
+        contrastive.vision = ViT(c.image_size, c.dim_embed, per_image=c.per_image)
     return contrastive

@@ -28,15 +28,17 @@ class StageData:
     """read(sources, i)    -> {source: samples of its batch i}, those of this rank
     of_source(source, i) -> the samples of one source
     media(samples)       -> all Media of one source's samples, for a worker to decode, too
-    batches(samples, i)  -> the micro-batches of a step, from {source: samples}; their gradients are added up.
-                            Each has n_token, its tokens with padding, and more: does another one follow?
+    batches(samples, i)  -> the micro-batches of a step, from {source: samples}: what goes through the model
+                            at one time. They are --micro_batches parts of the step, in the vision stage one
+                            for each source. Each has n_token, its tokens with padding, and more: does another
+                            one follow?
 
     It may be sent to worker processes, so it holds no model.
     """
 
     def __init__(self, run):
         self.config, self.reader, self.tokenizer = run.config, run.reader, run.tokenizer
-        self.size, self.device = run.size, run.device
+        self.model_config, self.device = run.model_config, run.device
 
     def read(self, sources, i):
         return {source: self.of_source(source, i) for source in sources}
@@ -73,38 +75,54 @@ class PairData(StageData):
     def of_source(self, source, i):
         n = self.config.vision_batch
         mine = distributed.mine(n, 'vision_batch')
-        return [self.reader.sample(self.as_it_is, source, i * n + k) for k in mine]
+        return [self.sample(source, i * n + k) for k in mine]
 
-    def as_it_is(self, document, source, number):
-        return document  # augmented and tokenized in `batches`
+    def sample(self, source, number):
+        """-> the Document of this number; it is augmented and tokenized in `batches`"""
+        for document, _ in self.reader.documents(source, number):
+            if self.reader.decode(document.media):
+                return document
 
     def batches(self, samples, i):
-        """If both sources show the same pictures with different captions, the two are one batch and each
-        picture is encoded once. Different pictures would gain nothing from that and take twice the memory."""
-        config = self.config
-        changed = max(config.augment_strength, config.augment_warp, config.augment_lines) > 0
-        together = config.align == config.ltip and not changed
+        """One for each source; or, where both show the same pictures with different captions, as in the
+        drawn world, one for the two, in which each picture is encoded once. (Of different pictures that
+        would gain nothing and take twice the memory.)"""
+        together = self.config.align == self.config.ltip and not self.augmented
         parts = [list(samples)] if together else [[source] for source in samples]
         for sources in parts:
             images, captions = {}, {}  # images: each once, by a key that names its pixels
             for source in sources:
-                documents, rng = samples[source], self.rng(source, i)
-                pixels = [self.reader.pixels(d.pieces[0])[0] for d in documents]  # a clip: its first frame
-                if changed:
-                    pixels = augment(torch.stack(pixels), rng, config.augment_flip, config.augment_strength,
-                                     config.augment_colour, config.augment_warp, config.augment_lines)
-                keys = [(source, k) if changed else d.pieces[0].key or (source, k)
-                        for k, d in enumerate(documents)]
-                for key, picture in zip(keys, pixels):
+                rng = self.rng(source, i)
+                keys, pictures = self.pictures(source, samples[source], rng)
+                for key, picture in zip(keys, pictures):
                     images.setdefault(key, picture)
                 place = {key: k for k, key in enumerate(images)}
-                texts = [self.tokenizer.encode(' ' + d.pieces[-1].lstrip()) for d in documents]
-                tokens, mask = pad_texts(texts, TEXT_CONTEXT)
-                mask = drop_words(mask, config.augment_word_dropout, rng)
                 shows = torch.tensor([place[key] for key in keys])
-                captions[source] = Captions(*(x.to(self.device) for x in (tokens, mask, shows)))
+                parts_of = *self.texts(samples[source], rng), shows
+                captions[source] = Captions(*(x.to(self.device) for x in parts_of))
             images = torch.stack(list(images.values())).to(self.device)
             yield PairBatch(images, captions, more=sources is not parts[-1])
+
+    @property
+    def augmented(self):
+        c = self.config
+        return max(c.augment_strength, c.augment_warp, c.augment_lines) > 0
+
+    def pictures(self, source, documents, rng):
+        """-> for each document a key that names the pixels of its picture, and these (3,height,width)"""
+        c = self.config
+        pixels = [self.reader.pixels(d.pieces[0])[0] for d in documents]  # of a clip the first frame
+        if self.augmented:
+            pixels = augment(torch.stack(pixels), rng, c.augment_flip, c.augment_strength, c.augment_colour,
+                             c.augment_warp, c.augment_lines)
+        named = [None if self.augmented else d.pieces[0].key for d in documents]
+        return [key or (source, k) for k, key in enumerate(named)], pixels
+
+    def texts(self, documents, rng):
+        """-> the captions' tokens (N,T), and a mask (N,T) of those that count"""
+        texts = [self.tokenizer.encode(' ' + d.pieces[-1].lstrip()) for d in documents]
+        tokens, mask = pad_texts(texts, TEXT_CONTEXT)
+        return tokens, drop_words(mask, self.config.augment_word_dropout, rng)
 
     def rng(self, source, i):
         """A random generator for this rank's samples. It draws for the whole batch and returns only theirs,
@@ -155,7 +173,7 @@ class TextData(StageData):
     def of_source(self, source, i):
         """-> token ids (B,T+1) int64, texts one after the other, each after a <BOS>; and the position of each
         row's first token (B,)"""
-        n, rows = min(self.config.language_tokens, self.size.n_context), []
+        n, rows = min(self.config.language_tokens, self.model_config.n_context), []
         mine = distributed.mine(self.config.language_batch, 'language_batch')
         for k in mine:
             row, number = [], i * TEXTS_A_STEP + k * TEXTS_A_ROW
@@ -164,7 +182,7 @@ class TextData(StageData):
                 number += 1
             rows.append(row[:n + 1])
         rng = np.random.default_rng([self.config.seed, FOR_TEXT, i])
-        start = rng.integers(self.size.n_context - n + 1, size=self.config.language_batch)
+        start = rng.integers(self.model_config.n_context - n + 1, size=self.config.language_batch)
         return np.array(rows), start[mine.start:mine.stop]
 
     def text(self, source, number):

@@ -174,7 +174,7 @@ def all_pairs(v, l):
 # The model over many processes
 
 
-def spread(module, device, shard, blocks=(), replicated=(), methods=()):
+def parallel(module, device, shard, blocks=(), replicated=(), methods=()):
     """Put a module on its device(s) -> what to call in training: the module itself, or DDP around it.
 
     shard: split the matrices of each block, and then the rest, over the ranks. A block is put together when

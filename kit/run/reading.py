@@ -14,72 +14,77 @@ FAR = 1 << 40  # beyond the numbers of all documents that are read
 
 
 class Reader:
-    """The documents of all sources, and a count of what cannot be read.
+    """The documents of all sources, the pixels of their pictures, and a count of what cannot be read.
 
-    sources: {name: kit.sources.source.Source}
-    size:    FlamingoConfig
-    report:  kit.sources.base.Report
+    sources:      {name: kit.sources.source.Source}
+    model_config: FlamingoConfig
+    report:       kit.sources.base.Report
+
+    A sample is made of a document like this; unless something is damaged, the loop's body runs once:
+
+        for document, number in reader.documents(source, number):
+            sample = …                        # made of this document: a sequence of tokens, for one
+            if reader.decode(sample.media):   # its pixels are in reader.pixels now
+                return sample
     """
 
-    def __init__(self, sources, size, report):
+    def __init__(self, sources, model_config, report):
         self.sources, self.report = sources, report
-        self.pixels = Pixels(size.image_size, size.n_frame)
+        self.pixels = Pixels(model_config.image_size, model_config.n_frame)
+        self.bad = []                                   # [(Media, BadItem)] of the last `decode`
         self.tried, self.failed = Counter(), Counter()  # {source: number of documents}
         self.left_out = {}                              # {where: kind} of what training could not read
 
-    def document(self, source, number):
-        document = self.sources[source].document(number)
-        for bad in document.dropped:
-            self.leave_out(bad)
-        return document
+    def documents(self, source, number):
+        """Yields (Document, its number): that of this number; then, for as long as more is asked for, what is
+        left of it without the pictures that could not be decoded, and then documents of other numbers."""
+        for number in self.numbers(source, number):
+            try:
+                document = self.sources[source].document(number)
+                for bad in document.dropped:
+                    self.leave_out(bad)
+                while True:
+                    yield document, number
+                    document = self.without_bad(document)
+            except BadItem as e:
+                self.leave_out(e)
 
     def text(self, source, number):
         """-> the text of this number; where it cannot be read, another"""
-        return self.first_readable(source, number, self.sources[source].text)
-
-    def sample(self, make, source, number):
-        """-> make(document, source, number), a sample of the Document of this number, its `media` decoded;
-        where that cannot be read, of another number."""
-        return self.first_readable(source, number, lambda number: self.whole(make, source, number))
-
-    def whole(self, make, source, number):
-        """-> the sample of this very number. An unreadable picture is taken out of a page (on pages of
-        examples together with its text), and the sample is made again. Raises BadItem if that leaves no
-        picture, or the Document is no page."""
-        document = self.document(source, number)
-        while True:
-            sample = make(document, source, number)
-            bad = self.decode(sample.media)
-            if not bad:
-                return sample
-            if document.kind not in ('page', 'examples'):
-                raise bad[0][1]
-            for _, reason in bad:
-                self.leave_out(reason)
-            document = without(document, [media for media, _ in bad])
+        for number in self.numbers(source, number):
+            try:
+                return self.sources[source].text(number)
+            except BadItem as e:
+                self.leave_out(e)
 
     def decode(self, media):
-        """Decode pictures, whose pixels are kept -> [(Media, BadItem)] of those that cannot be read."""
-        bad = []
+        """Decode pictures into `pixels` -> whether all of them could be; `bad` has the others."""
+        self.bad = []
         for one in media:
             try:
                 self.pixels(one)
             except BadItem as e:
-                bad.append((one, e))
-        return bad
+                self.bad.append((one, e))
+        return not self.bad
 
-    def first_readable(self, source, number, read):
-        """-> read(number). If it cannot be read, it is counted, and another number is read, always the same
-        one. Raises BadInput if most of the source cannot be read."""
+    def without_bad(self, document):
+        """-> the Document without the pictures that could not be decoded: of pages those alone, of pages of
+        examples their texts, too. Raises BadItem where that leaves no picture, or the Document is no page."""
+        if document.kind not in ('page', 'examples'):
+            raise self.bad[0][1]
+        for _, reason in self.bad:
+            self.leave_out(reason)
+        return without(document, [media for media, _ in self.bad])
+
+    def numbers(self, source, number):
+        """Yields this number and, for as long as what has it cannot be read, others, always the same ones.
+        Raises BadInput if most of the source cannot be read."""
         for attempt in range(50):
             self.tried[source] += 1
-            try:
-                return read(number + attempt * FAR)
-            except BadItem as e:
-                self.leave_out(e)
-                self.failed[source] += 1
-                if self.tried[source] >= 50 and 2 * self.failed[source] > self.tried[source]:
-                    break
+            yield number + attempt * FAR
+            self.failed[source] += 1  # or nobody would have asked for another
+            if self.tried[source] >= 50 and 2 * self.failed[source] > self.tried[source]:
+                break
         raise BadInput(f'{source}: {self.failed[source]} of {self.tried[source]} documents cannot be read: '
                        + '; '.join(self.report.lines()))
 

@@ -50,12 +50,12 @@ BUILT_FROM = {
 class Run:
     """The configuration, the data and the folder of one `python train.py`.
 
-    config: namespace of all keys, those of tables by their own names
+    config: namespace of all keys of train.py, those of tables by their own names
     keys:   train.KEYS, every key and its default
 
-    It has, for the stages: `config`; `size`, the sizes of the model (a FlamingoConfig, which model.py calls
-    config); `sources` and `held_out` (see open_sources) and the `reader` of them (kit/run/reading.py); the
-    `tokenizer`; `device` and `dtype`; `stop`, why to stop.
+    It has, for the stages: `config`, the keys of train.py; `model_config`, the sizes of the model (a
+    FlamingoConfig, made of them); `sources` and `held_out` (see open_sources) and the
+    `reader` of them (kit/run/reading.py); the `tokenizer`; `device` and `dtype`; `stop`, why to stop.
     """
 
     def __init__(self, config, keys):
@@ -75,8 +75,8 @@ class Run:
         self.report = Report()
         self.open_sources()
         self.tokenizer = self.choose_tokenizer(defaults['tokenizer'])
-        self.size = self.check_size()
-        self.reader = Reader(self.sources, self.size, self.report)
+        self.model_config = self.check_model_config()
+        self.reader = Reader(self.sources, self.model_config, self.report)
         self.held_out = self.held_out and readable_pairs(self.held_out, self.reader.pixels, self.report)
         self.log = []              # lines of log.csv, {column: value}
         self.complete = False  # was everything there when this session began?
@@ -155,7 +155,7 @@ class Run:
             texts += [' '.join(['', *sorted({item.text for item in class_words.items_of(self)})])] * 1000
         return texts
 
-    def check_size(self):
+    def check_model_config(self):
         """-> FlamingoConfig. Raises BadInput if these sizes make no model, or a model larger than the
         device's memory."""
         t, config = self.tokenizer, self.config
@@ -204,9 +204,9 @@ class Run:
         which training.pt says, too."""
         content = distributed.whole(stage.content())  # all ranks gather it, ...
         if distributed.rank() == 0:                   # ... one writes it, ...
-            checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name), config=asdict(self.size),
-                            tokenizer=self.tokenizer.state(), keys=vars(self.config), given=self.given,
-                            **content)
+            checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name),
+                            config=asdict(self.model_config), tokenizer=self.tokenizer.state(),
+                            keys=vars(self.config), given=self.given, **content)
         distributed.barrier()                         # ... and all read it next
         if missing:
             self.save_progress(missing[1:], 0)
@@ -225,7 +225,8 @@ class Run:
             raise BadInput(f'{path} was made with another tokenizer, --tokenizer={before}; ' + (
                 f'now --tokenizer={now}' if now != before else 'what it is made of has changed since'))
         for key in BUILT_FROM[name]:
-            theirs, ours = content['config'].get(key, getattr(FlamingoConfig, key)), getattr(self.size, key)
+            theirs = content['config'].get(key, getattr(FlamingoConfig, key))
+            ours = getattr(self.model_config, key)
             if theirs != ours:
                 raise BadInput(f'{path} was made with --preset={made.get("preset")} and {key}={theirs}; '
                                f'now --preset={self.config.preset} and {key}={ours}')

@@ -5,7 +5,7 @@
 
 See kit/run/batches.py for what all stages' data have in common.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,18 +24,16 @@ FOR_PAGES = 7  # tells its random numbers from those that others draw with the s
 
 @dataclass
 class SequenceBatch(Batch):
-    """A data.Batch on the device, and which source each of its targets comes from. (Pixels are not in it:
-    of_source has decoded them into the reader's cache, from which FrozenFeatures takes them by the key of
-    each Media.)
+    """A data.Batch on the device, and which source each of its tokens comes from.
 
-    source_id (targets,): which source each learned token is from, as its number in n_in_step; in the order of
-               the targets, row by row, in which the model gives their losses
-    n_in_step: {source: learned tokens of the whole step, of all micro-batches and all ranks}
+    Pixels are not in it. They are in reader.pixels since `sample` decoded them, and whoever needs them finds
+    them there by the key of each Media: FrozenFeatures (kit/features.py), or fine-tuning.
 
-    For a page of three learned tokens and a caption of two, [0,0,0,1,1] and {'m3w': 3, 'align': 2}.
+    source_id (B,T): the source of each token, as its place in n_learned
+    n_learned:       {source: learned tokens of the whole step, all micro-batches, a mean over ranks}
     """
     source_id: torch.Tensor
-    n_in_step: dict
+    n_learned: dict
     more: bool
 
     @property
@@ -49,15 +47,20 @@ class SequenceData(StageData):
         c = self.config
         n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
         mine = distributed.mine(n, 'batch=' + source)  # one GPU: range(n)
-        return [self.reader.sample(self.sequence, source, i * n + k) for k in mine]
+        return [self.sample(source, i * n + k) for k in mine]
+
+    def sample(self, source, number):
+        """-> the Document of this number as a sequence, its pictures decoded"""
+        for document, number in self.reader.documents(source, number):  # the first, unless it is damaged
+            sequence = self.sequence(document, source, number)
+            if self.reader.decode(sequence.media):
+                return sequence
 
     def sequence(self, document, source, number):
-        """Document of this number -> Encoded: a window of it, somewhere in the context. (The reader decodes
-        the pictures in the window; where one is damaged, it asks again without it, and the same random
-        numbers are drawn.)"""
+        """Document of this number -> Encoded: a window of it, somewhere in the context"""
         rng = np.random.default_rng([self.config.seed, FOR_PAGES, number, SOURCES.index(source)])
-        sequence = encode(document, self.tokenizer, self.size.n_token, self.size.n_image, rng,
-                          self.config.p_next, earlier=not one_image_per_token(self.size.attend))
+        sequence = encode(document, self.tokenizer, self.model_config.n_token, self.model_config.n_image, rng,
+                          self.config.p_next, earlier=not one_image_per_token(self.model_config.attend))
         sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
         sequence.start = self.place(rng, len(sequence.tokens))
         return sequence
@@ -69,29 +72,29 @@ class SequenceData(StageData):
         *Why.* A gated layer's queries also depend on a word's position. A model that has met examples only
         near the beginning cannot use those where a long prompt ends.
         """
-        return int(rng.integers(self.size.n_context - n_token + 1)) if rng.random() < 0.5 else 0
+        return int(rng.integers(self.model_config.n_context - n_token + 1)) if rng.random() < 0.5 else 0
 
     def batches(self, samples, i):
         """All sources in one pass. Gradients are the same as for one source after the other, and short
         sequences fill the gaps beside long ones. With --mixing=merged all sources count as one."""
         merged = self.config.mixing == 'merged'
-        # One GPU: how many tokens of each source are learned; otherwise, on all of them together.
-        counts = distributed.total(*(sum(s.n_learned for s in of_source) for of_source in samples.values()))
-        n_in_step = {'merged': sum(counts)} if merged else dict(zip(samples, counts))
+        # Over many GPUs a mean over them, since they average their gradients.
+        counts = distributed.mean(*(sum(s.n_learned for s in of_source) for of_source in samples.values()))
+        n_learned = {'merged': sum(counts)} if merged else dict(zip(samples, counts))
         index = {source: 0 if merged else k for k, source in enumerate(samples)}
         for part in range(n := self.config.micro_batches):
             sequences = [s for of_source in samples.values() for s in of_source[part::n]]
             if not any(s.media for s in sequences):
                 # A picture that no token looks at: all ranks must run the same layers, pictures or not.
-                sequences[0].media.append(BLANK)
-            batch = collate(sequences, self.tokenizer, share=one_image_per_token(self.size.attend))
-            source_id = torch.tensor([index[s.source] for s in batch.sequences for _ in range(s.n_learned)])
-            yield SequenceBatch(**vars(batch.to(self.device)), source_id=source_id.to(self.device),
-                                n_in_step=n_in_step, more=part + 1 < n)
+                sequences[0] = replace(sequences[0], media=[BLANK])
+            batch = collate(sequences, self.tokenizer, share=one_image_per_token(self.model_config.attend))
+            source_of = torch.tensor([index[s.source] for s in batch.sequences])                # (sequences,)
+            yield SequenceBatch(**vars(batch.to(self.device)), n_learned=n_learned, more=part + 1 < n,
+                                source_id=source_of[batch.sequence].to(self.device))
 
 
 class PromptedData(SequenceData):
     """Sequences that begin with soft words (kit/adapt.py)."""
 
     def sequence(self, document, source, number):
-        return with_prompt(super().sequence(document, source, number), self.size)
+        return with_prompt(super().sequence(document, source, number), self.model_config)

@@ -10,8 +10,8 @@ class Stage:
         sources, lambdas     the names of what it learns from, and of each its weight λ
         mixing               how these mix: data.mixture
         data                 reads the samples of its sources (kit/run/batches.py)
-        module, net          what it trains; the same as training calls it (over many processes)
-        optimizer            with the share of `lr` that each group of its parameters gets
+        module, net          what it trains; what training calls: the same, or DDP around it on many GPUs
+        optimizer            with the factor on `lr` of each group of its parameters
         n_iter, lr, decay    how many steps; the peak of the learning rate, and how it falls: train.schedule
         losses(batch)        -> {source: this micro-batch's part of the mean loss}; all parts of a step add up
         evaluate()           -> {name: value}, for the curves

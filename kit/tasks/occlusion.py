@@ -8,9 +8,9 @@ arXiv:1311.2901). docs/questions.md: how much oftener its peak lies on the thing
 import math
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
+from kit.answers import log_likelihoods
 from kit.tasks.attention import whole_words, with_answer
 
 LEAST = 0.05         # of log-probability, below which a loss is no loss
@@ -35,13 +35,6 @@ def blanked(pixels):
     return out
 
 
-def log_p(model, tokens, image_index, visual):
-    """-> log-probability of each token after the ones before it: tokens (B,T) -> (B,T-1)"""
-    y = model.stream(tokens, image_index, visual)                                     # (B,T,D)
-    said = F.log_softmax(model.head(y[:, :-1]).float(), -1)
-    return said.gather(2, tokens[:, 1:, None]).squeeze(2)
-
-
 @torch.no_grad()
 def occlusion(asker, media, prompts, images=None):
     """media: the pictures of one prompt (N of them); prompts: what asker.prompts makes of it, with any answer
@@ -52,7 +45,7 @@ def occlusion(asker, media, prompts, images=None):
     """
     model, tokens, index = asker.model, prompts['tokens'], prompts['image_index']
     visual = model.resample(features=prompts['features'], frame_mask=prompts['frame_mask'])   # (1,N,R,D)
-    whole, found = log_p(model, tokens, index, visual), {}
+    whole, found = log_likelihoods(model, tokens, index, visual), {}
     for n in range(len(media)) if images is None else images:
         pixels = blanked(asker.features.pixels(media[n]))                             # (P,F,3,H,W)
         features = asker.features.encode(pixels.flatten(0, 1)).to(tokens.device)      # (P*F,S,D)
@@ -60,7 +53,7 @@ def occlusion(asker, media, prompts, images=None):
         changed = visual.repeat(len(pixels), 1, 1, 1)                                 # (P,N,R,D)
         changed[:, n] = model.resample(features=features, frame_mask=mask)[:, 0]
         rows = (len(pixels), -1)
-        found[n] = (whole - log_p(model, tokens.expand(rows), index.expand(rows), changed)).T
+        found[n] = (whole - log_likelihoods(model, tokens.expand(rows), index.expand(rows), changed)).T
     return found
 
 

@@ -4,6 +4,7 @@ import torch
 from kit.answers import generate, score
 from kit.cli import check_range
 from kit.files import BadInput
+from kit.show import lettering
 from kit.tasks.asker import MOST_BEAMS
 from kit.tasks.controls import blank_examples
 from kit.tasks.prompts import as_text
@@ -47,3 +48,14 @@ def answers_to(document, config, asker, search):
         text = asker.tokenizer.decode(ids)
         answers.append((text.strip(), {'prompt': as_text(document), 'completion': text, 'logprob': log_p}))
     return answers
+
+
+def print_answers(document, truth, answers):
+    """For people: the prompt, and under it each answer, or the choices, the likeliest first."""
+    print(lettering.printable(as_text(document)))
+    for answer, said in answers:
+        if 'choices' in said:
+            for choice, log_p in sorted(said['choices'].items(), key=lambda item: -item[1]):
+                print(f'  {lettering.printable(choice)}  {log_p:.2f}')
+        else:
+            print(f'  → {lettering.printable(answer)}' + (f'   (it is: {truth})' if truth else ''))

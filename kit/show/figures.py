@@ -1,7 +1,8 @@
 """The pictures that the README begins with.
 
-    python -m kit.show.figures                                  # writes assets/architecture.png
-    python sample.py && cp out/sample.png assets/prompt.png     # before any training: with assets/nano.pt
+    python -m kit.show.figures                  # writes assets/architecture.png
+    python sample.py --checkpoint=assets/pictures.pt --prompt_file=assets/pictures/prompt.txt
+    cp out/sample.png assets/prompt.png
 """
 import math
 import os

@@ -131,9 +131,9 @@ def sizes_of(row, config):
     if row.name == 'resampler_large':
         keys['resampler_layer'] = 2 * c.resampler_layer
     if row.name == 'resampler_small':
-        if c.resampler_layer < 2:
-            raise unfit(row, f'the resampler has {c.resampler_layer} layer, and no half of it')
-        keys['resampler_layer'] = c.resampler_layer // 2
+        keys['resampler_layer'] = max(1, c.resampler_layer // 2)
+        if c.resampler_layer == 1:  # of one layer three quarters of the width, about half of the parameters
+            keys |= {'resampler_dim': 3 * c.resampler_dim // 4, 'visual_dim': c.visual_dim or c.resampler_dim}
     if keys.get('xattn_every', 1) > c.lm_layer or row.name == 'one_middle' and c.lm_layer < 2:
         raise unfit(row, f'the language model has {c.lm_layer} blocks')
     if keys.get('xattn_every', c.xattn_every + 1) == c.xattn_every:

@@ -110,8 +110,8 @@ class Shapes:
     name = 'shapes'
 
     def __init__(self, role, share=1.0, seed=0):
-        """share: of this world in a mix; the later pages come in when all parts together have shown so
-        many."""
+        """share: this world's part of a mix of sources. The later pages come in when the mix as a whole has
+        shown ONLY_CAPTIONS pages."""
         self.role, self.only_captions, self.seed = role, ONLY_CAPTIONS * share, seed
 
     def document(self, i, rng):

@@ -24,9 +24,9 @@ from torch import nn
 _SMALL = dict(depths=(1, 1, 1), alpha=1.0, drop_path=0.0)
 _PAPER = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), group=128, alpha=0.2, drop_path=0.25)
 SIZES = {
-    'nano': dict(_SMALL, stem=(8, 8, 8, 32), widths=(64, 128, 192), group=16),
+    **{name: dict(_SMALL, stem=(n, n, n, 4 * n), widths=(8 * n, 16 * n, 24 * n), group=2 * n)
+       for name, n in (('nano', 8), ('half', 4), ('quarter', 2))},
     'nano16': dict(_SMALL, stem=(8, 16, 16, 32), widths=(64, 128, 192), group=16),  # in old checkpoints
-    'half': dict(_SMALL, stem=(4, 4, 4, 16), widths=(32, 64, 96), group=8),         # a row of ablate.py
     **{f'F{f}': dict(_PAPER, depths=tuple(n * (f + 1) for n in (1, 2, 6, 3))) for f in range(7)},
 }
 

@@ -125,7 +125,7 @@ def test_a_row_that_does_not_fit_says_why(row, arguments, why):
 
 @pytest.mark.parametrize('arguments', [[], ['--sizes=resampler_layer=4']])
 def test_half_a_resampler_has_half_of_the_parameters(arguments):
-    """Half of the layers, or three quarters of the width of a single one; what comes out is as wide as ever."""
+    """Half of the layers, or three quarters of a single one's width; what comes out is as wide as ever."""
     c = jobs.resolved(config(*arguments))
     [row] = rows.chosen('resampler_small', c)
     sizes = {f.name: getattr(c, f.name) for f in fields(FlamingoConfig) if hasattr(c, f.name)}

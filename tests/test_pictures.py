@@ -1,11 +1,14 @@
 """What a reader of the pictures would miss: ink where it belongs, none elsewhere, never a crash."""
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from data import Document, Given
-from kit.show import canvas, charts, figures, lettering, sheets
+from kit.files import BadInput
+from kit.show import canvas, charts, figures, lettering, sheets, sizes
 from kit.show.lettering import BLUE, GREEN, GREY, PALETTE, PURPLE, SHEET_WIDTH, VERMILION
 from kit.tasks import explain
 from kit.tasks.asker import load, NANO
@@ -425,3 +428,27 @@ def test_save_leaves_one_whole_png(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ['chart.png']
     with Image.open(path) as image:
         assert image.format == 'PNG' and image.tobytes() == chart.tobytes()
+
+
+# ---------------------------------------------------------------------------------------------
+# Figure 2 in miniature
+
+
+def test_the_score_of_a_size_is_the_mean_over_tasks(tmp_path, monkeypatch, capsys):
+    """By hand: at 4 shots (0.5 + 1.0) / 2. Controls and other metrics do not count."""
+    row = dict(metric='accuracy', control=None)
+    rows = [row | dict(task='caption', shots=4, value=0.5), row | dict(task='question', shots=4, value=1.0),
+            row | dict(task='caption', shots=0, value=0.25), row | dict(task='question', shots=0, value=0.25),
+            row | dict(task='caption', shots=4, value=0.0, metric='cider'),
+            row | dict(task='caption', shots=4, value=0.0, control='blank_support')]
+    (tmp_path / 'evaluate.json').write_text(json.dumps(rows))
+    out = str(tmp_path / 'sizes.png')
+    monkeypatch.setattr('sys.argv', ['sizes', f'half={tmp_path}', f'nano={tmp_path}', out])
+    sizes.main()
+    assert capsys.readouterr().out.splitlines() == [
+        f'{name}, {shots} shots: {score}'
+        for name in ('half', 'nano') for shots, score in ((0, '25.0%'), (4, '75.0%'))]
+    assert Image.open(out).size[0] > 300
+    monkeypatch.setattr('sys.argv', ['sizes', f'half={tmp_path / "none"}', out])
+    with pytest.raises(BadInput, match='evaluate.py --out_dir='):
+        sizes.main()

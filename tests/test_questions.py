@@ -77,7 +77,8 @@ def test_occlusion_is_the_difference_of_two_plain_passes(loaded):
     pixels = asker.features.pixels(media)
     changed = asker.features.encode(blanked(pixels)[7])
     see = lambda features: asker.model.resample(features=features, frame_mask=prompts['frame_mask'])
-    of = lambda features: log_likelihoods(asker.model, prompts['tokens'], prompts['image_index'], see(features))
+    text = prompts['tokens'], prompts['image_index']
+    of = lambda features: log_likelihoods(asker.model, *text, see(features))
     expected = of(prompts['features']) - of(changed)
     assert torch.allclose(lost[:, 7], expected[0], atol=1e-4)
     assert (lost[0] == 0).all()  # <BOS> and the tag come before anything is seen

@@ -44,7 +44,7 @@ class Given(str):
 
 
 class EndOfChunk:
-    """An <EOC> that no picture brings about: it ends an example of text alone."""
+    """An explicit <EOC>: it ends an example without a picture."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Document:
     """
     pieces: list
     kind: str = 'page'
-    where: str = ''  # file and line, for messages
+    where: str = ''  # file and line, for error messages
     dropped: list = field(default_factory=list)  # pictures that could not be read: BadItems
 
     @property
@@ -124,8 +124,8 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
         or          0    1    1      1      2    2      2      2    2      … the next (see p_next)
         learned          ✓    ✓             ✓    ✓             ✓    ✓
 
-    An <EOC> stands before each image and at the end. (The paper's pairs end with <EOC><EOS>.)
-    Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
+    An <EOC> stands before each image but one that begins the text, and at the end. (The paper's pairs end in
+    <EOC><EOS>.) Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
 
     n_token, n_image: the most tokens (L) and pictures (N); None for no limit. See `window`.
     rng:     a numpy Generator; without one, nothing is left to chance: previous picture, no added space
@@ -139,8 +139,8 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
     Raises BadInput if the Document is a prompt and longer than n_token, or has more than n_image pictures.
     """
     total = len(document.media)
-    text_first = document.kind == 'page' and rng is not None and rng.random() < p_next
-    phi = min(1, total) if text_first else 0        # which picture text sees now
+    looks_ahead = document.kind == 'page' and rng is not None and rng.random() < p_next
+    phi = min(1, total) if looks_ahead else 0       # which picture text sees now
     entries, media = [(tokenizer.bos, 0, False)], []  # (token, its φ, is it learned?)
     open_chunk = False                              # is there anything since the last <EOC>?
     for piece in document.pieces:
@@ -149,7 +149,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
                 entries.append((tokenizer.eoc, phi, True))
             media.append(piece)
             entries.append((tokenizer.image, len(media), False))  # φ moves on at the tag itself (Figure 7)
-            phi = min(len(media) + 1, total) if text_first else len(media)
+            phi = min(len(media) + 1, total) if looks_ahead else len(media)
         elif isinstance(piece, EndOfChunk):
             entries.append((tokenizer.eoc, phi, True))
         else:
@@ -160,12 +160,12 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
     if open_chunk and document.kind != 'prompt':
         entries.append((tokenizer.eoc, phi, True))
 
-    tokens, image_index, learn = (np.array(column) for column in zip(*entries))
+    tokens, image_index, learned = (np.array(column) for column in zip(*entries))
     if document.kind == 'prompt':
         check_prompt(document, len(tokens), len(media), n_token, n_image)
-        return Encoded(tokens, image_index, loss_mask=learn, media=media)
-    tags = tokens == tokenizer.image
-    return window(tokens, image_index, learn, media, tags, n_token, n_image, rng, earlier)
+        return Encoded(tokens, image_index, loss_mask=learned, media=media)
+    tags = np.flatnonzero(tokens == tokenizer.image)  # where each picture's tag stands
+    return window(tokens, image_index, learned, media, tags, n_token, n_image, rng, earlier)
 
 
 def check_prompt(document, length, n_media, n_token, n_image):
@@ -176,28 +176,27 @@ def check_prompt(document, length, n_media, n_token, n_image):
         raise BadInput(f'{where}: {n_media} pictures are more than {n_image}')
 
 
-def window(tokens, image_index, learn, media, tags, n_token, n_image, rng, earlier):
-    """Cut a window of n_token tokens out of a longer sequence, at a random place (at its beginning without
-    an rng), that ends before its N+1st picture; pictures are counted from 1 again.
+def window(tokens, image_index, learned, media, tags, n_token, n_image, rng, earlier):
+    """Cut a window of at most n_token tokens and n_image pictures out of a longer sequence, at a random place
+    (at its beginning without an rng). Its pictures are counted from 1 again.
 
-    A tag is one token, so no window can cut a picture from its tag. Text may be cut from its picture: after
-    pictures 1 to 5, cut at the fifth's tag, text that looks ahead (φ = 5) has only four left. It sees none,
-    or, with `earlier`, these four. (The paper cuts each sequence's pictures to N and keeps all text.)
+    A tag is one token, so a picture stays with its tag. But text may lose its picture: at the beginning one
+    that came before the window, at the end, if it looks ahead, one that comes after it. Such text sees none;
+    at the end, with `earlier`, all that the window has.
     """
     start, stop = 0, len(tokens)
     if n_token is not None and stop > n_token:
         start = int(rng.integers(stop - n_token + 1)) if rng is not None else 0
         stop = start + n_token
-    tags = np.flatnonzero(tags)                                      # where each picture's tag stands
-    first = int(np.searchsorted(tags, start))                        # pictures before the window
-    kept = tags[(tags >= start) & (tags < stop)]
-    if n_image is not None and len(kept) > n_image:
-        stop, kept = int(kept[n_image]), kept[:n_image]
-    tokens, learn, index = tokens[start:stop], learn[start:stop].copy(), image_index[start:stop] - first
-    outside = len(kept) if earlier else 0  # φ of text whose picture comes after the window
-    image_index = np.where(index <= len(kept), index.clip(min=0), outside)
-    learn[:1] = False
-    return Encoded(tokens, image_index, loss_mask=learn, media=media[first:first + len(kept)])
+    inside = tags[(tags >= start) & (tags < stop)]
+    if n_image is not None and len(inside) > n_image:
+        stop, inside = int(inside[n_image]), inside[:n_image]
+    before, n = int(np.searchsorted(tags, start)), len(inside)  # pictures before the window, and in it
+    index = image_index[start:stop] - before
+    index = np.where(index > n, n if earlier else 0, index.clip(min=0))
+    learned = learned[start:stop].copy()
+    learned[:1] = False
+    return Encoded(tokens[start:stop], index, loss_mask=learned, media=media[before:before + n])
 
 
 # ---------------------------------------------------------------------------------------------

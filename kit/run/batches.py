@@ -75,13 +75,15 @@ class PairData(StageData):
     def of_source(self, source, i):
         n = self.config.vision_batch
         mine = distributed.mine(n, 'vision_batch')
-        return [self.sample(source, i * n + k) for k in mine]
+        return [self.reader.first_readable(source, i * n + k, self.sample) for k in mine]
 
     def sample(self, source, number):
-        """-> the Document of this number; it is augmented and tokenized in `batches`"""
-        for document, _ in self.reader.documents(source, number):
-            if self.reader.decode(document.media):
-                return document
+        """-> the Document of this number, its picture decoded. It is augmented and tokenized in `batches`.
+        Raises BadItem."""
+        document = self.reader.document(source, number)
+        while bad := self.reader.decode(document.media):
+            document = self.reader.without(document, bad)
+        return document
 
     def batches(self, samples, i):
         """One for each source; or, where both show the same pictures with different captions, as in the
@@ -195,7 +197,7 @@ class TextData(StageData):
         """
         rng = np.random.default_rng([self.config.seed, FOR_RANDOM_TEXT, number])
         if rng.random() >= self.config.random_text:
-            return self.tokenizer.encode(self.reader.text(source, number))
+            return self.tokenizer.encode(self.reader.first_readable(source, number, self.reader.text))
         tokens = rng.choice(sorted(self.tokenizer.text_ids), int(rng.integers(4, 17)))
         return tokens.tolist() * int(rng.integers(2, 5))
 

@@ -35,8 +35,8 @@ class Flamingo(nn.Module):
     media:        (B,N,F,3,height,width), uint8 pixels or normalised floats; None for text alone. Or, instead,
                   `features` of the frozen encoder, as `see` makes them
     frame_mask:   (B,N,F) bool, which frames are real
-    targets:      (B,T), the next token, or -100 where there is nothing to learn; nowhere: the loss is 0
-    position:     (B,T), where in the context each token stands; its place in the row unless said
+    targets:      (B,T), the next token, or -100 where there is nothing to learn; if nowhere is, the loss is 0
+    position:     (B,T), where in the context each token stands; by default its place in the row
     segment:      (B,T), where several sequences share a row, which of them a token belongs to; none sees
                   another
 
@@ -57,8 +57,8 @@ class Flamingo(nn.Module):
         self.gated = nn.ModuleList(
             self.Gated(c.lm_dim, visual_dim, c.xattn_head, c.xattn_head_dim, c.attend)
             for _ in range(0, c.lm_layer, c.xattn_every))
-        # <image> and <EOC>: the only words the frozen model does not know. Their rows serve as input and
-        # output like those of its own table, and are trained (frozen at random: −12 points for OpenFlamingo).
+        # <image> and <EOC>: the only words that the frozen model does not know. Their rows serve as input and
+        # output, as those of its own table do, and are trained (OpenFlamingo without: −12 points of VQAv2).
         self.new_rows = nn.Parameter(torch.randn(2, c.lm_dim) * 0.02)
         self.image, self.eoc = c.n_vocab, c.n_vocab + 1
         self.freeze()
@@ -209,7 +209,7 @@ class GPT(nn.Module):
 
     forward(tokens (B,T) int, targets (B,T) int or None) -> (logits (B,T,V), the loss, or None without
     targets); a target of -100 is left out of the loss. position (B,T): where in the context each token
-    stands, its place in the row unless said. Raises ValueError where T is longer than the context.
+    stands, by default its place in the row. Raises ValueError where T is longer than the context.
     """
 
     def __init__(self, n_vocab, n_layer, dim, n_head, n_context, eps=1e-5):
@@ -232,7 +232,7 @@ class GPT(nn.Module):
         return cls(c.n_vocab, c.lm_layer, c.lm_dim, c.lm_head, c.n_context, c.lm_eps)
 
     def add_positions(self, x, position=None):
-        """Embedded tokens (B,T,D) -> what goes into the first block. position (B,T): 0 … T-1 unless said"""
+        """Embedded tokens (B,T,D) -> what goes into the first block. position (B,T): 0 … T-1 by default"""
         t = x.shape[1]
         if t > self.n_context:
             raise ValueError(f'{t} tokens are more than the context of {self.n_context}')
@@ -298,9 +298,9 @@ class FlamingoConfig:
 
 
 # The three large ones are the paper's (Table 4), with its vision encoder, NFNet-F6 at 320 pixels. Their
-# visual tokens are widened to the language model's width: the paper does not say so, but its 1.6 B and 10 B
-# of gated layers are 12 D² a layer, keys and values from D-wide tokens; from 1536-wide ones they would be
-# 1.4 B and 8.4 B.
+# visual tokens are widened to the language model's width: the paper does not say so, but the 10 B of 80B's 12
+# gated layers are 12 D² each, keys and values from D-wide tokens; from 1536-wide ones they would be 8.4 B.
+# (9B's 1.6 B fit 8 such layers, where Table 4 has 10: docs/scaling.md.)
 _PAPER = dict(
     n_vocab=32000, bos=1, pad=0, n_context=2048, xattn_head_dim=128, n_token=256, n_image=5,
     resampler_layer=6, resampler_dim=1536, resampler_head=16, resampler_head_dim=128, n_latent=64,

@@ -74,7 +74,7 @@ class PerceiverResampler(nn.Module):
     With a frame_mask, features may be those of the real frames alone, one after the other: (frames,S,D_v).
 
     dim:       width D of the visual tokens;  dim_media: width of the features, projected to D if it differs
-    head_dim:  D / n_head unless said. (The paper contradicts itself: 96 by Table 4, 128 by its text and by
+    head_dim:  D / n_head by default. (The paper contradicts itself: 96 by Table 4, 128 by its text and by
                its parameter count of 194 M; see the presets in model.py.)
     n_frame:   frames seen in training; longer clips interpolate the learned time embeddings (appendix B.1.2)
     """

@@ -15,20 +15,21 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-To follow one batch, read train_stage and what it calls, in this order:
+To follow one batch, read train_stage and what it calls, in this order (`run` is a Run of kit/run/run.py):
 
-    StageData.read, by loop.read   kit/run/batches.py    the sources -> of each the samples of its batch i
-        SequenceData.of_source     kit/run/sequences.py  a source -> a list of sequences
-            Reader.documents       kit/run/reading.py    number -> Document: texts and pictures, in order
-                Shapes.document    kit/world/pages.py        (of the drawn world; kit/sources reads others)
-            encode                 data.py               Document -> tokens (T,), φ (T,), learned (T,)
-            Reader.decode          kit/run/reading.py    its pictures -> pixels, kept under each one's key
-    gradients                      train.py              samples -> the gradient of Σ λ L, in .grad
-        SequenceData.batches       kit/run/sequences.py  sequences -> tensors (B,T), by data.collate
-        FlamingoStage.losses       train.py              tensors -> L of each source
-            FrozenFeatures         kit/features.py       keys -> pixels -> features (frames,S,D_v), kept, too
-            Flamingo.forward       model.py              tokens, features -> the loss of each target
-    stage.clip, optimizer.step     train.py
+    mixture, by Loop            data.py                the sources -> which of them each step reads
+    SequenceData.of_source      kit/run/sequences.py   a source -> its batch i, sequences, each by `sample`:
+        Source.document         kit/sources/source.py  number -> Document: texts and pictures, in order
+            Shapes.document     kit/world/pages.py     (in the drawn world)
+        encode                  data.py                Document -> tokens (T,), φ (T,), learned (T,)
+        Reader.decode           kit/run/reading.py     its pictures -> pixels, kept under each one's key
+    gradients                   train.py               samples -> the gradient of Σ λ L, in .grad
+        SequenceData.batches    kit/run/sequences.py   sequences -> tensors (B,T), by data.collate
+        FlamingoStage.losses    train.py               tensors -> L of each source
+            FrozenFeatures      kit/features.py        keys -> pixels -> features (frames,S,D_v), kept, too
+            drop_channels       kit/features.py        features -> the same without some channels
+            Flamingo.forward    model.py               tokens, features -> the loss of each target
+    stage.clip, optimizer.step  train.py
 """
 import math
 from collections import Counter
@@ -86,6 +87,7 @@ def gradients(run, stage, samples, i):
     """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) in every parameter's .grad: over the samples
     of batch i of each source m, in micro-batches -> {source: L_m}, a mean over all ranks, and how many tokens
     were read, padding included."""
+    # On one GPU, what `distributed` does here is nothing.
     total, n_token = Counter(), 0
     for batch in stage.data.batches(samples, i):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
@@ -244,15 +246,16 @@ class FlamingoStage(Stage):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m learned tokens of
         source m in the whole step: all micro-batches, all ranks. The step minimises Σ_m λ_m L_m.
 
-        The paper sums over the tokens of a sequence, ours is a mean: a caption of 5 tokens would weigh as
-        much as a page of 45. So what the paper calls 0.2 is 0.2 · 5/45 ≈ 0.02 here for short captions, and
-        0.2 · 14/45 ≈ 0.06 for long ones. The defaults are half of these. (With 0.2 for both, their noise
-        kept captions of new pairs from being learned in some runs: docs/results.md.)"""
+        The paper sums over the tokens of a sequence, ours is a mean over those of a source: with the same λ a
+        caption of 5 tokens would weigh as much as a page of 45. So 0.2 in the paper is 0.2 · 5/45 ≈ 0.02 here
+        for short captions, and 0.2 · 14/45 ≈ 0.06 for long ones; ours are half of that. (With 0.2 for both,
+        their noise kept captions of new pairs from being learned in some runs: docs/results.md.) Clips, of
+        which there are few, keep the paper's number."""
         learned = batch.targets != -100                                                         # (B,T)
-        _, loss = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
+        _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            segment=batch.segment, **self.pictures(batch), per_target=True)    # (targets,)
         source = batch.source_id[learned]                                                       # (targets,)
-        total = loss.new_zeros(len(batch.n_learned)).index_add(0, source, loss)                 # (sources,)
+        total = each.new_zeros(len(batch.n_learned)).index_add(0, source, each)                 # (sources,)
         return {name: total[k] / (n or 1) for k, (name, n) in enumerate(batch.n_learned.items())}
 
     def evaluate(self):
@@ -286,16 +289,16 @@ class FinetuneStage(FlamingoStage):
         contrastive, module = load_frozen(self.run, kind=adapt.WAYS[self.config.adapt].model)
         path, state = self.run.path('flamingo.pt'), self.run.load_stage('flamingo', 'flamingo')['flamingo']
         checkpoint.load_into(module, adapt.grown(module, state), path)
-        adapt.begin(module, self.config.adapt)
+        adapt.begin(module, self.config.adapt)  # what trains: all but the language model, or a few weights
         return contrastive, module
 
     def pictures(self, batch):
         """Pixels: the features of an encoder that trains cannot be kept."""
         if self.module.vision in self.module.frozen:
             return super().pictures(batch)
-        media, frame_mask = stack_frames(batch.media, self.run.reader.pixels)
+        pixels, frame_mask = stack_frames(batch.media, self.run.reader.pixels)
         device = self.run.device
-        return {} if media is None else {'media': media.to(device), 'frame_mask': frame_mask.to(device)}
+        return {} if pixels is None else {'media': pixels.to(device), 'frame_mask': frame_mask.to(device)}
 
     def evaluate(self):
         if self.module.vision not in self.module.frozen:

@@ -1,8 +1,7 @@
 """The vision encoder: an NFNet, and the contrastive training that teaches it to see (§2.1, appendix B.1).
 
 Flamingo's eyes are a Normalizer-Free ResNet (Brock et al. 2021, arXiv 2102.06171), trained from nothing by
-telling which caption belongs to which picture. After that it is frozen for good, and only its last grid of
-features is read.
+telling which caption belongs to which picture. After that it is frozen, and only its last grid is read.
 
 *Why no batch norm.* A contrastive loss compares the pictures of a batch with each other, and batch statistics
 leak between them. An NFNet instead keeps the variance of its signal in check by design: every weight is
@@ -93,8 +92,8 @@ class SqueezeExcite(nn.Module):
 class NFBlock(nn.Module):
     """x ← shortcut + α · skip_gain · SE(h) · h, h = branch(β · γ·gelu(x)), a bottleneck with two grouped 3x3.
 
-    β = 1/(expected std of x): the branch sees unit variance although the stream's variance grows block by
-    block. (α and β are the NFNet paper's. The gates' α and the contrastive loss's β are others.)
+    β = 1/(expected std of x): the branch sees about unit variance although the stream's grows block by block.
+    (As in the NFNet paper, whose α and β these are: other ones than in the gates and the contrastive loss.)
     """
 
     def __init__(self, n_in, n_out, group, stride, alpha, beta, drop_path):

@@ -73,7 +73,7 @@ class GatedCrossAttention(nn.Module):
     visual may be None, for text alone, or what `keys_values` has made of it.
 
     dim:        width D of the language model;  dim_visual: width of the visual tokens (default D)
-    n_head, head_dim: heads and their width, D / n_head unless said (the paper: 128 at every size)
+    n_head, head_dim: heads and their width, by default D / n_head (the paper: 128 at every size)
     attend:     which images a token sees, a key of SEES. The cost of all but 'last' grows with N.
     Raises ValueError for another `attend`.
     """

@@ -28,8 +28,8 @@ class Reader:
         self.left_out = {}                              # {where: kind} of what training could not read
 
     def first_readable(self, source, number, read):
-        """-> read(source, number). Where that raises BadItem, it is counted, and another number is read, always
-        the same one. Raises BadInput if most of the source cannot be read."""
+        """-> read(source, number). Where that raises BadItem, it is counted, and another number is read,
+        always the same one. Raises BadInput if most of the source cannot be read."""
         for attempt in range(50):
             self.tried[source] += 1
             try:

@@ -30,7 +30,9 @@ class SequenceBatch(Batch):
     them there by the key of each Media: FrozenFeatures (kit/features.py), or fine-tuning.
 
     source_id (B,T): the source of each token, as its place in n_learned
-    n_learned:       {source: learned tokens of the whole step, all micro-batches, a mean over ranks}
+    n_learned:       {source: learned tokens of the whole step, all micro-batches, a mean over ranks}: each
+                     rank divides its sums by it, the gradients of W ranks are averaged, and Σ / (n/W) / W is
+                     the mean over all n
     """
     source_id: torch.Tensor
     n_learned: dict

@@ -90,20 +90,23 @@ class PairData(StageData):
         drawn world, one for the two, in which each picture is encoded once. (Of different pictures that
         would gain nothing and take twice the memory.)"""
         together = self.config.align == self.config.ltip and not self.augmented
-        parts = [list(samples)] if together else [[source] for source in samples]
-        for sources in parts:
-            images, captions = {}, {}  # images: each once, by a key that names its pixels
-            for source in sources:
-                rng = self.rng(source, i)
-                keys, pictures = self.pictures(source, samples[source], rng)
-                for key, picture in zip(keys, pictures):
-                    images.setdefault(key, picture)
-                place = {key: k for k, key in enumerate(images)}
-                shows = torch.tensor([place[key] for key in keys])
-                parts_of = *self.texts(samples[source], rng), shows
-                captions[source] = Captions(*(x.to(self.device) for x in parts_of))
-            images = torch.stack(list(images.values())).to(self.device)
-            yield PairBatch(images, captions, more=sources is not parts[-1])
+        parts = [samples] if together else [{source: documents} for source, documents in samples.items()]
+        for part in parts:
+            yield self.batch(part, i, more=part is not parts[-1])
+
+    def batch(self, samples, i, more):
+        """{source: Documents} -> PairBatch, in which a picture that several of them show is there once"""
+        images, captions = {}, {}  # images: by keys that name their pixels
+        for source, documents in samples.items():
+            rng = self.rng(source, i)
+            keys, pictures = self.pictures(source, documents, rng)
+            for key, picture in zip(keys, pictures):
+                images.setdefault(key, picture)
+            place = {key: k for k, key in enumerate(images)}
+            shows = torch.tensor([place[key] for key in keys])
+            tokens, mask = self.texts(documents, rng)
+            captions[source] = Captions(*(x.to(self.device) for x in (tokens, mask, shows)))
+        return PairBatch(torch.stack(list(images.values())).to(self.device), captions, more)
 
     @property
     def augmented(self):
@@ -117,8 +120,8 @@ class PairData(StageData):
         if self.augmented:
             pixels = augment(torch.stack(pixels), rng, c.augment_flip, c.augment_strength, c.augment_colour,
                              c.augment_warp, c.augment_lines)
-        named = [None if self.augmented else d.pieces[0].key for d in documents]
-        return [key or (source, k) for k, key in enumerate(named)], pixels
+        keys = [None if self.augmented else d.pieces[0].key for d in documents]
+        return [key or (source, k) for k, key in enumerate(keys)], pixels
 
     def texts(self, documents, rng):
         """-> the captions' tokens (N,T), and a mask (N,T) of those that count"""
@@ -205,7 +208,8 @@ class TextData(StageData):
         return []
 
     def batches(self, samples, i):
-        [(tokens, start)], n = samples.values(), self.config.micro_batches
+        [(tokens, start)] = samples.values()  # of the one source, text
+        n = self.config.micro_batches
         for part in range(n):
             ids, first = (torch.from_numpy(x[part::n]).to(self.device) for x in (tokens, start))
             position = first[:, None] + torch.arange(ids.shape[1] - 1, device=self.device)     # (B,T)

@@ -104,7 +104,7 @@ class Bridge(train.FlamingoStage):
         mine = [x for x in named if x[0].startswith(part)]
         rest = [x for x in named if not x[0].startswith(part)]
         self.optimizer = train.adamw(rest, config.weight_decay, config.gate_scale)
-        for group in train.adamw(mine, weight_decay=0.1).param_groups:  # as where they are pretrained
+        for group in train.adamw(mine, config.weight_decay).param_groups:
             self.optimizer.add_param_group(group | {'scale': scale})
 
     def pictures(self, batch):

@@ -124,8 +124,8 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
         or          0    1    1      1      2    2      2      2    2      … the next (see p_next)
         learned          ✓    ✓             ✓    ✓             ✓    ✓
 
-    An <EOC> stands before each image but one that begins the text, and at the end.
-    Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
+    An <EOC> stands before each image but one that begins the text, and at the end. (The paper's pairs end in
+    <EOC><EOS>.) Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
 
     n_token, n_image: the most tokens (L) and pictures (N); None for no limit. See `window`.
     rng:     a numpy Generator; without one, nothing is left to chance: previous picture, no added space

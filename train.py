@@ -191,7 +191,7 @@ class LanguageStage(Stage):
         self.net = parallel_language(run, self.module)
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
         self.decay = self.config.schedule_language
-        self.optimizer = adamw(self.module.named_parameters(), weight_decay=0.1)  # GPT-3's
+        self.optimizer = adamw(self.module.named_parameters(), self.config.weight_decay)
 
     def losses(self, batch):
         _, loss = self.net(batch.tokens, batch.targets, batch.position)
@@ -211,7 +211,6 @@ class FlamingoStage(Stage):
         the first pages have captions only             kit/world/pages.py, FIRST_PAGES
         the language model starts with heads that copy kit/copying.py
         gates learn 15 times as fast as the rest       --gate_scale, `adamw`
-        matrices decay, or learn pairs by heart        --weight_decay, ten times the paper's
         some channels of each picture are left out     --feature_dropout, kit/features.py
         pages stand anywhere in the context            kit/run/sequences.py, SequenceData.place
     """
@@ -237,7 +236,8 @@ class FlamingoStage(Stage):
         return load_frozen(self.run)
 
     def pictures(self, batch):
-        """The frozen encoder's features (of pixels that run.reader keeps by Media.key), less some channels"""
+        """What the model is given of the pictures of a batch: the frozen encoder's features, which are kept
+        from step to step, less some of their channels. (Pixels come from run.reader.pixels, by Media.key.)"""
         features, frame_mask = self.features(batch.media)
         features = drop_channels(features, frame_mask, batch.sequences, self.config.feature_dropout)
         return {'features': features, 'frame_mask': frame_mask}
@@ -248,8 +248,9 @@ class FlamingoStage(Stage):
 
         The paper sums over the tokens of a sequence, ours is a mean over those of a source: with the same λ a
         caption of 5 tokens would weigh as much as a page of 45. So 0.2 in the paper is 0.2 · 5/45 ≈ 0.02 here
-        for short captions, and 0.2 · 14/45 ≈ 0.06 for long ones; ours are half of that (with 0.2 for both,
-        their noise kept some runs from learning captions: docs/results.md). For clips it is the paper's."""
+        for short captions, and 0.2 · 14/45 ≈ 0.06 for long ones; ours are half of that. (With 0.2 for both,
+        their noise kept captions of new pairs from being learned in some runs: docs/results.md.) Clips, of
+        which there are few, keep the paper's number."""
         learned = batch.targets != -100                                                         # (B,T)
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            segment=batch.segment, **self.pictures(batch), per_target=True)    # (targets,)
@@ -372,7 +373,7 @@ GROUPS = {
         'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),
         'flamingo_lr': (2e-3, 'peak learning rate'),
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
-        'weight_decay': (1.0, 'of matrices; never the resampler, gates, gains and norms (the paper: 0.1)'),
+        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
         'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
         'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
         'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '

@@ -41,7 +41,6 @@ lambda_vtp = 0.03
 flamingo_iters = 500000
 flamingo_lr = 1e-4
 warmup = 5000                   # in every stage; the paper's contrastive stage has none
-weight_decay = 0.1
 gate_scale = 1.0
 feature_dropout = 0.0
 augment = 'strength=1.0 flip=True'

@@ -50,7 +50,6 @@ flamingo_iters = 20000
 flamingo_lr = 1e-4             # the paper's
 schedule = 'flamingo=constant'
 warmup = 1000
-weight_decay = 0.1             # the paper's
 gate_scale = 1.0
 eval_every = 1000
 activation_checkpointing = True

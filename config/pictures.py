@@ -18,7 +18,6 @@ sizes = (
     'lm_head=2'  # few, wide heads match more finely
 )
 vision_lr = 3e-3
-weight_decay = 0.1  # assets/pictures.pt was made with this
 language_tokens = 384
 n_token = 320
 lambda_align = 0.5

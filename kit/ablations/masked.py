@@ -42,7 +42,7 @@ class MaskedStage(Stage):
         self.net, self.decay = self.module, run.config.schedule_flamingo
         self.set_lambdas(dict.fromkeys(SOURCES, 1.0), 'nothing to learn from: give m3w, align, ltip or vtp')
         self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr
-        self.optimizer = self.optimizer_of(self.module.named_parameters(), weight_decay=0.1)
+        self.optimizer = self.optimizer_of(self.module.named_parameters(), self.config.weight_decay)
         self.normalise = NFNet('nano', per_image=c.per_image).normalise
 
     def losses(self, batch):

@@ -236,8 +236,7 @@ class FlamingoStage(Stage):
         return load_frozen(self.run)
 
     def pictures(self, batch):
-        """What the model is given of the pictures of a batch: the frozen encoder's features, which are kept
-        from step to step, less some of their channels. (Pixels come from run.reader.pixels, by Media.key.)"""
+        """The frozen encoder's features (of pixels that run.reader keeps by Media.key), less some channels"""
         features, frame_mask = self.features(batch.media)
         features = drop_channels(features, frame_mask, batch.sequences, self.config.feature_dropout)
         return {'features': features, 'frame_mask': frame_mask}
@@ -248,9 +247,8 @@ class FlamingoStage(Stage):
 
         The paper sums over the tokens of a sequence, ours is a mean over those of a source: with the same λ a
         caption of 5 tokens would weigh as much as a page of 45. So 0.2 in the paper is 0.2 · 5/45 ≈ 0.02 here
-        for short captions, and 0.2 · 14/45 ≈ 0.06 for long ones; ours are half of that. (With 0.2 for both,
-        their noise kept captions of new pairs from being learned in some runs: docs/results.md.) Clips, of
-        which there are few, keep the paper's number."""
+        for short captions, and 0.2 · 14/45 ≈ 0.06 for long ones; ours are half of that (with 0.2 for both,
+        their noise kept some runs from learning captions: docs/results.md). For clips it is the paper's."""
         learned = batch.targets != -100                                                         # (B,T)
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            segment=batch.segment, **self.pictures(batch), per_target=True)    # (targets,)

@@ -112,7 +112,7 @@ class Encoded:
 
     @property
     def n_learned(self):
-        """How many tokens the loss is a mean over."""
+        """How many of its tokens are learned. The loss of a source is a mean over those of the whole step."""
         return int(self.loss_mask.sum())
 
 

@@ -110,7 +110,7 @@ class Flamingo(nn.Module):
             return None
         # Ours, not the paper's: each place is brought to unit variance. An encoder's grid can be of any size
         # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost: clips
-        # would be pictures. (Before training leaves channels out, kit/features.py has done so once already.)
+        # would be pictures. (Where training has set channels to zero, this is the second time.)
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 

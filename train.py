@@ -15,7 +15,8 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-To follow one batch, read train_stage and what it calls, in this order (`run` is a Run of kit/run/run.py):
+To follow one batch, read train_stage and what it calls, in this order. (`run` is a Run of kit/run/run.py,
+a sample one sequence, a batch what goes through the model at one time.)
 
     mixture, by Loop            data.py                the sources -> which of them each step reads
     SequenceData.of_source      kit/run/sequences.py   a source -> its batch i, sequences, each by `sample`:
@@ -104,7 +105,7 @@ def gradients(run, stage, samples, i):
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
     """AdamW; `train_stage` sets its learning rate. Only matrices decay, none of the resampler's (B.1.2):
     decay would work against gates, gains and norms, and shrink the two new embedding rows among frozen ones.
-    Gates learn `gate_scale` times as fast: while they are shut, hardly any gradient passes them."""
+    Gates learn `gate_scale` times as fast: while they are shut, nothing behind them has a gradient."""
     groups = {}
     for name, p in named_parameters:
         rows = name in ('new_rows', 'soft_prompt')

@@ -195,7 +195,7 @@ def mean_of_words(x, mask):
 
 
 class TextTower(nn.Module):
-    """A small bidirectional transformer, mean-pooled (the paper: a BERT; its size for the F6 is not stated).
+    """A small bidirectional transformer (nano: of no layers), mean-pooled (the paper: a BERT of some size).
 
     embed(tokens (B,T) int, mask (B,T) bool, True where real) -> (B,E) of length 1.
 

@@ -31,7 +31,7 @@ from resampler import FeedForward
 # Does a token of this index see this image? Both are counted from 1; index 0 is before the first image. (If
 # a text has more <image> tags than N pictures, an index can be above N: under 'last' it sees none of them.)
 SEES = {
-    'last': lambda image, index: image == index,          # the paper's choice
+    'last': lambda image, index: image == index,          # the paper's: the one that data.encode says
     'all_previous': lambda image, index: image <= index,  # its ablation (−7.2 points, Table 10)
 }
 
@@ -60,7 +60,7 @@ def masked_attention(q, k, v, seen):
     not empty but *uniform* (or NaN), and would leak a mixture of every image, later ones too.
     """
     k, v = (x.transpose(1, 2).flatten(2, 3) for x in (k, v))                          # (B,H,N*R,d) each
-    # A token that sees none is let to see all, so that its softmax is finite; then its row is set to zero.
+    # A token that sees none may see all, so that its softmax is finite; then its row is set to zero.
     blind = ~seen.any(-1, keepdim=True)                                               # (B,T,1)
     mask = (seen | blind).repeat_interleave(k.shape[2] // seen.shape[2], dim=-1)      # (B,T,N*R)
     out = attention(q.transpose(1, 2), k, v, mask.unsqueeze(1)).transpose(1, 2)       # (B,T,H,d)
@@ -114,10 +114,10 @@ class GatedCrossAttention(nn.Module):
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
-        if self.routed:  # equals the definition below (take it with routed = False); faster with many images
-            out = routed_attention(q, k, v, image_index)
-        else:
+        if not self.routed:
             out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)
+        else:  # equal to that, and faster with many images
+            out = routed_attention(q, k, v, image_index)
         return self.to_out(out.flatten(2))                                            # (B,T,D)
 
     def gates(self):

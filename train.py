@@ -49,8 +49,8 @@ from kit.run.batches import PairData, TextData
 from kit.run.driver import finish, session, stages_to_train
 from kit.run.keys import GONE, RARE, check_values
 from kit.run.loop import Loop
-from kit.run.sequences import PromptedData, SequenceData
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
+from kit.run.sequences import PromptedData, SequenceData
 from kit.run.stage import Stage
 from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, PRESETS, Flamingo

@@ -85,7 +85,7 @@ class Bridge(train.FlamingoStage):
         if row.text and row.language == 'pretrained':
             self.slow_down('lm.', 0.1)
         if row.model is OneStream:
-            self.data = SpreadData(run)
+            self.data = SpreadData(run, run.model_config.n_latent)
             self.asker = SpreadAsker(self.module, run.tokenizer, self.features, sharded=False)
 
     def load(self):

@@ -48,6 +48,13 @@ def rows_of(out):
     return json.load(open(os.path.join(out, 'ablations.json')))
 
 
+def test_the_masked_system_is_a_row_like_others(out):
+    """Its losses are of three kinds, not of sources, and its pictures take places among the words."""
+    run('ablate.py', '--rows=masked', '--seeds=1', '--n=2', '--flamingo_iters=2', *TINY, f'--out_dir={out}')
+    found = {r['task'] for r in rows_of(out) if r['row'] == 'masked'}
+    assert found == {'caption', 'question', 'clip_caption', 'clip_question', 'naming', 'overall'}
+
+
 def test_a_finished_cell_is_not_trained_again(out):
     command = ['--rows=baseline,one_stream', '--seeds=1', '--n=2', '--flamingo_iters=2', *TINY,
                f'--out_dir={out}']

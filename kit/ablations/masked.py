@@ -1,28 +1,16 @@
 """The masked system among the others: what it reads, and how it is asked."""
 import torch
 
+from kit.ablations.reads import SpreadData
 from kit.ablations.score import few_shot
 from kit.features import FrozenFeatures
 from kit.files import BadInput
 from kit.masked import MaskedSystem
-from kit.run.sequences import SequenceData
 from kit.run.keys import SOURCES
 from kit.run.stage import Stage
 from kit.tasks.asker import Asker, chosen, written
 from kit.variants import with_places
 from vision import NFNet
-
-
-class PatchData(SequenceData):
-    """Sequences with a free place for each patch."""
-
-    def __init__(self, run, n_patch):
-        super().__init__(run)
-        self.n_patch = n_patch
-
-    def sequence(self, source, number):
-        return with_places(super().sequence(source, number), self.tokenizer.image, self.tokenizer.pad,
-                           self.n_patch, self.model_config.n_context)
 
 
 def pixels_of(media, pixels, normalise):
@@ -33,12 +21,13 @@ def pixels_of(media, pixels, normalise):
 class MaskedStage(Stage):
     """All of the masked system at once. optimizer_of: train.adamw"""
     name = 'flamingo'
+    loss_weights = {'words': 1.0, 'patches': 1.0, 'contrast': 1.0}  # of all sources together
 
     def __init__(self, run, row):
         c = run.model_config
         n_layer = c.lm_layer + len(range(0, c.lm_layer, c.xattn_every)) + c.resampler_layer
         self.module = MaskedSystem(c, n_layer, c.lm_dim, c.lm_head).to(run.device)
-        super().__init__(run, PatchData(run, self.module.n_patch))
+        super().__init__(run, SpreadData(run, self.module.n_patch))
         self.net, self.decay = self.module, run.config.schedule_flamingo
         self.set_lambdas(dict.fromkeys(SOURCES, 1.0), 'nothing to learn from: give m3w, align, ltip or vtp')
         self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr

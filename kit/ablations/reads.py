@@ -53,11 +53,15 @@ class WithText(SequenceData):
 
 
 class SpreadData(SequenceData):
-    """Sequences with free places for visual tokens."""
+    """Sequences with n free places for the visual tokens, or patches, of each picture."""
+
+    def __init__(self, run, n):
+        super().__init__(run)
+        self.n_place = n
 
     def sequence(self, document, source, number):
         sequence = super().sequence(document, source, number)
-        return with_places(sequence, self.tokenizer.image, self.tokenizer.pad, self.model_config.n_latent,
+        return with_places(sequence, self.tokenizer.image, self.tokenizer.pad, self.n_place,
                            self.model_config.n_context)
 
 

@@ -3,26 +3,22 @@
     python evaluate.py --out_dir=out-half --tasks=caption,question,clip_caption,clip_question    # and so on
     python -m kit.show.sizes half=out-half nano=out sizes.png    # from the evaluate.json of each
 """
-import json
 import os
 import sys
 
 from kit.cli import command
-from kit.files import BadInput
+from kit.files import BadInput, read_json
 from kit.show import canvas, charts
 
 
 def mean_scores(name, folder):
     """-> rows of a chart, one for each number of shots: the mean over the tasks asked. Raises BadInput."""
-    path = os.path.join(folder, 'evaluate.json')
-    try:
-        with open(path, encoding='utf-8') as f:
-            rows = [row for row in json.load(f) if row['metric'] == 'accuracy' and not row['control']]
-    except (OSError, ValueError) as e:
-        raise BadInput(f'{path}: {e}; python evaluate.py --out_dir={folder} makes it') from e
-    by_shots = {}
-    for row in rows:
-        by_shots.setdefault(row['shots'], []).append(row['value'])
+    path, by_shots = os.path.join(folder, 'evaluate.json'), {}
+    if not os.path.exists(path):
+        raise BadInput(f'{path}: no such file; python evaluate.py --out_dir={folder} makes it')
+    for row in read_json(path, 1 << 24):
+        if row['metric'] == 'accuracy' and not row['control']:
+            by_shots.setdefault(row['shots'], []).append(row['value'])
     return [{'task': name, 'shots': shots, 'metric': 'accuracy', 'value': sum(values) / len(values)}
             for shots, values in sorted(by_shots.items())]
 

@@ -12,7 +12,7 @@ import sys
 import torch
 
 from kit.cli import command
-from kit.files import BadInput, open_file, whole_file
+from kit.files import BadInput, read_json, whole_file
 from kit.weights.checkpoint import load, save
 
 
@@ -29,11 +29,7 @@ def halve(source, target):
     if extension != '.pt':
         raise BadInput(f'{target}: must end in .pt')
     results = os.path.join(os.path.dirname(source), 'results.json')  # which training ends with
-    with open_file(results, 1 << 24) as f:
-        try:
-            rows = json.load(f)
-        except (ValueError, RecursionError) as e:
-            raise BadInput(f'{results}: not JSON ({e})') from e
+    rows = read_json(results, 1 << 24)
     # Without the stage: where they were trained one by one, this is the command for all of them.
     given = [argument for argument in content['given']
              if argument.split('=')[0] not in ('--stage', '--out_dir', '--init_from', '--device')]

@@ -13,6 +13,7 @@ On your own data (docs/evaluation.md has an example of every form):
     python evaluate.py --classify=my_classes --shots=16        # class names as answers (RICES)
     python evaluate.py --zero_shot=my_classes                  # the CLIP way: class names in templates
     python evaluate.py --probe=my_classes                      # a linear classifier on the frozen features
+    python evaluate.py --captions=my_pictures --split=val      # what the model says of pictures
     python evaluate.py --retrieval=my_pictures --split=val     # which caption belongs to which picture?
     python evaluate.py --depths=my_pictures --split=val        # where what it sees is lost on its way
 
@@ -29,6 +30,7 @@ from kit.files import BadInput, whole_file
 from kit.show import canvas, charts
 from kit.sources.base import Report
 from kit.tasks.asker import CHECKPOINT, find_checkpoint, LEAST_FPS, load, MOST_BEAMS, MOST_FRAMES
+from kit.tasks.captions import run_captions
 from kit.tasks.classes import run_classes
 from kit.tasks.depths import run_depths
 from kit.tasks.encoders import run_probe, run_retrieval, run_zero_shot
@@ -59,7 +61,7 @@ GROUPS = {  # of --help: what they are for, and of each key its default and its 
         'calibrate': (False, 'rank choices by what the pictures of the examples add (the paper does not)'),
         'seed': (1, 'of the episodes'),
         'seeds': (3, 'this many seeds, from that one on'),
-        'n': (100, 'episodes of each kind and seed; of a COCO or VQA file all, unless said'),
+        'n': (100, 'episodes of each kind and seed; of a COCO or VQA file and of captions all, unless said'),
         'shots': ('', 'examples, several with commas; empty for 0,4,8,16,32 (naming: 1,2,4,8 of each name)'),
         'text_examples': (2, "at 0 shots: examples as text alone, the paper's two; 0 for none"),
         'controls': (False, 'spoil prompts on purpose (of the world, a folder or episodes)'),
@@ -94,6 +96,9 @@ GROUPS = {  # of --help: what they are for, and of each key its default and its 
         'train_annotations': ('', 'their answers; empty for those in the file, or in one beside it'),
         'train_images': ('', 'the folder of their pictures; empty for --images'),
     },
+    'captions of a folder': {
+        'captions': ('', 'a folder with captions: what is said of its pictures, known things and new ones'),
+    },
     'classes by name': {
         'classify': ('', 'a folder of class folders: which of its class names is the answer?'),
         'per_class': (5, 'how many pictures of each class examples are taken from'),
@@ -114,8 +119,8 @@ KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items(
 SOURCES = {
     'episodes': run_episodes, 'folder': run_folder,
     'coco_annotations': run_official, 'vqa_questions': run_official, 'classify': run_classes,
-    'questions': run_questions, 'zero_shot': run_zero_shot, 'probe': run_probe, 'retrieval': run_retrieval,
-    'depths': run_depths,
+    'captions': run_captions, 'questions': run_questions, 'zero_shot': run_zero_shot, 'probe': run_probe,
+    'retrieval': run_retrieval, 'depths': run_depths,
 }
 BELONGS = {  # keys that say nothing without one of these
     'write_episodes': ('folder',), 'trials': ('folder',), 'within_group': ('folder',),

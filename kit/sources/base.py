@@ -139,7 +139,7 @@ class Item:
     Answer:"), given and not learned; label: what makes two items the same thing; where: file and line; group:
     what classes belong together, the folder that a class folder lies in (None: of no class folder); turn:
     quarter turns to the left; word: what the encoder calls it, where its words stand beside the captions
-    (kit/run/class_words.py).
+    (kit/run/class_words.py); category: what kind of thing it is, where a list says so.
     """
     path: str
     text: str
@@ -150,6 +150,7 @@ class Item:
     turn: int = 0
     prompt: str = ''
     word: str = ''
+    category: str = ''
 
 
 class Pairs:

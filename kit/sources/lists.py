@@ -279,7 +279,10 @@ def row_items(fields, split, find, where):
     if not mine:  # one list of pictures in train/ and in test/
         mine = split_above(os.path.dirname(path.removeprefix(find.roots[0])))
     mine = split_of(mine) or mine
-    return [Item(path, text, mine, '' if prompt else text, where, prompt=prompt) for text in texts]
+    category = fields.get('category')
+    category = category.strip() if isinstance(category, str) else ''
+    return [Item(path, text, mine, '' if prompt else text, where, prompt=prompt, category=category)
+            for text in texts]
 
 
 @lru_cache(1 << 12)

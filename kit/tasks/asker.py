@@ -50,10 +50,13 @@ def load(path, device='cpu', batch_size=16, n_frame=0, fps=1.0):
     n_frame: most frames of a clip, 0 for as many as in training. The resampler stretches its embeddings of
     time over more (appendix B.1.2: trained on 8 frames at 1 a second, asked about 30 at 3 a second).
     """
-    model, contrastive, tokenizer = read_flamingo(path)
+    model, contrastive, tokenizer, keys = read_flamingo(path)
     pixels = Pixels(model.config.image_size, n_frame or model.config.n_frame)
     features = FrozenFeatures(model.vision, pixels, device)
-    return Asker(model.to(device), tokenizer, features, batch_size, fps=fps), contrastive.to(device).eval()
+    asker = Asker(model.to(device), tokenizer, features, batch_size, fps=fps)
+    if type(share := keys.get('held_share')) is float and 0 < share < 1:
+        asker.held_share = share
+    return asker, contrastive.to(device).eval()
 
 
 def trim(text):
@@ -69,13 +72,14 @@ class Asker:
     of the examples a choice is scored in; the mean log-likelihood counts (appendix A.2, Table 7). fps: frames
     a second of animations. calibrate: rank choices by how much more likely the pictures of the examples make
     them (contextual calibration, Zhao et al. 2021, arXiv:2102.09690); the paper ranks by log-likelihood.
+    held_share: of the things of a folder without splits, that training held out.
     """
 
     def __init__(self, model, tokenizer, features, batch_size=16, beam_size=3, max_new_tokens=24, ensemble=1,
                  fps=1.0):
         self.model, self.tokenizer, self.features = model.eval(), tokenizer, features
         self.batch_size, self.beam_size, self.max_new_tokens = batch_size, beam_size, max_new_tokens
-        self.ensemble, self.fps, self.calibrate = ensemble, fps, False
+        self.ensemble, self.fps, self.calibrate, self.held_share = ensemble, fps, False, 0.0
 
     @property
     def n_frame(self):
@@ -90,9 +94,10 @@ class Asker:
         """A folder of pictures and what is said about them -> Pairs, with as many frames of clips as are
         wanted.
 
-        split: '' or None for all; spec: fields of kit.sources.base.FolderSpec. Raises BadInput.
+        split: '' or None for all. Where the folder has none, val is what training held out, and train the
+        rest. spec: fields of kit.sources.base.FolderSpec. Raises BadInput.
         """
-        spec = FolderSpec(fps=self.fps, **spec)
+        spec = FolderSpec(**{'fps': self.fps, 'held_share': self.held_share if split else 0.0} | spec)
         return open_folder(path, spec, self.n_frame, split=split or None, report=report)
 
     def encode(self, document):

@@ -28,7 +28,8 @@ class Unfilled(TorchFunctionMode):
 
 
 def read_flamingo(path):
-    """flamingo.pt -> (Flamingo, Contrastive with the same encoder, Tokenizer), on the CPU, float32.
+    """flamingo.pt -> (Flamingo, Contrastive with the same encoder, Tokenizer, {key of train.py: its value in
+    that training}, whatever their types), on the CPU, float32.
 
     The file needs nothing beside it. Raises BadInput where it is damaged, or its parts do not fit each other.
     """
@@ -58,4 +59,4 @@ def read_flamingo(path):
     # Before any memory is taken: are the tensors as large as the file claims?
     with torch.device('meta'), Unfilled():
         fill(checkpoint.check_state)
-    return *fill(checkpoint.load_into), tokenizer
+    return *fill(checkpoint.load_into), tokenizer, dict(content.get('keys', {}))

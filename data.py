@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from kit.fast.rows import share_rows
 from kit.files import BadInput, BadItem
 
 # ---------------------------------------------------------------------------------------------
@@ -257,19 +258,6 @@ def collate(sequences, tokenizer, share=False):
                   media=[[m for s in row for m in s.media] for row in rows],
                   sequences=[s for row in rows for s in row])
     return batch if len(rows) < len(sequences) else replace(batch, segment=None)
-
-
-def share_rows(sequences):
-    """-> lists of sequences, none longer together than the longest alone: longest first, the short ones
-    fill the gaps"""
-    rows, room = [], max(len(s.tokens) for s in sequences)
-    length = lambda row: sum(len(s.tokens) for s in row)
-    for s in sorted(sequences, key=lambda s: -len(s.tokens)):
-        row = next((row for row in rows if length(row) + len(s.tokens) <= room), None)
-        if row is None:
-            rows.append(row := [])
-        row.append(s)
-    return rows
 
 
 # ---------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ class Encoded:
         return int(self.loss_mask.sum())
 
 
-def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5, earlier=False):
+def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5):
     """Document -> Encoded (appendices A.3.2 and B.1.2).
 
                   <BOS> text <EOC> <image> text <EOC> <image> text <EOC>
@@ -136,7 +136,6 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
              the one before it.
     p_space: the chance of a space in front of a pair's caption: "dog" and " dog" are different tokens, and a
              prompt may end in either way
-    earlier: for attend='all_previous': text whose picture is cut off sees all those before it
     Raises BadInput if the Document is a prompt and longer than n_token, or has more than n_image pictures.
     """
     total = len(document.media)
@@ -166,7 +165,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
         check_prompt(document, len(tokens), len(media), n_token, n_image)
         return Encoded(tokens, image_index, loss_mask=learned, media=media)
     tags = np.flatnonzero(tokens == tokenizer.image)  # where each picture's tag stands
-    return window(tokens, image_index, learned, media, tags, n_token, n_image, rng, earlier)
+    return window(tokens, image_index, learned, media, tags, n_token, n_image, rng)
 
 
 def check_prompt(document, length, n_media, n_token, n_image):
@@ -177,13 +176,12 @@ def check_prompt(document, length, n_media, n_token, n_image):
         raise BadInput(f'{where}: {n_media} pictures are more than {n_image}')
 
 
-def window(tokens, image_index, learned, media, tags, n_token, n_image, rng, earlier):
+def window(tokens, image_index, learned, media, tags, n_token, n_image, rng):
     """Cut a window of at most n_token tokens and n_image pictures out of a longer sequence, at a random place
     (at its beginning without an rng). Its pictures are counted from 1 again.
 
     A tag is one token, so a picture stays with its tag. But text may lose its picture: at the beginning one
-    that came before the window, at the end, if it looks ahead, one that comes after it. Such text sees none;
-    at the end, with `earlier`, all that the window has.
+    that came before the window, at the end, if it looks ahead, one that comes after it. Such text sees none.
     """
     start, stop = 0, len(tokens)
     if n_token is not None and stop > n_token:
@@ -194,7 +192,7 @@ def window(tokens, image_index, learned, media, tags, n_token, n_image, rng, ear
         stop, inside = int(inside[n_image]), inside[:n_image]
     before, n = int(np.searchsorted(tags, start)), len(inside)  # pictures before the window, and in it
     index = image_index[start:stop] - before
-    index = np.where(index > n, n if earlier else 0, index.clip(min=0))
+    index = np.where(index > n, 0, index.clip(min=0))  # of a picture before or after the window: none
     learned = learned[start:stop].copy()
     learned[:1] = False
     return Encoded(tokens[start:stop], index, loss_mask=learned, media=media[before:before + n])
@@ -216,6 +214,14 @@ class Batch:
     sequence (B,T): which of `sequences` a token belongs to, counted from 0; 0 for padding, too
     length (B,):    of each row, without padding
     media:          B lists of Media;  sequences: all Encoded, in the order in which they stand in the rows
+
+    A row that two captions share, the batch's sequences 4 and 5:
+
+        tokens       <BOS> <image> a  <EOC> <BOS> <image> b  <EOC> <PAD>
+        image_index    0      1    1    1     0      2    2    2     0    each picture has its own number
+        targets        -      a  <EOC>  -     -      b  <EOC>  -     -    (- is -100)
+        segment        1      1    1    1     2      2    2    2     0    self-attention stays within it
+        sequence       4      4    4    4     5      5    5    5     0
     """
     tokens: torch.Tensor
     image_index: torch.Tensor

@@ -27,8 +27,8 @@ class Flamingo(nn.Module):
     """forward(tokens (B,T), image_index (B,T), media, …) -> (logits, loss):
 
         without targets     logits (B,T,V+2) of every next token, None
-        targets (B,T)       logits of those to be learned (targets,V+2), their mean loss
-        … per_target=True   logits of those to be learned (targets,V+2), the loss of each (targets,)
+        with targets        logits (K,V+2) of the K tokens that have one, their mean loss
+        and per_target=True logits (K,V+2), the loss of each (K,)
 
     tokens:       ids V and V+1 are <image> and <EOC>
     image_index:  the paper's φ, which image each token may look at, counted from 1; 0 = none
@@ -58,7 +58,7 @@ class Flamingo(nn.Module):
             self.Gated(c.lm_dim, visual_dim, c.xattn_head, c.xattn_head_dim, c.attend)
             for _ in range(0, c.lm_layer, c.xattn_every))
         # <image> and <EOC>: the only words that the frozen model does not know. Their rows serve as input and
-        # output, as those of its own table do, and are trained (OpenFlamingo without: −12 points of VQAv2).
+        # output, as those of its own table do, and are trained (untrained, OpenFlamingo lost 12 points).
         self.new_rows = nn.Parameter(torch.randn(2, c.lm_dim) * 0.02)
         self.image, self.eoc = c.n_vocab, c.n_vocab + 1
         self.freeze()
@@ -110,7 +110,7 @@ class Flamingo(nn.Module):
             return None
         # Ours, not the paper's: each place is brought to unit variance. An encoder's grid can be of any size
         # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost: clips
-        # would be pictures. (Where training has set channels to zero, this is the second time.)
+        # would be pictures. (drop_channels of kit/features.py does so, too; this restores the scale.)
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 
@@ -128,14 +128,14 @@ class Flamingo(nn.Module):
         if targets is None:
             return self.head(y), None
         learn = targets != -100                                        # (B,T)
-        logits = self.head(y[learn])                                   # of the targets only: (targets,V+2)
-        losses = F.cross_entropy(logits.float(), targets[learn], reduction='none')
+        logits = self.head(y[learn])                                   # (K,V+2)
+        losses = F.cross_entropy(logits.float(), targets[learn], reduction='none')   # (K,)
         # The sum over none is 0, where a mean would be NaN: a sequence may have nothing to learn.
         return logits, losses if per_target else losses.sum() / max(len(losses), 1)
 
     def freeze(self, vision=True, lm=True):
-        """The one place that says what is trained. The language model is not: trained along, it forgets
-        what it knew from text alone (−8.0 points, Table 3; −12.9 from random weights; ablate.py tries both).
+        """Says what is trained (with --adapt, kit/adapt.py less still). The language model is not: it would
+        forget what it knew from text alone (−8.0 points, Table 3; −12.9 from random weights; see ablate.py).
         The vision encoder is trained only when fine-tuning at the very end (appendix B.2)."""
         self.requires_grad_(True)
         self.lm.requires_grad_(not lm)
@@ -143,7 +143,6 @@ class Flamingo(nn.Module):
         if self.vision.projection is not None:  # into the contrastive space, where Flamingo never goes
             self.vision.projection.requires_grad_(False)
         self.frozen = [module for module, frozen in ((self.lm, lm), (self.vision, vision)) if frozen]
-        assert not any(p.requires_grad for m in self.frozen for p in m.parameters())
         return self.train(self.training)  # the new frozen parts too: see `train`
 
     def train(self, mode=True):
@@ -219,7 +218,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(n_context, dim)
         self.h = nn.ModuleList(Block(dim, n_head, eps) for _ in range(n_layer))
         self.ln_f = nn.LayerNorm(dim, eps)
-        std = dim ** -0.5  # GPT-2's 0.02 is for widths of a thousand; at 128, attention stays flat for long
+        std = dim ** -0.5  # GPT-2's 0.02 is for widths of a thousand; at 128, all scores would begin near 0
         for name, p in self.named_parameters():
             if p.ndim == 2:  # the residual projections at zero: a block begins silent
                 nn.init.normal_(p, std=0.0 if name.endswith('c_proj.weight') else std)
@@ -298,9 +297,7 @@ class FlamingoConfig:
 
 
 # The three large ones are the paper's (Table 4), with its vision encoder, NFNet-F6 at 320 pixels. Their
-# visual tokens are widened to the language model's width: the paper does not say so, but the 10 B of 80B's 12
-# gated layers are 12 D² each, keys and values from D-wide tokens; from 1536-wide ones they would be 8.4 B.
-# (9B's 1.6 B fit 8 such layers, where Table 4 has 10: docs/scaling.md.)
+# visual tokens are widened to the language model's width, as its parameter counts ask (docs/scaling.md).
 _PAPER = dict(
     n_vocab=32000, bos=1, pad=0, n_context=2048, xattn_head_dim=128, n_token=256, n_image=5,
     resampler_layer=6, resampler_dim=1536, resampler_head=16, resampler_head_dim=128, n_latent=64,

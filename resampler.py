@@ -51,8 +51,8 @@ class ResamplerLayer(nn.Module):
         latents, features = self.norm_latents(latents), self.norm_media(features)
         # Latents stand among the keys, too (unlike DETR): they can see what the others already hold.
         kv = self.to_kv(torch.cat([features, latents], dim=1))                        # (M,F*S+R,2*H*d)
-        heads = (self.n_head, self.head_dim)
-        return [x.unflatten(-1, heads).transpose(1, 2) for x in (self.to_q(latents), *kv.chunk(2, dim=-1))]
+        q, (k, v) = self.to_q(latents), kv.chunk(2, dim=-1)
+        return [x.unflatten(-1, (self.n_head, self.head_dim)).transpose(1, 2) for x in (q, k, v)]
 
     def cross_attention(self, latents, features):
         q, k, v = self.queries_keys_values(latents, features)

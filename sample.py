@@ -13,10 +13,11 @@
 <image:PATH> stands for a picture, an animated GIF, WebP or APNG, or a folder of frames. <EOC> ends an
 example. The prompt with its answer is saved as one picture, out_dir/sample.png. A prompt is answered so:
 
-    parse_prompt      kit/tasks/prompts.py   text -> Document: texts and pictures, in order
-    Asker.prompts     kit/tasks/asker.py     -> tokens, φ (data.encode), the features of the frozen encoder
-    generate, score   kit/answers.py         -> the likeliest text, or how likely each of --choices is
-                                             (there `greedy` and `log_likelihoods` are the ideas of both)
+    parse_prompt         kit/tasks/prompts.py   text -> Document: texts and pictures, in order
+    answers_to           kit/tasks/prompted.py  Document -> its answers, by the next two:
+      Asker.prompts      kit/tasks/asker.py     -> tokens, φ (data.encode), the features of the frozen encoder
+      generate, score    kit/answers.py         -> the likeliest text, or how likely each of --choices is
+                                                (there `greedy` and `log_likelihoods` are the ideas of both)
 """
 import json
 import os
@@ -26,7 +27,7 @@ import numpy as np
 
 from kit.cli import check_range, command, configure
 from kit.device import pick_device
-from kit.files import BadInput, open_file
+from kit.files import BadInput, read_text
 from kit.page.server import serve
 from kit.show import canvas, sheets
 from kit.tasks import explain, occlusion, rices
@@ -86,12 +87,7 @@ def read_prompt(config, media=file_media):
     if config.prompt:
         return parse_prompt(config.prompt, media=media), None
     if config.prompt_file:
-        with open_file(config.prompt_file, MOST_PROMPT) as f:
-            raw = f.read()
-        try:
-            return parse_prompt(raw.decode('utf-8-sig'), config.prompt_file, media), None
-        except UnicodeDecodeError as e:
-            raise BadInput(f'{config.prompt_file}: not UTF-8 at byte {e.start}') from e
+        return parse_prompt(read_text(config.prompt_file, MOST_PROMPT), config.prompt_file, media), None
     episode = naming_episode(np.random.default_rng([config.seed, 2]), 'held', config.ways, config.shots)
     return episode.document(), episode.query.answer
 
@@ -126,10 +122,10 @@ def main():
         canvas.save(sheets.attention_sheet(steps, title=title), config.attention)
     if config.explain or config.picture:
         explain.show(asker, document, answers[0][0], config)
-    path = os.path.join(config.out_dir, 'sample.png')
-    canvas.save(sheet([('', document, {'prediction': answers[0][0], 'answer': truth})]), path)
+    picture = os.path.join(config.out_dir, 'sample.png')
+    canvas.save(sheet([('', document, {'prediction': answers[0][0], 'answer': truth})]), picture)
     if not config.json:
-        print(f'saved as {path}', file=sys.stderr)
+        print(f'saved as {picture}', file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -19,7 +19,8 @@ To follow one batch, read train_stage and what it calls, in this order. (`run` i
 a sample one sequence, a batch what goes through the model at one time.)
 
     mixture, by Loop            data.py                the sources -> which of them each step reads
-    SequenceData.of_source      kit/run/sequences.py   a source -> its batch i, sequences, each by `sample`:
+    Loop.read                   kit/run/loop.py        the names of sources -> their samples, by
+      SequenceData.of_source    kit/run/sequences.py   a source -> its batch i, sequences, each by `sample`:
         Source.document         kit/sources/source.py  number -> Document: texts and pictures, in order
             Shapes.document     kit/world/pages.py     (in the drawn world)
         encode                  data.py                Document -> tokens (T,), φ (T,), learned (T,)
@@ -31,6 +32,10 @@ a sample one sequence, a batch what goes through the model at one time.)
             drop_channels       kit/features.py        features -> the same without some channels
             Flamingo.forward    model.py               tokens, features -> the loss of each target
     stage.clip, optimizer.step  train.py
+
+Pixels do not travel in a batch. A Media is a key, under which they were kept (run.reader.pixels), and the
+features that the frozen encoder makes of them are kept, too. The other stages go the same way, with PairData
+and TextData of kit/run/batches.py in place of SequenceData.
 """
 import math
 from collections import Counter
@@ -76,7 +81,7 @@ def train_stage(run, stage, missing, progress=None):
         if loop.finite(losses, norm):
             stage.optimizer.step()
         else:
-            loop.skip(gradients, samples, i)              # and say which source it was
+            loop.skip(gradients, samples, i)              # each source by itself: which of them was it?
         stage.optimizer.zero_grad(set_to_none=True)
         loop.log(losses, norm, n_token)
         if loop.time_to_evaluate():
@@ -87,14 +92,13 @@ def train_stage(run, stage, missing, progress=None):
 def gradients(run, stage, samples, i):
     """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) in every parameter's .grad: over the samples
     of batch i of each source m, in micro-batches -> {source: L_m}, a mean over all ranks, and how many tokens
-    were read, padding included."""
-    # On one GPU, what `distributed` does here is nothing.
+    were read, padding included. On one GPU, and with one micro-batch, it is two lines, marked *."""
     total, n_token = Counter(), 0
     for batch in stage.data.batches(samples, i):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
-            with autocast(run.device, run.dtype, cache=False):  # kit/device.py
-                losses = stage.losses(batch)
-            sum(stage.loss_weights[source] * loss for source, loss in losses.items()).backward()
+            with autocast(run.device, run.dtype, cache=False):
+                losses = stage.losses(batch)                                                      # *
+            sum(stage.loss_weights[source] * loss for source, loss in losses.items()).backward()  # *
         for source, loss in losses.items():
             total[source] += loss.item()
         n_token += batch.n_token
@@ -127,7 +131,8 @@ def schedule(kind, step, warmup, n):
 
 
 # ---------------------------------------------------------------------------------------------
-# The stages: three, and fine-tuning. What each has: kit/run/stage.py
+# The stages: three, and fine-tuning. What each has: kit/run/stage.py. `losses(batch)` -> {source: its mean
+# loss}; of a micro-batch, its part of that mean, so that those of a step add up to it.
 
 
 class VisionStage(Stage):
@@ -188,7 +193,7 @@ class LanguageStage(Stage):
             self.set_lambdas({'text': 1.0}, 'the language stage needs text: give text')
         self.module = (gpt2(self.config.gpt2) if self.config.gpt2 else
                        wire_copying(GPT.from_config(run.model_config)))
-        shared_words.begin(run, self.module)  # the text tower's words: --folders=keep_captions=True only
+        shared_words.begin(run, self.module)  # with captions that people wrote: the text tower's words
         self.net = parallel_language(run, self.module)
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
         self.decay = self.config.schedule_language
@@ -196,7 +201,7 @@ class LanguageStage(Stage):
 
     def losses(self, batch):
         _, loss = self.net(batch.tokens, batch.targets, batch.position)
-        return {'text': batch.share * loss}
+        return {'text': batch.share * loss}  # share: of the step's rows, those in this micro-batch
 
     def evaluate(self):
         return {'copying': checks.copying(self.run, self.module)}
@@ -247,13 +252,13 @@ class FlamingoStage(Stage):
         source m in the whole step: all micro-batches, all ranks. The step minimises Σ_m λ_m L_m.
 
         The paper sums over the tokens of a sequence, ours is a mean over those of a source: with the same λ a
-        caption of 5 tokens would weigh as much as a page of 45. So 0.2 in the paper is 0.2 · 5/45 ≈ 0.02 here
-        for short captions, and 0.2 · 14/45 ≈ 0.06 for long ones; ours are half of that (with 0.2 for both,
-        their noise kept some runs from learning captions: docs/results.md). For clips it is the paper's."""
+        short caption (5 learned tokens in our world, a long one 14) would weigh as much as a page (45). So
+        the paper's 0.2 is 0.2 · 5/45 ≈ 0.02 here for short captions, 0.2 · 14/45 ≈ 0.06 for long ones. Ours
+        are half of these (with 0.2 some runs learned no captions: docs/results.md). Clips keep 0.03."""
         learned = batch.targets != -100                                                         # (B,T)
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
-                           segment=batch.segment, **self.pictures(batch), per_target=True)    # (targets,)
-        source = batch.source_id[learned]                                                       # (targets,)
+                           segment=batch.segment, **self.pictures(batch), per_target=True)    # (K,)
+        source = batch.source_id[learned]                      # (K,), in the order of `each`: row after row
         total = each.new_zeros(len(batch.n_learned)).index_add(0, source, each)                 # (sources,)
         return {name: total[k] / (n or 1) for k, (name, n) in enumerate(batch.n_learned.items())}
 

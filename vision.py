@@ -3,9 +3,10 @@
 Flamingo's eyes are a Normalizer-Free ResNet (Brock et al. 2021, arXiv 2102.06171), trained from nothing by
 telling which caption belongs to which picture. After that it is frozen, and only its last grid is read.
 
-*Why no batch norm.* A contrastive loss compares the pictures of a batch with each other, and batch statistics
-leak between them. An NFNet instead keeps the variance of its signal in check by design: every weight is
-standardised, every activation rescaled, every residual branch of F0–F6 shrunk by a known amount.
+*Why no batch norm.* In a contrastive loss the pictures of a batch compete for each caption. Batch statistics
+would let the features of one depend on the others: a clue that is not in it. An NFNet instead keeps the
+variance of its signal in check by design: every weight is standardised, every activation rescaled, every
+residual branch of F0–F6 shrunk by a known amount.
 
 Shapes: B pictures or texts, S places, D width, T tokens, E width of the common embedding.
 """
@@ -19,12 +20,13 @@ from torch import nn
 #   stem: channels of the four 3x3 convolutions in front    widths, depths: of the four (three) stages
 #   group: channels per group of the 3x3 convolutions       drop_path: stochastic depth of the last block
 #   alpha: how much of each residual branch is added, so that the variance of the stream grows by α² a block.
-#          0.2 keeps the 84 blocks of F6 tame. nano has only three: their branches are added at full strength.
+#          0.2 keeps the 84 blocks of F6 tame. nano has only three, and α = 1.
 _SMALL = dict(depths=(1, 1, 1), alpha=1.0, drop_path=0.0)
 _PAPER = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), group=128, alpha=0.2, drop_path=0.25)
 SIZES = {
-    **{name: dict(_SMALL, stem=(n, n, n, 4 * n), widths=(8 * n, 16 * n, 24 * n), group=2 * n)
-       for name, n in (('nano', 8), ('half', 4), ('quarter', 2))},
+    'nano': dict(_SMALL, stem=(8, 8, 8, 32), widths=(64, 128, 192), group=16),
+    'half': dict(_SMALL, stem=(4, 4, 4, 16), widths=(32, 64, 96), group=8),
+    'quarter': dict(_SMALL, stem=(2, 2, 2, 8), widths=(16, 32, 48), group=4),
     'nano16': dict(_SMALL, stem=(8, 16, 16, 32), widths=(64, 128, 192), group=16),  # in old checkpoints
     **{f'F{f}': dict(_PAPER, depths=tuple(n * (f + 1) for n in (1, 2, 6, 3))) for f in range(7)},
 }
@@ -92,8 +94,9 @@ class SqueezeExcite(nn.Module):
 class NFBlock(nn.Module):
     """x ← shortcut + α · skip_gain · SE(h) · h, h = branch(β · γ·gelu(x)), a bottleneck with two grouped 3x3.
 
-    β = 1/(expected std of x): the branch sees about unit variance although the stream's grows block by block.
-    (As in the NFNet paper, whose α and β these are: other ones than in the gates and the contrastive loss.)
+    β = 1/(expected std of x), as if all branches before had skip_gain = 1: so this one sees about unit
+    variance although the stream's grows. skip_gain begins at 0, and the branches fade in (SkipInit).
+    (α and β are the NFNet paper's: other ones than in the gates and the contrastive loss.)
     """
 
     def __init__(self, n_in, n_out, group, stride, alpha, beta, drop_path):
@@ -109,7 +112,7 @@ class NFBlock(nn.Module):
         pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
         self.pool = pool if stride == 2 else nn.Identity()
         self.shortcut = WSConv2d(n_in, n_out) if stride == 2 or n_in != n_out else None
-        self.skip_gain = nn.Parameter(torch.zeros(()))  # SkipInit: the branch starts silent
+        self.skip_gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, x):
         h = self.beta * scaled_gelu(x)
@@ -144,8 +147,8 @@ class NFNet(nn.Module):
         blocks, n_in, std, n_block = [], spec['stem'][-1], 1.0, sum(spec['depths'])
         for stage, (width, depth) in enumerate(zip(spec['widths'], spec['depths'])):
             for i in range(depth):
-                # With α = 0.2 a stage's blocks read streams of variance 1, 1.04, 1.08, … The first block of
-                # the next stage still reads the last of these; its own shortcut starts again at 1.
+                # With α = 0.2 the variance is 1 + 0.04 k after k blocks of a stage. The next stage's first
+                # block still reads the last of these; its own shortcut starts again at 1.
                 # (nano, three stages of one block, α = 1: variances 1, 2, 2, so β = 1, 1/√2, 1/√2.)
                 beta = 1 / std
                 std = math.sqrt((1.0 if i == 0 else std ** 2) + spec['alpha'] ** 2)
@@ -230,7 +233,7 @@ class Contrastive(nn.Module):
     """Vision encoder and text tower, side by side, and how much to trust their similarity (appendix B.1).
 
     forward(images (B,3,height,width) normalised, texts) -> (v (B,E), [l (B,E) of each of the texts], β).
-    texts: of each source (tokens (B,T) int, mask (B,T) bool); a picture may have several, and B differs.
+    texts: of each source (tokens (B,T) int, mask (B,T) bool): a picture may have one in each, or none.
     """
 
     def __init__(self, vision, text):

@@ -46,6 +46,15 @@ def open_file(path, limit):
         raise BadInput(f'{path}: {e.strerror}') from e
 
 
+def read_text(path, limit):
+    """The text of a UTF-8 file of at most `limit` bytes. Raises BadInput."""
+    with open_file(path, limit) as f:
+        try:
+            return f.read().decode('utf-8-sig')
+        except UnicodeDecodeError as e:
+            raise BadInput(f'{path}: not UTF-8 at byte {e.start}') from e
+
+
 def read_json(path, limit):
     """The content of a JSON file of at most `limit` bytes, read whole: COCO's training captions, 90 MB, are
     0.7 GB while they are read. Raises BadInput."""

@@ -1,4 +1,4 @@
-"""Captions of a folder's pictures: what is known and what is new, what counts as right, near and of a kind."""
+"""Captions of a folder's pictures: what is known and what is new; what is right, near, and of a kind."""
 import json
 
 import pytest

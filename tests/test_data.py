@@ -237,11 +237,6 @@ BY_HAND = {
         '^ab$#c$',
         '0111100',
         '.xxx.xx'),
-    'or the pictures before, where all previous ones are seen': (
-        Document(['ab', A, 'c', B, 'de']), dict(n_image=1, rng=rng(), p_next=1.0, earlier=True),
-        '^ab$#c$',
-        '0111111',
-        '.xxx.xx'),
 }
 
 

@@ -64,7 +64,7 @@ class SequenceData(StageData):
         """Document of this number -> Encoded: a window of it, somewhere in the context"""
         rng = np.random.default_rng([self.config.seed, FOR_PAGES, number, SOURCES.index(source)])
         sequence = encode(document, self.tokenizer, self.model_config.n_token, self.model_config.n_image, rng,
-                          self.config.p_next, earlier=not one_image_per_token(self.model_config.attend))
+                          self.config.p_next)
         sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
         sequence.start = self.place(rng, len(sequence.tokens))
         return sequence

@@ -5,7 +5,7 @@ import tempfile
 
 import tiktoken
 
-from kit.files import BadInput, open_file, read_json
+from kit.files import BadInput, read_json, read_text
 from kit.tokenizer import LARGEST, LIMIT_TOKENIZER, Tokenizer
 
 END = '<|endoftext|>'
@@ -92,11 +92,7 @@ def read_vocabulary(folder):
 
 def read_merges(path):
     """-> [('t', 'h'), …], most frequent first"""
-    with open_file(path, LIMIT_TOKENIZER) as f:
-        try:
-            lines = f.read().decode('utf-8-sig').splitlines()
-        except UnicodeDecodeError as e:
-            raise BadInput(f'{path}: not UTF-8 text') from e
+    lines = read_text(path, LIMIT_TOKENIZER).splitlines()
     return [line.split(' ') for line in lines if line.strip() and not line.startswith('#version')]
 
 

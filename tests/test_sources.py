@@ -681,6 +681,25 @@ def test_naming_pages(tmp_path):
     assert all(names == set(NAMES) for names in given.values()) and len(given) == 6
 
 
+def test_mirrored_labels_are_mirrored_throughout_a_page(tmp_path):
+    """About half of the names on naming pages, all pictures of each or none; captions stay as they are; the
+    pixels are those of the mirror image."""
+    pairs = Pairs(items(tmp_path, *'aaabbbcccddd'), 'x')
+    pages, shares = Pages(pairs, NAMES, n_way=(2, 4), mirrored=0.5, naming=1), []
+    for i in range(60):
+        document = pages.document(i, np.random.default_rng(i))
+        of_name = {}
+        for key, name in read_page(document):
+            of_name.setdefault(name, set()).add(key.endswith('mirrored'))
+        assert all(len(kinds) == 1 for kinds in of_name.values())
+        shares += [kinds == {True} for kinds in of_name.values()]
+    assert 0.35 < np.mean(shares) < 0.65
+    captions = Pages(pairs, NAMES, mirrored=1.0, naming=0).document(0, np.random.default_rng(0))
+    assert not any(media.key.endswith('mirrored') for media in captions.media)
+    plain, mirror = (np.asarray(pairs.media(0, 0, mirrored).load()[0]) for mirrored in (False, True))
+    assert (mirror == plain[:, ::-1]).all()
+
+
 def test_plain_pictures_come_first(tmp_path):
     """With enough items no variant is needed; with too few, variants make up for them."""
     many = Pages(Pairs(items(tmp_path, *'aaaaaabbbbbb'), 'x'), NAMES, n_image=(6, 6), n_way=(2, 2), naming=1)

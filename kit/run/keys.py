@@ -32,6 +32,8 @@ FOLDERS = {  # how folders of pictures are read, and the few-shot pages made of 
     'page_variants': (4, 'variants of each picture on a page, turned, scaled and shifted a little; '
                          '1: unchanged'),
     'ways': (5, 'most names on a naming page'),
+    'mirrored': (0.0, 'share of the names on naming pages whose pictures are all mirrored: things that the '
+                      'encoder has never seen, as those that will be asked about'),
     'within_group': (0.0, 'share of naming pages whose classes all come from one parent folder'),
     'captions_first': (0, 'this many pages have only captions before naming pages begin'),
     'ways_rise': (0, 'number of pages over which the most names on a page grow from two'),
@@ -133,7 +135,7 @@ CHOICES = {'stage': ('all', 'vision', 'language', 'flamingo', 'finetune'),
            **dict.fromkeys(SCHEDULE, SCHEDULES)}
 RANGES = {'seed': (0, 2 ** 63 - 1), 'eval_n': (1, 100_000), 'test_n': (1, 100_000), 'ways': (2, 100),
           'page_examples': (3, 100), 'p_next': (0, 1), 'naming': (0, 1), 'within_group': (0, 1),
-          'random_text': (0, 0.9), 'held_share': (0, 0.9),
+          'random_text': (0, 0.9), 'held_share': (0, 0.9), 'mirrored': (0, 1),
           'feature_dropout': (0, 0.99), 'augment_word_dropout': (0, 0.99), 'augment_lines': (0, 1)}
 MAY_BE_0 = ('warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_depth', 'captions_first',
             'ways_rise')  # other whole numbers are at least 1

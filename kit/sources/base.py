@@ -203,9 +203,10 @@ class Pairs:
         return Pairs(items, self.name, self.n_frame, self.n_variant, self.seed, self.flip, self.report,
                      self.fps)
 
-    def media(self, i, variant=0):
+    def media(self, i, variant=0, mirrored=False):
         """Item i as Media. Raises BadItem when the file has gone since the source was opened."""
-        return media_of(self.items[i].path, self.n_frame, variant, self.flip, self.items[i].turn, self.fps)
+        return media_of(self.items[i].path, self.n_frame, variant, self.flip, self.items[i].turn, self.fps,
+                        mirrored)
 
     def at(self, k, variant=0):
         """Item k as a Document. What has a prompt is an example: the prompt is given, and the answer is

@@ -266,14 +266,16 @@ def to_8_bits(x):
     return ((x - low) * (255 / max(high - low, 1e-9)) + 0.5).astype(np.uint8)
 
 
-def load_variant(path, n_frame=8, variant=0, flip=False, turn=0, fps=1.0):
-    """`read_frames`, after this many quarter turns to the left; a variant above 0 sees them from elsewhere:
-    turned, scaled, shifted, in other light.
+def load_variant(path, n_frame=8, variant=0, flip=False, turn=0, fps=1.0, mirrored=False):
+    """`read_frames`, mirrored or not, after this many quarter turns to the left; a variant above 0 sees them
+    from elsewhere: turned, scaled, shifted, in other light.
 
     The same path and variant always give the same pixels. All frames of a clip move together. flip: whether a
     variant may be a mirror image, which is wrong for letters and for "left of".
     """
     frames = read_frames(path, n_frame, fps=fps)
+    if mirrored:
+        frames = [ImageOps.mirror(frame) for frame in frames]
     if turn:
         frames = [frame.transpose(TURNS[turn]) for frame in frames]
     if variant == 0:
@@ -300,9 +302,9 @@ def load_variant(path, n_frame=8, variant=0, flip=False, turn=0, fps=1.0):
 TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 
 
-def media_of(path, n_frame, variant=0, flip=False, turn=0, fps=1.0):
-    """A picture or clip as Media. path, turn, fps: as for `load_variant`. Raises BadItem when there is no
-    such file."""
+def media_of(path, n_frame, variant=0, flip=False, turn=0, fps=1.0, mirrored=False):
+    """A picture or clip as Media. path, turn, fps, mirrored: as for `load_variant`. Raises BadItem when there
+    is no such file."""
     if isinstance(path, Inside) and path.content is not None:
         key = f'data:{hashlib.sha256(path.content).hexdigest()}:{n_frame} frames'
     elif isinstance(path, Inside):
@@ -320,6 +322,9 @@ def media_of(path, n_frame, variant=0, flip=False, turn=0, fps=1.0):
         key += f':v{variant}' + ('f' if flip else '')
     if turn:
         key += f':{90 * turn} degrees'
+    if mirrored:
+        key += ':mirrored'
     if fps != 1:
         key += f':{fps} a second'
-    return Media(key, functools.partial(load_variant, path, n_frame, variant, flip, turn, fps=fps))
+    return Media(key, functools.partial(load_variant, path, n_frame, variant, flip, turn, fps=fps,
+                                        mirrored=mirrored))

@@ -19,13 +19,15 @@ class PageSpec:
 
     naming: share of naming pages; page_examples: most examples on a page, half as many at least;
     page_variants: in how many variants each picture is shown, 1 being the plain one only; ways: most names on
-    a naming page; within_group: share of naming pages whose labels are all of one group; captions_first: this
-    many pages have captions only; ways_rise: pages over which the most names on a page rise from two.
+    a naming page; mirrored: share of the labels there whose pictures are mirrored; within_group: share of
+    naming pages whose labels are all of one group; captions_first: this many pages have captions only;
+    ways_rise: pages over which the most names on a page rise from two.
     """
     naming: float = 0.6
     page_examples: int = 12
     page_variants: int = 4
     ways: int = 5
+    mirrored: float = 0.0
     within_group: float = 0.0
     captions_first: int = 0
     ways_rise: int = 0
@@ -33,8 +35,8 @@ class PageSpec:
     def sizes(self):
         """As keyword arguments of Pages."""
         return {'n_image': (-(-self.page_examples // 2), self.page_examples), 'n_way': (2, self.ways),
-                'naming': self.naming, 'within': self.within_group, 'captions_first': self.captions_first,
-                'ways_rise': self.ways_rise}
+                'naming': self.naming, 'mirrored': self.mirrored, 'within': self.within_group,
+                'captions_first': self.captions_first, 'ways_rise': self.ways_rise}
 
 
 class Pages:
@@ -47,18 +49,20 @@ class Pages:
     answer.
 
     names: list of made-up names; n_image, n_way: (least, most) examples and labels on a page; naming: how
-    often a page is a naming page (never, where all items are questions: those have no label); within: how
-    often its labels are all of one group, which are harder to tell apart; captions_first: this many pages
-    have captions only, and after as many more the others are as frequent as they will be; ways_rise: over
-    this many pages the most labels on a page rise from the least. Raises BadInput when there are too few
-    labels or names.
+    often a page is a naming page (never, where all items are questions: those have no label); mirrored: how
+    often all pictures of a label are mirrored there: it is then a thing that the encoder has never seen, and
+    is matched as new things will be; within: how often the labels of a page are all of one group, which are
+    harder to tell apart; captions_first: this many pages have captions only, and after as many more the
+    others are as frequent as they will be; ways_rise: over this many pages the most labels on a page rise
+    from the least. Raises BadInput when there are too few labels or names.
     """
 
-    def __init__(self, pairs, names, n_image=(6, 12), naming=0.6, n_way=(2, 4), within=0.0,
-                 captions_first=0, ways_rise=0):
+    def __init__(self, pairs, names, n_image=(6, 12), naming=0.6, n_way=(2, 4), mirrored=0.0,
+                 within=0.0, captions_first=0, ways_rise=0):
         self.pairs, self.names = pairs, sorted(set(names))
         self.n_image, self.n_way = n_image, n_way
-        self.within, self.captions_first, self.ways_rise = within, captions_first, ways_rise
+        self.mirrored, self.within = mirrored, within
+        self.captions_first, self.ways_rise = captions_first, ways_rise
         self.items, groups = {}, {}  # label -> indices of its items; group -> its labels
         for k, item in enumerate(pairs.items):
             if not item.prompt:
@@ -85,14 +89,16 @@ class Pages:
             dealt = self.deal(rng, most, alike)
             examples = [(k, variant, CAPTION_PROMPT, name) for k, variant, name in dealt]
             new = {name for *_, name in examples}  # nobody can know a name at its first showing: it is given
+            mirrored = {name for name in sorted(new) if rng.random() < self.mirrored} if self.mirrored else ()
         else:
-            new = set()
+            new, mirrored = set(), ()
             in_words = self.has_words and rng.random() < 0.5
             examples = [(k, int(rng.integers(self.pairs.n_variant)), *self.asked(k, in_words))
                         for k in self.distinct(i, rng)]
         pieces = []
         for k, variant, prompt, answer in examples:
-            pieces += Example(self.pairs.media(k, variant), prompt, answer).pieces(learned=answer not in new)
+            media = self.pairs.media(k, variant, answer in mirrored)
+            pieces += Example(media, prompt, answer).pieces(learned=answer not in new)
             new.discard(answer)
         return Document(pieces, kind='examples', where=self.pairs.items[examples[0][0]].where)
 

@@ -45,7 +45,8 @@ class Given(str):
 
 
 class EndOfChunk:
-    """An explicit <EOC>: it ends an example without a picture."""
+    """An <EOC> written out: in a typed prompt, or after an example without a picture, as in the paper's
+    zero-shot prompts. (Before a picture, and at the end, `encode` adds it by itself.)"""
 
 
 @dataclass
@@ -134,8 +135,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
              On the web both happen, and fixing either teaches the model to ignore half of the pages (p_next 0
              or 1 cost the paper 1.1 and 0.3 points, Table 10). The last text, with no picture after it, keeps
              the one before it.
-    p_space: the chance of a space in front of a pair's caption: "dog" and " dog" are different tokens, and a
-             prompt may end in either way
+    p_space: the chance of a space in front of a pair's caption: "dog" and " dog" are different tokens
     Raises BadInput if the Document is a prompt and longer than n_token, or has more than n_image pictures.
     """
     total = len(document.media)
@@ -222,6 +222,7 @@ class Batch:
         targets        -      a  <EOC>  -     -      b  <EOC>  -     -    (- is -100)
         segment        1      1    1    1     2      2    2    2     0    self-attention stays within it
         sequence       4      4    4    4     5      5    5    5     0
+        position       0      1    2    3     0      1    2    3     0    (or from another start)
     """
     tokens: torch.Tensor
     image_index: torch.Tensor
@@ -247,8 +248,8 @@ def collate(sequences, tokenizer, share=False):
     rows = share_rows(sequences) if share else [[s] for s in sequences]
     length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])
     shape = len(rows), int(length.max())
-    arrays = [np.full(shape, empty) for empty in (tokenizer.pad, 0, -100, 0, 0, 0)]
-    tokens, image_index, targets, position, segment, sequence = arrays
+    tokens, image_index, targets, position, segment, sequence = arrays = [  # the fields of Batch, in order
+        np.full(shape, empty) for empty in (tokenizer.pad, 0, -100, 0, 0, 0)]
     n = 0
     for b, row in enumerate(rows):
         start, n_image = 0, 0

@@ -1,6 +1,6 @@
 """Does it learn from its prompt? Few-shot tasks, and the numbers that answer.
 
-    python evaluate.py                                         # all tasks of the embedded world
+    python evaluate.py                                         # all tasks of the drawn world
     python evaluate.py --controls=True                         # does it look at the pictures in its prompt?
     python evaluate.py --tasks=caption,question --shots=0,8    # some of it
 
@@ -67,7 +67,7 @@ GROUPS = {  # of --help: what they are for, and of each key its default and its 
         'controls': (False, 'spoil prompts on purpose (of the world, a folder or episodes)'),
         'predictions': ('', 'where to write the predictions of episodes, COCO or VQA'),
     },
-    'the embedded world': {
+    'the drawn world': {
         'tasks': ('', f'some of {", ".join(TASKS)}; empty for all'),
         'questions': ('', "the paper's open questions: some of "
                           f'{", ".join(QUESTIONS)}; or all (docs/questions.md)'),
@@ -130,11 +130,11 @@ BELONGS = {  # keys that say nothing without one of these
     'train_images': ('train_captions', 'train_questions'),
 }
 PREDICTED = 'episodes', 'coco_annotations', 'vqa_questions'
-SPOILED = 'episodes', 'folder'  # besides the embedded world: by controls
+SPOILED = 'episodes', 'folder'  # besides the drawn world: by controls
 
 
 def asked_about(config):
-    """-> which of SOURCES is given, or None: the embedded world. Raises BadInput where it is more than
+    """-> which of SOURCES is given, or None: the drawn world. Raises BadInput where it is more than
     one."""
     asked = [key for key in SOURCES if getattr(config, key)]
     if len(asked) > 1:
@@ -168,7 +168,7 @@ def check_values(config):
     if config.trials and config.shots not in ('', '1'):
         raise BadInput(f'--trials=True: one example of each name, not --shots={config.shots}')
     if config.controls and asked not in (None, *SPOILED):
-        raise BadInput(f'--controls=True: of the embedded world, a --folder or --episodes, not of --{asked}')
+        raise BadInput(f'--controls=True: of the drawn world, a --folder or --episodes, not of --{asked}')
 
 
 def ask_all(config, asker, contrastive, report):

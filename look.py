@@ -121,7 +121,7 @@ def main():
     check_range(config, 0, LIMIT_SHEET, 'show')
     source = open_path(paths[0], FolderSpec(config.images, fps=config.fps), config.n_frame, split=None)
     if not hasattr(source, '__len__'):
-        raise BadInput(f'{paths[0]}: the embedded world is drawn without end; samples.png of a run shows it')
+        raise BadInput(f'{paths[0]}: the drawn world has no end; samples.png of a run shows it')
     counts, shown, said = look(source, config, Tokenizer.load(config.tokenizer))
     tell(paths[0], source, counts, said)
     if config.out:

@@ -94,7 +94,7 @@ class Flamingo(nn.Module):
     def see(self, media, frame_mask=None):
         """media (B,N,F,3,height,width) -> features (B,N,F,S,D_v); with a frame_mask those of the real frames
         alone, one after the other (frames,S,D_v): what is padding is neither computed nor kept. (While the
-        encoder is frozen, training keeps its features instead: kit/features.py.)"""
+        encoder is frozen, training uses kit.features.FrozenFeatures instead, which keeps what it made.)"""
         frames = media.flatten(0, 2) if frame_mask is None else media[frame_mask]   # (frames,3,height,width)
         if not media.is_floating_point():
             frames = self.vision.normalise(frames)

@@ -124,6 +124,6 @@ class PerceiverResampler(nn.Module):
             return self.perceive(self.project(features).flatten(0, 1)).unflatten(0, features.shape[:2])
         frames = features[frame_mask] if features.ndim == 5 else features     # the real ones: (frames,S,D_v)
         length = frame_mask.flatten(0, 1).sum(1)                              # (B*N,) frames of each image
-        # As if each image were perceived by itself; those of equal length go together.
+        # Training comes this way: as if each image were perceived by itself, those of equal length together.
         visual = by_length(self.perceive, self.project(frames), length, empty=torch.zeros_like(self.latents))
         return visual.unflatten(0, frame_mask.shape[:2])                             # (B,N,R,D)

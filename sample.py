@@ -48,7 +48,7 @@ GROUPS = {  # of --help: what they are for, and of each key its default and its 
         'fps': (1.0, 'frames a second of animations (the paper: 1 in training, then 3)'),
     },
     'the prompt': {
-        'prompt': ('', 'texts and <image:PATH>; empty for a prompt of the embedded world'),
+        'prompt': ('', 'texts and <image:PATH>; empty for a prompt of the drawn world'),
         'prompt_file': ('', 'a file with the prompt'),
         'ways': (4, 'without a prompt: how many made-up names it shows'),
         'shots': (1, 'without a prompt: how many examples of each; with rices: how many in all'),

@@ -1,6 +1,6 @@
 """Train Flamingo from nothing: eyes, then language, then the bridge between them.
 
-    python train.py                        # all three stages on the embedded world, minutes on a laptop
+    python train.py                        # all three stages on the drawn world, minutes on a laptop
     python train.py config/gpt2.py         # from GPT-2 and an ImageNet NFNet: see there what to fetch
     python train.py --align=pictures --m3w=align --text=align --ltip= --vtp=       # your own pictures
     mkdir out16; cp out/vision.pt out/language.pt out16
@@ -15,12 +15,13 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-To follow one batch, read train_stage and what it calls, in this order. (`run` is a Run of kit/run/run.py,
-a sample one sequence, a batch what goes through the model at one time.)
+To follow one step of the Flamingo stage, read train_stage and what it calls, in this order. (Samples: what a
+source gives to one step, here sequences. A batch: what goes through the model at one time, the samples of all
+sources, or part of them. nano: 24 + 8 + 8 + 4 samples, rows of at most 448 tokens, 4 losses, one step.)
 
     mixture, by Loop            data.py                the sources -> which of them each step reads
-    Loop.read                   kit/run/loop.py        the names of sources -> their samples, by
-      SequenceData.of_source    kit/run/sequences.py   a source -> its batch i, sequences, each by `sample`:
+    Loop.read, StageData.read   kit/run/loop.py, batches.py   sources, i -> their samples number i, by
+      SequenceData.of_source    kit/run/sequences.py   n numbers (Reader.first_readable), each by `sample`:
         Source.document         kit/sources/source.py  number -> Document: texts and pictures, in order
             Shapes.document     kit/world/pages.py     (in the drawn world)
         encode                  data.py                Document -> tokens (T,), φ (T,), learned (T,)
@@ -28,10 +29,11 @@ a sample one sequence, a batch what goes through the model at one time.)
     gradients                   train.py               samples -> the gradient of Σ λ L, in .grad
         SequenceData.batches    kit/run/sequences.py   sequences -> tensors (B,T), by data.collate
         FlamingoStage.losses    train.py               tensors -> L of each source
+          FlamingoStage.pictures  train.py             their pictures -> features, by the next two:
             FrozenFeatures      kit/features.py        keys -> pixels -> features (frames,S,D_v), kept, too
             drop_channels       kit/features.py        features -> the same without some channels
-            Flamingo.forward    model.py               tokens, features -> the loss of each target
-    stage.clip, optimizer.step  train.py
+          Flamingo.forward      model.py               tokens, features -> the loss of each target
+    Stage.clip                  kit/run/stage.py       the gradient, its norm at most 1; then optimizer.step
 
 Pixels do not travel in a batch. A Media is a key, under which they were kept (run.reader.pixels), and the
 features that the frozen encoder makes of them are kept, too. The other stages go the same way, with PairData
@@ -69,8 +71,8 @@ from vision import adaptive_gradient_clip, contrastive_loss
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it was finished (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # The loop ends with the last step, at a signal, or when time is up. A step reads batch i of all sources
-    # (i is the number of the step), or of one of them, in turn (data.mixture).
+    # The loop ends with the last step, at a signal, or when time is up. Step i reads the samples number i of
+    # all sources; where sources take turns (data.mixture), a step reads one, and i counts that one's.
     for step, i, sources in loop:
         samples = loop.read(sources, i)                   # {source: stage.data.of_source(source, i)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
@@ -91,8 +93,8 @@ def train_stage(run, stage, missing, progress=None):
 
 def gradients(run, stage, samples, i):
     """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) in every parameter's .grad: over the samples
-    of batch i of each source m, in micro-batches -> {source: L_m}, a mean over all ranks, and how many tokens
-    were read, padding included. On one GPU, and with one micro-batch, it is two lines, marked *."""
+    (number i) of each source m -> {source: L_m}, a mean over all ranks, and how many tokens were read,
+    padding included. On one GPU, with all samples in one batch, it is two lines, marked *."""
     total, n_token = Counter(), 0
     for batch in stage.data.batches(samples, i):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
@@ -102,7 +104,7 @@ def gradients(run, stage, samples, i):
         for source, loss in losses.items():
             total[source] += loss.item()
         n_token += batch.n_token
-    distributed.average(stage.module, run.config.shard)
+    distributed.average(stage.module, run.config.shard)  # with --shard; else the ranks have averaged already
     return dict(zip(total, distributed.mean(*total.values()))), n_token
 
 
@@ -131,8 +133,8 @@ def schedule(kind, step, warmup, n):
 
 
 # ---------------------------------------------------------------------------------------------
-# The stages: three, and fine-tuning. What each has: kit/run/stage.py. `losses(batch)` -> {source: its mean
-# loss}; of a micro-batch, its part of that mean, so that those of a step add up to it.
+# The stages: three, and fine-tuning. What each has: kit/run/stage.py. losses(batch) -> {source: mean loss};
+# where a step has several batches, each gives its part of these means, and they add up.
 
 
 class VisionStage(Stage):
@@ -161,8 +163,8 @@ class VisionStage(Stage):
         losses = {}
         for (source, captions), l_source in zip(batch.captions.items(), l):
             v_source = v[captions.shows]              # (captions,E): the picture of each caption
-            of_all_ranks = distributed.all_pairs(v_source, l_source)
-            losses[source] = contrastive_loss(v_source, l_source, beta, *of_all_ranks)
+            all_v, all_l, first = distributed.all_pairs(v_source, l_source)  # of one process: its own
+            losses[source] = contrastive_loss(v_source, l_source, beta, all_v, all_l, first)
         return losses
 
     def clip(self):
@@ -189,7 +191,7 @@ class LanguageStage(Stage):
 
     def __init__(self, run):
         super().__init__(run, TextData(run))
-        if self.config.language_iters:
+        if self.config.language_iters:  # GPT-2 as it was published needs none
             self.set_lambdas({'text': 1.0}, 'the language stage needs text: give text')
         self.module = (gpt2(self.config.gpt2) if self.config.gpt2 else
                        wire_copying(GPT.from_config(run.model_config)))
@@ -201,7 +203,7 @@ class LanguageStage(Stage):
 
     def losses(self, batch):
         _, loss = self.net(batch.tokens, batch.targets, batch.position)
-        return {'text': batch.share * loss}  # share: of the step's rows, those in this micro-batch
+        return {'text': batch.share * loss}  # share: of the step's rows, those in this batch
 
     def evaluate(self):
         return {'copying': checks.copying(self.run, self.module)}
@@ -249,18 +251,13 @@ class FlamingoStage(Stage):
 
     def losses(self, batch):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m learned tokens of
-        source m in the whole step: all micro-batches, all ranks. The step minimises Σ_m λ_m L_m.
-
-        The paper sums over the tokens of a sequence, ours is a mean over those of a source: with the same λ a
-        short caption (5 learned tokens in our world, a long one 14) would weigh as much as a page (45). So
-        the paper's 0.2 is 0.2 · 5/45 ≈ 0.02 here for short captions, 0.2 · 14/45 ≈ 0.06 for long ones. Ours
-        are half of these (with 0.2 some runs learned no captions: docs/results.md). Clips keep 0.03."""
+        source m in the step. The step minimises Σ_m λ_m L_m."""
         learned = batch.targets != -100                                                         # (B,T)
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            segment=batch.segment, **self.pictures(batch), per_target=True)    # (K,)
         source = batch.source_id[learned]                      # (K,), in the order of `each`: row after row
         total = each.new_zeros(len(batch.n_learned)).index_add(0, source, each)                 # (sources,)
-        return {name: total[k] / (n or 1) for k, (name, n) in enumerate(batch.n_learned.items())}
+        return {name: total[k] / (n or 1) for k, (name, n) in enumerate(batch.n_learned.items())}  # Σ / n_m
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)
@@ -349,7 +346,7 @@ GROUPS = {
         'fit': (False, 'choose what is not given by what the folder of align holds; see config/pictures.py'),
         'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
     },
-    "What to learn from ('shapes', the embedded world; a path; 'path:weight,path:weight'; empty for none)": {
+    "What to learn from ('shapes', the drawn world; a path; 'path:weight,path:weight'; empty for none)": {
         'm3w': ('shapes', "interleaved pages; --m3w=align makes pages of the pictures of align"),
         'align': ('shapes', 'pictures with short, noisy captions'),
         'ltip': ('shapes', 'pictures with long captions'),
@@ -357,8 +354,12 @@ GROUPS = {
         'text': ('shapes', 'plain text for the language stage'),
     },
     'How sources mix in the Flamingo stage (appendix B.1.2)': {
+        # The paper sums over a sequence's tokens, ours is a mean over a source's: with the same λ a short
+        # caption (5 learned tokens, a long one 14) would weigh as much as a page (45). So the paper's 0.2 is
+        # 0.2 · 5/45 ≈ 0.02 here, or 0.2 · 14/45 ≈ 0.06. Ours are half of these: with 0.2 some runs learned no
+        # captions (docs/results.md). Clips keep 0.03.
         'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
-        'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens; see FlamingoStage.losses)'),
+        'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens)'),
         'lambda_ltip': (0.03, 'of ltip (0.2)'),
         'lambda_vtp': (0.03, 'of vtp (0.03)'),
         'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
@@ -383,7 +384,7 @@ GROUPS = {
         'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
                                  'different ones for each picture; not where the encoder trains'),
     },
-} | RARE
+} | RARE  # schedules, fine-tuning, devices, folders, …: kit/run/keys.py
 KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 

@@ -93,6 +93,7 @@ class SqueezeExcite(nn.Module):
 
 class NFBlock(nn.Module):
     """x ← shortcut + α · skip_gain · SE(h) · h, h = branch(β · γ·gelu(x)), a bottleneck with two grouped 3x3.
+    The shortcut is x, or, where width or stride change, conv(pool(β · γ·gelu(x))).
 
     β = 1/(expected std of x), as if all branches before had skip_gain = 1: so this one sees about unit
     variance although the stream's grows. skip_gain begins at 0, and the branches fade in (SkipInit).
@@ -108,7 +109,6 @@ class NFBlock(nn.Module):
         self.conv2b = WSConv2d(mid, mid, 3, groups=mid // group)
         self.conv3 = WSConv2d(mid, n_out)
         self.squeeze_excite = SqueezeExcite(n_out)
-        # A transition (new width or stride) has a shortcut of its own; elsewhere the stream passes as it is.
         pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
         self.pool = pool if stride == 2 else nn.Identity()
         self.shortcut = WSConv2d(n_in, n_out) if stride == 2 or n_in != n_out else None

@@ -9,12 +9,12 @@ The feed-forward is the new layer's own: what was seen is worked into the stream
 it. (Cross-attention alone, inside each block, cost the paper 3.8 points: VANILLA XATTN in Table 3.)
 
 *Why the gates start shut.* α = 0 at the start, tanh(0) = 0: the very first forward is the language model's
-own, to the last bit. Training opens the gates as far as pictures help. Without them, layers that have learned
-nothing would add noise to a stream that the frozen blocks expect to be clean (the paper: −4.2 points,
-unstable). A gate may open to either side of 0: its sign means nothing, `to_out` can turn it around.
+own, to the last bit. Without gates, layers that have learned nothing would add noise to a stream that the
+frozen blocks expect to be clean (the paper: −4.2 points, unstable). How far a gate opens in training says
+little, and whether above or below 0 says nothing: `to_out` can scale and turn around what passes.
 
 *How a shut gate learns.* ∂L/∂α = (1 − tanh²α) ⟨∂L/∂y, what was found⟩ is not zero at α = 0, so the gate moves
-first. The weights behind it have no gradient until it has: why ours learn 15 times as fast (train.adamw).
+first. The weights behind it have no gradient until it has: so our gates learn 15 times as fast as the rest.
 
 *Which picture.* Token ℓ sees the R visual tokens of one image only, `image_index[ℓ]`: the paper's φ, counted
 from 1, 0 for none. It is the last image before it (on some pages the next: p_next in data.encode). *How an
@@ -22,7 +22,7 @@ earlier image still matters:* the text tokens that stood next to it have seen it
 self-attention reads those. Seeing one image at a time is also what lets a model trained on 5 images take 32
 in its prompt.
 
-Shapes: B batch, T tokens, N images, R visual tokens per image, D width, H heads, d head width.
+Shapes: B batch, T tokens, N images, R visual tokens per image, D width, D_r theirs, H heads, d head width.
 """
 import torch
 from torch import nn
@@ -117,10 +117,10 @@ class GatedCrossAttention(nn.Module):
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
-        if not self.routed:
-            out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)
-        else:  # equal to that, and faster with many images
+        if self.routed:  # equal to what follows, without computing what is masked
             out = routed_attention(q, k, v, image_index)
+        else:
+            out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)
         return self.to_out(out.flatten(2))                                            # (B,T,D)
 
     def gates(self):

@@ -53,7 +53,7 @@ def main():
     keys = {
         'out': ('assets/tokenizer.tiktoken', 'file to write'),
         'n_rank': (1022, 'size of the vocabulary, without <BOS>, <PAD>, <image> and <EOC>'),
-        'n_text': (5000, 'texts of the embedded world to learn from'),
+        'n_text': (5000, 'texts of the drawn world to learn from'),
     }
     config = configure(keys, usage=__doc__)
     check_range(config, 256, 1 << 20, 'n_rank')  # every byte is one

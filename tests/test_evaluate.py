@@ -70,7 +70,7 @@ def test_frozens_protocol():
 
 
 # ---------------------------------------------------------------------------------------------
-# The embedded world's tasks
+# The drawn world's tasks
 
 
 def number(media):

@@ -1,4 +1,4 @@
-"""The embedded world keeps its word: pictures show what is said of them, what is held out stays out, and
+"""The drawn world keeps its word: pictures show what is said of them, what is held out stays out, and
 every number always means the same document. Also the tokenizer that is trained on its text."""
 import pickle
 from collections import Counter

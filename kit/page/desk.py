@@ -84,7 +84,7 @@ class Desk:
         return self.keep(name, content)
 
     def draw(self, request, tell):
-        """A picture or clip of the embedded world, or a whole prompt of a kind."""
+        """A picture or clip of the drawn world, or a whole prompt of a kind."""
         kind, seed = field(request, 'kind', str), field(request, 'seed', int, 0, 2 ** 53)
         if kind in ('picture', 'clip'):
             episode = episodes_of('caption' if kind == 'picture' else 'clip_caption', 0, 1, seed=seed)[0]
@@ -171,7 +171,7 @@ class Desk:
         return media_of(Inside(name, content=bytes(content)), self.asker.n_frame, fps=self.asker.fps)
 
     def drawn(self, media):
-        """Pictures of the embedded world, as files that any program reads -> what `held` gives"""
+        """Pictures of the drawn world, as files that any program reads -> what `held` gives"""
         return self.held({drawn_name(m): animation(m.load()) for m in media})
 
     def held(self, contents):
@@ -339,7 +339,7 @@ def encoded(content):
 
 
 def drawn_name(media):
-    """The file name of a picture of the embedded world: it says nothing of what it shows."""
+    """The file name of a picture of the drawn world: it says nothing of what it shows."""
     return media.key.replace('/', '-') + '.png'
 
 

@@ -13,7 +13,7 @@ from kit.world.names import made_up_names
 
 
 def encoder(run, contrastive):
-    """Contrastive -> {name: value}: zero-shot classification in the embedded world, or retrieval in a
+    """Contrastive -> {name: value}: zero-shot classification in the drawn world, or retrieval in a
     folder's held-out split. With made-up class names: whether the nearest example is of the right class."""
     features = FrozenFeatures(contrastive.vision, run.reader.pixels, run.device)  # as it is now
     n = run.config.eval_n

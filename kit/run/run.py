@@ -90,7 +90,7 @@ class Run:
 
     def open_sources(self):
         """Sets self.sources {name: Source} and self.held_out: the Pairs that training never sees and
-        evaluation asks about, or None for the embedded world's own."""
+        evaluation asks about, or None for the drawn world's own."""
         config = self.config
         # A source may be given as the name of another: m3w = 'align' makes pages of the same folder.
         given = {role: getattr(config, role) for role in (*SOURCES, 'text')}
@@ -322,7 +322,7 @@ def kind_of(stage_name):
 
 
 def held_out(specs, n_frame, folders):
-    """What evaluation asks about -> Pairs, or None if only the embedded world has pairs.
+    """What evaluation asks about -> Pairs, or None if only the drawn world has pairs.
 
     It is the val split (or test, or any other that is not train) of the first source of pairs; if groups of
     class folders are held out, of the first source with class folders. A source without such a split is used

@@ -61,7 +61,7 @@ def read_world(found, place):
 # The first form that is found counts. Class folders come last: where there is a list of captions, folders are
 # only folders.
 FORMS = (
-    Form("'shapes', the embedded world", find_world, read_world, 'the embedded world'),
+    Form("'shapes', the drawn world", find_world, read_world, 'the drawn world'),
     Form('documents.jsonl, or any .jsonl of pages (OBELICS, MMC4)',
          find_line_pages, read_line_pages, 'pages'),
     Form('metadata.jsonl, .csv, .tsv or .parquet, rows of file_name, text and perhaps split',
@@ -160,7 +160,7 @@ def count_unread(place, form, found, items):
 # One path
 
 def open_path(path, spec=FolderSpec(), n_frame=8, seed=0, split='train', n_variant=1, role='', share=1.0):
-    """Whatever is at `path` -> Pairs, or WebPages where it holds pages; 'shapes' -> the embedded world.
+    """Whatever is at `path` -> Pairs, or WebPages where it holds pages; 'shapes' -> the drawn world.
     Raises BadInput."""
     place = Place(given_path(path), checked_spec(spec), n_frame, seed, role, share)
     form, found = form_of(place)

@@ -1,4 +1,4 @@
-"""What is asked: episodes of every task, of the embedded world or made of a folder's pictures.
+"""What is asked: episodes of every task, of the drawn world or made of a folder's pictures.
 
     the world, folders, .jsonl, COCO, VQA  ──►  kit.episode.Episode: examples, a query, its answer  ──►  Asker
 """
@@ -34,7 +34,7 @@ IN_TURN = ('naming', 'statement')  # whose maker takes `turn`, so that chance is
 
 
 def can_ask(pairs, ways, shots, within=False):
-    """Are there enough things, and pictures, to ask this of them? pairs: None for the embedded world, which
+    """Are there enough things, and pictures, to ask this of them? pairs: None for the drawn world, which
     has enough."""
     if pairs is None:
         return True
@@ -44,7 +44,7 @@ def can_ask(pairs, ways, shots, within=False):
 
 
 def episodes_of(task, shots, n, ways=None, seed=0, pairs=None, text_examples=0, within=False):
-    """n episodes of a task, the same ones for the same seed: of the embedded world, or made of `pairs`
+    """n episodes of a task, the same ones for the same seed: of the drawn world, or made of `pairs`
     (kit.sources.base.Pairs) that were held out of training.
 
     shots: examples in all; of naming, examples of each of `ways` names. Whatever their number, episode i asks

@@ -312,7 +312,7 @@ def top_5(episodes, answers):
     return out
 
 
-# Of captions: all of them are printed, of COCO's and, after accuracy, of the embedded world's.
+# Of captions: all of them are printed, of COCO's and, after accuracy, of the drawn world's.
 CAPTIONS = {
     'cider': Metric(ciders, percent=False),
 }

@@ -1,4 +1,4 @@
-"""Made-up names for the classes of a folder, or for the things of the embedded world; and the controls.
+"""Made-up names for the classes of a folder, or for the things of the drawn world; and the controls.
 
     python evaluate.py --folder=my_classes --ways=5 --shots=1
     python evaluate.py --controls=True
@@ -28,7 +28,7 @@ def naming_ways(config):
 
 
 def open_classes(config, asker, report):
-    """--folder=DIR -> Pairs; for the embedded world None"""
+    """--folder=DIR -> Pairs; for the drawn world None"""
     if not config.folder:
         return None
     return asker.pairs(config.folder, report, config.split, images=config.images,
@@ -36,7 +36,7 @@ def open_classes(config, asker, report):
 
 
 def naming_episodes(config, ways, shots, pairs):
-    """n episodes of each seed, of a folder (Pairs) or, with None, of the embedded world"""
+    """n episodes of each seed, of a folder (Pairs) or, with None, of the drawn world"""
     episodes = []
     for seed in range(config.seed, config.seed + config.seeds):
         if config.trials and pairs is not None:
@@ -104,7 +104,7 @@ def write_episodes(config, asker, report):
 
 
 def run_controls(config, asker, contrastive, report):
-    """--controls=True: the naming episodes of the embedded world, or of a folder, under every control ->
+    """--controls=True: the naming episodes of the drawn world, or of a folder, under every control ->
     rows."""
     rows, pairs = [], open_classes(config, asker, report)
     for ways, shots, good in naming_cells(config, asker, pairs, report, (1,)):

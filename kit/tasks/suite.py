@@ -1,4 +1,4 @@
-"""Every task of the embedded world over the number of shots: what evaluate.py asks unless told otherwise."""
+"""Every task of the drawn world over the number of shots: what evaluate.py asks unless told otherwise."""
 import numpy as np
 from tqdm import tqdm
 
@@ -15,7 +15,7 @@ FROZEN = [(1, 0, False), (1, 0, True), (3, 0, True), (5, 0, True), (1, 1, True),
 
 
 def cells(config):
-    """The table of the embedded world -> [(task, ways, shots)]"""
+    """The table of the drawn world -> [(task, ways, shots)]"""
     plan = []
     for task in listed(config, 'tasks', TASKS):
         if task == 'naming':
@@ -27,7 +27,7 @@ def cells(config):
 
 
 def run_suite(config, asker, contrastive, report):
-    """Every task of the embedded world over the number of shots, and Frozen's naming protocol -> rows.
+    """Every task of the drawn world over the number of shots, and Frozen's naming protocol -> rows.
     What does not fit the context is left out, and reported."""
     rows = []
     if not config.tasks:

@@ -1,4 +1,4 @@
-"""Training pages and texts of the embedded world."""
+"""Training pages and texts of the drawn world."""
 import re
 
 import numpy as np
@@ -100,7 +100,7 @@ FIRST_PAGES = ((caption_page, 0.85), (clip_page, 0.15))
 
 
 class Shapes:
-    """The embedded world as one of the four sources: role 'm3w' (pages), 'align' (short noisy pairs),
+    """The drawn world as one of the four sources: role 'm3w' (pages), 'align' (short noisy pairs),
     'ltip' (long pairs) or 'vtp' (clips).
 
     document(i, rng) -> Document; text(i, rng) -> str for the language stage. Both are endless and drawn

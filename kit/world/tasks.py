@@ -1,4 +1,4 @@
-"""Few-shot tasks of the embedded world, about pairs and names that were never trained on."""
+"""Few-shot tasks of the drawn world, about pairs and names that were never trained on."""
 from dataclasses import replace
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What is said about the embedded world: captions and questions."""
+"""What is said about the drawn world: captions and questions."""
 from kit.world.draw import COLOURS, NUMBERS, PLACE_WORDS, SHAPES
 from kit.world.names import one_of
 

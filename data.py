@@ -105,8 +105,7 @@ class Encoded:
     <image> tags stand for, in order."""
     tokens: np.ndarray       # int64
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
-    loss_mask: np.ndarray    # bool: is this token a training target (learned)?
-                             # (Never the first: nothing stands before it to predict it from.)
+    loss_mask: np.ndarray    # bool: is this token learned? (Never the first: nothing stands before it.)
     media: list
     source: str = ''         # which of the sources it came from
     seed: int = 0            # for the dropout of its pictures' channels
@@ -241,9 +240,9 @@ class Batch:
 def collate(sequences, tokenizer, share=False):
     """list of Encoded -> Batch, padded on the right with <PAD>. Padding sees no picture and is never learned.
 
-    share: short sequences may share a row, `segment` telling them apart, where no token sees another's image
-    (xattn.one_image_per_token). *Why.* Pages differ in length, and the longest of a batch has twice the mean:
-    with a row for each, nearly half of all work would be padding.
+    share: short sequences may share a row, if each token sees one image (xattn.one_image_per_token), so that
+    none can see another sequence's. *Why.* Pages differ in length, and the longest of a batch has twice the
+    mean: with a row for each, nearly half of all work would be padding.
     """
     rows = share_rows(sequences) if share else [[s] for s in sequences]
     length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])

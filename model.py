@@ -66,8 +66,8 @@ class Flamingo(nn.Module):
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         """The whole tower: tokens (B,T) -> (B,T,D), from which `head` makes the next word's logits.
 
-        visual: for each gated layer what it sees, a list: visual tokens (B,N,R,D_r), the same for all layers,
-        or what `keys_values` makes of them; None for text alone
+        visual: for each gated layer what it sees, a list: the same visual tokens (B,N,R,D_r) for all layers;
+        while text is written, each layer's `keys_values` of them; None for text alone
         position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it
         past: while text is written, for each block the keys and values of earlier tokens (kit/answers.py)
         """

@@ -3,8 +3,7 @@
     python train.py                        # all three stages on the drawn world, minutes on a laptop
     python train.py config/gpt2.py         # from GPT-2 and an ImageNet NFNet: see there what to fetch
     python train.py --align=pictures --m3w=align --text=align --ltip= --vtp=       # your own pictures
-    mkdir out16; cp out/vision.pt out/language.pt out16
-    python train.py --stage=flamingo --n_latent=16 --out_dir=out16                 # one stage, other sizes
+    python train.py --stage=flamingo --n_latent=16 --out_dir=out16     # copy vision.pt and language.pt there
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py               # docs/scaling.md
 
     vision     NFNet and text tower from random weights: which caption goes with which picture? (appendix B.1)
@@ -22,8 +21,8 @@ sources, or part of them. nano: 24 + 8 + 8 + 4 samples, rows of at most 448 toke
     mixture, by Loop            data.py                the sources -> which of them each step reads
     Loop.read, StageData.read   kit/run/loop.py, batches.py   sources, i -> their samples number i, by
       SequenceData.of_source    kit/run/sequences.py   n numbers (Reader.first_readable), each by `sample`:
-        Source.document         kit/sources/source.py  number -> Document: texts and pictures, in order
-            Shapes.document     kit/world/pages.py     (in the drawn world)
+        Reader.document         kit/run/reading.py     number -> Document: texts and pictures, in order; by
+            Shapes.document     kit/world/pages.py     (the drawn world, as a Source of kit/sources/source.py)
         encode                  data.py                Document -> tokens (T,), φ (T,), learned (T,)
         Reader.decode           kit/run/reading.py     its pictures -> pixels, kept under each one's key
     gradients                   train.py               samples -> the gradient of Σ λ L, in .grad
@@ -35,9 +34,9 @@ sources, or part of them. nano: 24 + 8 + 8 + 4 samples, rows of at most 448 toke
           Flamingo.forward      model.py               tokens, features -> the loss of each target
     Stage.clip                  kit/run/stage.py       the gradient, its norm at most 1; then optimizer.step
 
-Pixels do not travel in a batch. A Media is a key, under which they were kept (run.reader.pixels), and the
-features that the frozen encoder makes of them are kept, too. The other stages go the same way, with PairData
-and TextData of kit/run/batches.py in place of SequenceData.
+Here pixels do not travel in a batch. A Media is a key, under which they were kept (run.reader.pixels), and
+the features that the frozen encoder makes of them are kept, too. The other stages go the same way, with
+batches of pixels (PairData) and of tokens alone (TextData), both in kit/run/batches.py.
 """
 import math
 from collections import Counter
@@ -71,8 +70,7 @@ from vision import adaptive_gradient_clip, contrastive_loss
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it was finished (see kit/run/loop.py)."""
     loop = Loop(run, stage, missing, progress)
-    # The loop ends with the last step, at a signal, or when time is up. Step i reads the samples number i of
-    # all sources; where sources take turns (data.mixture), a step reads one, and i counts that one's.
+    # Until the last step, a signal, or the end of the time. i says which samples of its sources a step reads.
     for step, i, sources in loop:
         samples = loop.read(sources, i)                   # {source: stage.data.of_source(source, i)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
@@ -94,13 +92,17 @@ def train_stage(run, stage, missing, progress=None):
 def gradients(run, stage, samples, i):
     """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) in every parameter's .grad: over the samples
     (number i) of each source m -> {source: L_m}, a mean over all ranks, and how many tokens were read,
-    padding included. On one GPU, with all samples in one batch, it is two lines, marked *."""
+    padding included. On one GPU, with all samples in one batch, it is
+
+        losses = stage.losses(batch)
+        sum(λ[m] * losses[m] for m in losses).backward()
+    """
     total, n_token = Counter(), 0
     for batch in stage.data.batches(samples, i):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
             with autocast(run.device, run.dtype, cache=False):
-                losses = stage.losses(batch)                                                      # *
-            sum(stage.loss_weights[source] * loss for source, loss in losses.items()).backward()  # *
+                losses = stage.losses(batch)
+            sum(stage.loss_weights[source] * loss for source, loss in losses.items()).backward()
         for source, loss in losses.items():
             total[source] += loss.item()
         n_token += batch.n_token
@@ -251,7 +253,8 @@ class FlamingoStage(Stage):
 
     def losses(self, batch):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m learned tokens of
-        source m in the step. The step minimises Σ_m λ_m L_m."""
+        source m in the step. batch: a data.Batch with source_id (B,T), the number of each token's source, and
+        n_learned {source: n_m}, in the order of these numbers."""
         learned = batch.targets != -100                                                         # (B,T)
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            segment=batch.segment, **self.pictures(batch), per_target=True)    # (K,)

@@ -46,8 +46,7 @@ def sees(image_index, n_image, attend):
 
 
 def one_image_per_token(attend):
-    """Whether a token sees no image but that of its index. Then attention need not be masked
-    (kit/fast/routing.py), and sequences may share a row (data.collate)."""
+    """Whether a token sees no image but that of its index: then masks can go, and rows be shared."""
     return attend == 'last'
 
 

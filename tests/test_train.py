@@ -204,8 +204,8 @@ def test_weight_decay_spares_the_resampler_gates_norms_and_new_rows(flamingo_sta
 
 
 def test_gates_learn_faster_and_are_one_group(flamingo_stage):
-    [gates] = [g for g in flamingo_stage.optimizer.param_groups if g['scale'] != 1.0]
-    assert len(gates['params']) == 2 * len(flamingo_stage.module.gated) and gates['scale'] == 15.0
+    [gates] = [g for g in flamingo_stage.optimizer.param_groups if g['scale'] != (1.0, 1.0)]
+    assert len(gates['params']) == 2 * len(flamingo_stage.module.gated) and gates['scale'] == (15.0, 1.0)
 
 
 def test_channels_left_out_are_those_of_the_seed(flamingo_stage):

@@ -118,7 +118,7 @@ def adamw(named_parameters, weight_decay, gate_scale=1.0):
     Gates learn `gate_scale` times as fast at first: while they are shut, nothing behind them has a gradient.
     Not later: steps of 0.03 would toss a gate of 0.02 to and fro, and all that passes through it."""
     groups = {}
-    for name, p in named_parameters:
+    for name, p in [x for x in named_parameters if x[1].requires_grad]:
         matrix = p.ndim >= 2 and not name.startswith(('resampler.', 'new_rows', 'soft_prompt'))
         kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
         # Scalars and the encoder in groups of their own: they stay whole when the rest is sharded.
@@ -238,8 +238,7 @@ class FlamingoStage(Stage):
         self.features = FrozenFeatures(self.module.vision, run.reader.pixels, run.device)
         self.n_iter, self.lr, self.decay = c.flamingo_iters, c.flamingo_lr, c.schedule_flamingo
         self.net = parallel_flamingo(run, self.module)
-        trained = [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
-        self.optimizer = adamw(trained, c.weight_decay, c.gate_scale)
+        self.optimizer = adamw(self.module.named_parameters(), c.weight_decay, c.gate_scale)
         self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=c.shard)
         self.module.train()
 
@@ -385,7 +384,7 @@ GROUPS = {
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
         'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
         'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
-        'gate_scale': (15.0, 'how much faster than the rest gates learn at first (not after 30 % of the steps)'),
+        'gate_scale': (15.0, 'how much faster the gates learn, at first (not after 30 % of the steps)'),
         'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
                                  'different ones for each picture; not where the encoder trains'),
     },

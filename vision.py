@@ -262,7 +262,6 @@ def contrastive_loss(v, l, beta, all_v=None, all_l=None, first=0, label_smoothin
     all_v, all_l = v if all_v is None else all_v, l if all_l is None else all_l
     pair = first + torch.arange(len(v), device=v.device)
     with torch.autocast(v.device.type, enabled=False):
-        # Rows are texts and columns pictures, and the other way around.
         txt2im = F.cross_entropy(beta * l @ all_v.T, pair, label_smoothing=label_smoothing)
         im2txt = F.cross_entropy(beta * v @ all_l.T, pair, label_smoothing=label_smoothing)
     return txt2im + im2txt

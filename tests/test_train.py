@@ -208,6 +208,21 @@ def test_gates_learn_faster_and_are_one_group(flamingo_stage):
     assert len(gates['params']) == 2 * len(flamingo_stage.module.gated) and gates['scale'] == (15.0, 1.0)
 
 
+def test_gates_learn_no_faster_after_three_tenths_of_the_steps(flamingo_stage, monkeypatch):
+    """Of ten steps: at step k the gates' rate is 15 − 14 k/3 times the others', and the same from step 3 on."""
+    stage, ratios = flamingo_stage, []
+    stage.n_iter, step = 10, stage.optimizer.step
+
+    def watched():
+        gates, rest = ([g['lr'] for g in stage.optimizer.param_groups if (g['scale'] == (15.0, 1.0)) == is_gate]
+                       for is_gate in (True, False))
+        ratios.append(gates[0] / rest[0])
+        step()
+    monkeypatch.setattr(stage.optimizer, 'step', watched)
+    train.train_stage(stage.run, stage, ['flamingo'])
+    assert ratios == pytest.approx([15, 15 - 14 / 3, 15 - 28 / 3] + 7 * [1])
+
+
 def test_channels_left_out_are_those_of_the_seed(flamingo_stage):
     """A channel is missing from a picture everywhere or nowhere, others in each picture; the rest stays as
     the model would see it, each place at unit variance; a share of 0 leaves the features alone."""

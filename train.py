@@ -74,7 +74,7 @@ def train_stage(run, stage, missing, progress=None):
     for step, i, sources in loop:
         samples = loop.read(sources, i)                   # {source: stage.data.of_source(source, i)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
-        early = max(0.0, 1 - step / (0.3 * stage.n_iter))  # 1 at first, 0 after 30 % of the steps
+        early = max(0.0, 1 - step / max(4 * run.config.warmup, 1))  # 1 at first, 0 after four warm-ups
         for group in stage.optimizer.param_groups:
             first, later = group['scale']
             group['lr'] = lr * (later + early * (first - later))
@@ -384,7 +384,7 @@ GROUPS = {
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
         'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
         'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
-        'gate_scale': (15.0, 'how much faster the gates learn, at first (not after 30 % of the steps)'),
+        'gate_scale': (15.0, 'how much faster the gates learn, at first (not after four warm-ups)'),
         'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
                                  'different ones for each picture; not where the encoder trains'),
     },

@@ -208,10 +208,11 @@ def test_gates_learn_faster_and_are_one_group(flamingo_stage):
     assert len(gates['params']) == 2 * len(flamingo_stage.module.gated) and gates['scale'] == (15.0, 1.0)
 
 
-def test_gates_learn_no_faster_after_three_tenths_of_the_steps(flamingo_stage, monkeypatch):
-    """Of ten steps: at step k the gates' rate is 15 − 14 k/3 times the others', and the same from step 3 on."""
+def test_gates_learn_no_faster_after_four_warm_ups(flamingo_stage, monkeypatch):
+    """Warmed up in one step: at step k the gates' rate is 15 − 14 k/4 times the others', from step 4 on 1."""
     stage, ratios = flamingo_stage, []
-    stage.n_iter, step = 10, stage.optimizer.step
+    stage.n_iter, step = 8, stage.optimizer.step
+    monkeypatch.setattr(stage.run.config, 'warmup', 1)
 
     def watched():
         gates, rest = ([g['lr'] for g in stage.optimizer.param_groups if (g['scale'] == (15.0, 1.0)) == is_gate]
@@ -220,7 +221,7 @@ def test_gates_learn_no_faster_after_three_tenths_of_the_steps(flamingo_stage, m
         step()
     monkeypatch.setattr(stage.optimizer, 'step', watched)
     train.train_stage(stage.run, stage, ['flamingo'])
-    assert ratios == pytest.approx([15, 15 - 14 / 3, 15 - 28 / 3] + 7 * [1])
+    assert ratios == pytest.approx([15, 11.5, 8, 4.5, 1, 1, 1, 1])
 
 
 def test_channels_left_out_are_those_of_the_seed(flamingo_stage):

@@ -2,6 +2,7 @@
 import json
 
 import pytest
+import torch
 from asking import ask, asker, config, loaded, out, pictures_in  # noqa: F401 (fixtures)
 from PIL import Image
 
@@ -10,6 +11,7 @@ from kit.sources.base import Report
 from kit.tasks.asker import load
 from kit.tasks.captions import run_captions
 from kit.tasks.metrics import cider
+from kit.weights import checkpoint
 
 ROWS = [('a.png', 'red car', 'vehicle', 'train'), ('b.png', 'grey cat', 'animal', 'train'),
         ('c.png', 'Red car.', 'vehicle', 'val'), ('c.png', 'an auto', 'vehicle', 'val'),
@@ -89,3 +91,11 @@ def test_what_training_held_out_is_the_split_val(asker, tmp_path, monkeypatch):
 
 def test_the_checkpoint_says_what_was_held_out():
     assert load('assets/pictures.pt')[0].held_share == 0.1 and load('assets/nano.pt')[0].held_share == 0.0
+
+
+@pytest.mark.parametrize('keys', [[1], 'x', {'held_share': 'much'}, {'held_share': 7.0}])
+def test_a_checkpoint_of_odd_keys_held_out_nothing(keys, out, tmp_path):
+    content = torch.load(out / 'flamingo.pt', weights_only=True)
+    rest = {k: v for k, v in content.items() if k not in ('format', 'kind', 'keys')}
+    checkpoint.save(str(tmp_path / 'flamingo.pt'), 'flamingo', **rest, keys=keys)
+    assert load(str(tmp_path / 'flamingo.pt'))[0].held_share == 0.0

@@ -59,4 +59,5 @@ def read_flamingo(path):
     # Before any memory is taken: are the tensors as large as the file claims?
     with torch.device('meta'), Unfilled():
         fill(checkpoint.check_state)
-    return *fill(checkpoint.load_into), tokenizer, dict(content.get('keys', {}))
+    keys = content.get('keys')  # files that others write may have none
+    return *fill(checkpoint.load_into), tokenizer, keys if isinstance(keys, dict) else {}

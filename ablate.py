@@ -105,7 +105,7 @@ class Bridge(train.FlamingoStage):
         rest = [x for x in named if not x[0].startswith(part)]
         self.optimizer = train.adamw(rest, config.weight_decay, config.gate_scale)
         for group in train.adamw(mine, config.weight_decay).param_groups:
-            self.optimizer.add_param_group(group | {'scale': (scale, scale)})
+            self.optimizer.add_param_group(group | {'scale': scale})
 
     def pictures(self, batch):
         kind = train.FlamingoStage if self.row.vision == 'frozen' else train.FinetuneStage

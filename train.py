@@ -74,10 +74,8 @@ def train_stage(run, stage, missing, progress=None):
     for step, i, sources in loop:
         samples = loop.read(sources, i)                   # {source: stage.data.of_source(source, i)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
-        early = max(0.0, 1 - step / max(4 * run.config.warmup, 1))  # 1 at first, 0 after four warm-ups
         for group in stage.optimizer.param_groups:
-            first, later = group['scale']
-            group['lr'] = lr * (later + early * (first - later))
+            group['lr'] = lr * group['scale']
         losses, n_token = gradients(run, stage, samples, i)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):
@@ -115,8 +113,8 @@ def gradients(run, stage, samples, i):
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
     """AdamW; `train_stage` sets its learning rate. Only matrices decay, none of the resampler's (B.1.2):
     decay would work against gates, gains and norms, and shrink the two new embedding rows among frozen ones.
-    Gates learn `gate_scale` times as fast at first: while they are shut, nothing behind them has a gradient.
-    Not later: steps of 0.03 would toss a gate of 0.02 to and fro, and all that passes through it."""
+    Gates learn `gate_scale` times as fast: while they are shut, nothing behind them has a gradient. (Later
+    they go on so: docs/results.md, "Gates that never come to rest".)"""
     groups = {}
     for name, p in [x for x in named_parameters if x[1].requires_grad]:
         matrix = p.ndim >= 2 and not name.startswith(('resampler.', 'new_rows', 'soft_prompt'))
@@ -124,7 +122,7 @@ def adamw(named_parameters, weight_decay, gate_scale=1.0):
         # Scalars and the encoder in groups of their own: they stay whole when the rest is sharded.
         groups.setdefault((kind, p.ndim == 0, name.startswith('vision.')), []).append(p)
     groups = [{'params': ps, 'weight_decay': weight_decay if kind == 'matrix' else 0.0,
-               'scale': (gate_scale if kind == 'gate' else 1.0, 1.0)} for (kind, _, _), ps in groups.items()]
+               'scale': gate_scale if kind == 'gate' else 1.0} for (kind, _, _), ps in groups.items()]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)  # betas: not in the paper
 
 
@@ -222,7 +220,7 @@ class FlamingoStage(Stage):
     What lets a small one learn this in minutes is not in the paper, and stands elsewhere:
         the first pages have captions only             kit/world/pages.py, FIRST_PAGES
         the language model starts with heads that copy kit/copying.py
-        gates learn 15 times as fast at first          --gate_scale, `adamw`
+        gates learn 15 times as fast as the rest       --gate_scale, `adamw`
         some channels of each picture are left out     --feature_dropout, kit/features.py
         pages stand anywhere in the context            kit/run/sequences.py, SequenceData.place
     """
@@ -384,7 +382,7 @@ GROUPS = {
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
         'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
         'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
-        'gate_scale': (15.0, 'how much faster the gates learn, at first (not after four warm-ups)'),
+        'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
         'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
                                  'different ones for each picture; not where the encoder trains'),
     },

@@ -48,6 +48,6 @@ n_image = 32
 n_token = 304
 n_context = 384
 flamingo_iters = 1600
-gate_scale = 5.0  # its published figures were measured with this, to the end of the training
+gate_scale = 5.0  # its published figures were measured with this
 batch = 'm3w=12'
 lambda_align = 0.2

@@ -42,7 +42,12 @@ class Episode:
     def is_right(self, text):
         if self.check is not None:
             return self.check(text)
-        return text.strip().rstrip('.').lower() == self.query.answer.strip().rstrip('.').lower()
+        return plain(text) == plain(self.query.answer)
+
+
+def plain(text):
+    """An answer as it is compared: without spaces around it, a final full stop, capital letters."""
+    return text.strip().rstrip('.').lower()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from itertools import zip_longest
 import numpy as np
 
 from data import CAPTION_PROMPT, Example
-from kit.episode import Episode
+from kit.episode import Episode, plain
 from kit.files import BadInput
 from kit.show import canvas
 from kit.sources.base import split_of
@@ -23,10 +23,6 @@ from kit.tasks.results import row, row_of
 from kit.tasks.tables import sheet
 
 MOST_SHOWN = 12  # captions in the picture, of right ones and of wrong ones
-
-
-def plain(text):
-    return text.strip().casefold().rstrip('.')
 
 
 def asked_items(pairs, split):

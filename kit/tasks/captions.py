@@ -25,16 +25,17 @@ from kit.tasks.tables import sheet
 MOST_SHOWN = 12  # captions in the picture, of right ones and of wrong ones
 
 
-def asked_items(pairs, split):
-    """-> (items of the split train, numbers of the items asked about, each picture once). split: what is
-    asked about; '' for whatever is not `train`. Raises BadInput where nothing is."""
+def asked_and_shown(pairs, items, split):
+    """-> (numbers of the items asked about, each picture once; numbers of the captions of the split train).
+    split: what is asked about; '' for whatever is not `train`. Raises BadInput where nothing is."""
+    captions = [k for k, item in enumerate(items) if not item.prompt]
     asked = {}
-    for k, item in enumerate(pairs.items):
-        if not item.prompt and (item.split == split if split else item.split != 'train'):
-            asked.setdefault((item.path, item.turn), k)
+    for k in captions:
+        if items[k].split == split if split else items[k].split != 'train':
+            asked.setdefault((items[k].path, items[k].turn), k)
     if not asked:
         raise BadInput(f'{pairs.name}: no captions to ask about; there is {pairs.splits}')
-    return [item for item in pairs.items if item.split == 'train'], list(asked.values())
+    return list(asked.values()), [k for k in captions if items[k].split == 'train']
 
 
 def caption_episode(pairs, k, support, people):
@@ -57,35 +58,34 @@ def run_captions(config, asker, contrastive, report):
     """--captions=DIR -> rows, and captions.png: right ones and wrong ones side by side"""
     pairs = asker.pairs(config.captions, report, images=config.images, class_depth=config.class_depth,
                         held_groups=config.held_groups, held_share=asker.held_share)
-    train, asked = asked_items(pairs, split_of(config.split) or config.split)
-    rng = np.random.default_rng(config.seed)
-    asked = [asked[j] for j in rng.permutation(len(asked))]
+    items = list(pairs.items)  # once: those of shards are read from the disk each time
+    asked, shown = asked_and_shown(pairs, items, split_of(config.split) or config.split)
+    asked = np.random.default_rng(config.seed).permutation(asked).tolist()
     asked = asked[:config.n] if 'n' in config.given else asked
-    shown = [k for k, item in enumerate(pairs.items) if item.split == 'train' and not item.prompt]
-    known = {plain(item.text): item.category or item.group for item in train}
+    known = {plain(items[k].text): items[k].category or items[k].group for k in shown}
     people = {}
-    for item in pairs.items:
-        people.setdefault((item.path, item.turn), []).append(item.text)
+    for item in items:
+        if not item.prompt:  # an answer to a question is no caption
+            people.setdefault((item.path, item.turn), []).append(item.text)
     rows, answered = [], []
     for shots in numbers(config, 'shots', (0,)):
         if shots > len(shown):
             raise BadInput(f'--shots={shots}: there are {len(shown)} examples in the split train')
         made = []
         for k in asked:
-            item = pairs.items[k]
             support = np.random.default_rng([config.seed, k]).permutation(shown)[:shots].tolist()
-            made.append(caption_episode(pairs, k, support, people[item.path, item.turn]))
+            made.append(caption_episode(pairs, k, support, people[items[k].path, items[k].turn]))
         kept = usable_or_fail(asker, made, report, config.captions)
-        both = [(pairs.items[k], e) for k, e in zip(asked, kept) if e is not None]
+        both = [(items[k], e) for k, e in zip(asked, kept) if e is not None]
         for name, is_known in (('caption, known things', True), ('caption, new things', False)):
             part = [(item, e) for item, e in both if any(plain(t) in known for t in e.people) == is_known]
             if not part:
                 continue
-            items, episodes = zip(*part)
+            pictured, episodes = zip(*part)
             answers = asker.answer(episodes, name)
             answered += zip(episodes, answers)
             rows += [row_of(metric, name, episodes, answers, shots=shots) for metric in ('accuracy', 'cider')]
-            rows += category_row(name, items, answers, known, shots)
+            rows += category_row(name, pictured, answers, known, shots)
     canvas.save(right_and_wrong(answered), os.path.join(config.out_dir, 'captions.png'))
     return rows
 

@@ -402,7 +402,7 @@ def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
     assert [can_ask(run.held_out, ways, 1) for ways in (2, 3, 4)] == [True, True, False]
     assert [can_ask(run.held_out, None, shots) for shots in (0, 4, 8)] == [True, True, False]
     damaged.unlink()  # gone since the source was opened
-    documents = [run.reader.first_readable('align', n % 12, PairData(run).sample) for n in range(24)]
+    documents = [run.reader.sample('align', n % 12, lambda document, *_: document) for n in range(24)]
     assert len(documents) == 24 and run.reader.left_out == {str(damaged): 'missing'}
 
 

@@ -246,7 +246,7 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(tmp_path):
 
 
 def documents_of(run, n):
-    return [run.reader.first_readable('align', k, PairData(run).sample) for k in range(n)]
+    return [run.reader.sample('align', k, lambda document, *_: document) for k in range(n)]
 
 
 def test_a_share_of_the_text_may_be_random_tokens_again_and_again(tmp_path):

@@ -75,15 +75,8 @@ class PairData(StageData):
     def of_source(self, source, i):
         n = self.config.vision_batch
         mine = distributed.mine(n, 'vision_batch')
-        return [self.reader.first_readable(source, i * n + k, self.sample) for k in mine]
-
-    def sample(self, source, number):
-        """-> the Document of this number, its picture decoded. It is augmented and tokenized in `batches`.
-        Raises BadItem."""
-        document = self.reader.document(source, number)
-        while bad := self.reader.decode(document.media):
-            document = self.reader.without(document, bad)
-        return document
+        keep = lambda document, source, number: document  # `batches` tokenizes it
+        return [self.reader.sample(source, i * n + k, keep) for k in mine]
 
     def batches(self, samples, i):
         """One for each source; or, where both show the same pictures with different captions, as in the

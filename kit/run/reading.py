@@ -42,6 +42,18 @@ class Reader:
         raise BadInput(f'{source}: {self.failed[source]} of {self.tried[source]} documents cannot be read: '
                        + '; '.join(self.report.lines()))
 
+    def sample(self, source, number, make):
+        """-> make(document, source, number), with its `media` decoded; the same without damaged pictures, and
+        of another document where this one cannot be read."""
+        def attempt(source, number):
+            document = self.document(source, number)
+            sample = make(document, source, number)
+            while bad := self.decode(sample.media):
+                document = self.without(document, bad)
+                sample = make(document, source, number)
+            return sample
+        return self.first_readable(source, number, attempt)
+
     def document(self, source, number):
         """-> the Document of this number. Raises BadItem."""
         document = self.sources[source].document(number)

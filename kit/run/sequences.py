@@ -49,16 +49,7 @@ class SequenceData(StageData):
         c = self.config
         n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
         mine = distributed.mine(n, 'batch=' + source)  # one GPU: range(n)
-        return [self.reader.first_readable(source, i * n + k, self.sample) for k in mine]
-
-    def sample(self, source, number):
-        """-> the Document of this number as a sequence, its pictures decoded. Raises BadItem."""
-        document = self.reader.document(source, number)
-        sequence = self.sequence(document, source, number)
-        while bad := self.reader.decode(sequence.media):       # damaged pictures: once more, without them
-            document = self.reader.without(document, bad)
-            sequence = self.sequence(document, source, number)
-        return sequence
+        return [self.reader.sample(source, i * n + k, self.sequence) for k in mine]
 
     def sequence(self, document, source, number):
         """Document of this number -> Encoded: a window of it, somewhere in the context"""

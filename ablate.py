@@ -170,7 +170,7 @@ def run_cell(config, row, seed):
         if name != row.stage and os.path.exists(os.path.join(folder, name + '.pt')):
             continue  # the encoder, in an earlier session
         config.stage = name
-        with session(config, train.KEYS) as run:
+        with session(config) as run:
             missing, progress = stages_to_train(run, train.STAGES)
             torch.manual_seed(seed)
             kind = Masked if row.model is MaskedSystem else STAGES[name]
@@ -196,7 +196,7 @@ def run_cell(config, row, seed):
 def main():
     config = configure(KEYS, usage=__doc__, groups={'The table': list(KEYS)[:5]} | train.GROUPS,
                        gone=train.GONE)
-    check_values(config, train.KEYS)
+    check_values(config)
     check_range(config, 1, 1000, 'seeds')
     check_range(config, 1, 256, 'jobs')
     check_range(config, 1, 100_000, 'n')

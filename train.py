@@ -53,13 +53,13 @@ from kit.features import drop_channels, FrozenFeatures
 from kit.run import checks, class_words, distributed, shared_words
 from kit.run.batches import PairData, TextData
 from kit.run.driver import finish, session, stages_to_train
-from kit.run.keys import GONE, RARE, check_values
+from kit.run.keys import GONE, GROUPS, KEYS, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
 from kit.run.sequences import PromptedData, SequenceData
 from kit.run.stage import Stage
 from kit.weights import checkpoint, gpt2, nfnet
-from model import GPT, PRESETS, Flamingo
+from model import GPT, Flamingo
 from vision import adaptive_gradient_clip, contrastive_loss
 
 
@@ -333,67 +333,10 @@ def load_frozen(run, contrastive=None, kind=Flamingo):
 # The command
 
 
-BATCH = {
-    'batch_m3w': (24, 'interleaved pages'),
-    'batch_align': (8, 'pairs with short captions'),
-    'batch_ltip': (8, 'pairs with long captions'),
-    'batch_vtp': (4, 'clips'),
-}
-GROUPS = {
-    'What to train': {
-        'stage': ('all', 'all, vision, language, flamingo or finetune'),
-        'out_dir': ('out', 'folder for everything the run writes'),
-        'init_from': ('auto', 'auto: continue, or fill in; scratch: start over; resume: continue, or fail'),
-        'preset': ('nano', f'sizes of everything: {", ".join(PRESETS)}'),
-        'fit': (False, 'choose what is not given by what the folder of align holds; see config/pictures.py'),
-        'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
-    },
-    "What to learn from ('shapes', the drawn world; a path; 'path:weight,path:weight'; empty for none)": {
-        'm3w': ('shapes', "interleaved pages; --m3w=align makes pages of the pictures of align"),
-        'align': ('shapes', 'pictures with short, noisy captions'),
-        'ltip': ('shapes', 'pictures with long captions'),
-        'vtp': ('shapes', 'clips with captions'),
-        'text': ('shapes', 'plain text for the language stage'),
-    },
-    'How sources mix in the Flamingo stage (appendix B.1.2)': {
-        # The paper sums over a sequence's tokens, ours is a mean over a source's: with the same λ a short
-        # caption (5 learned tokens, a long one 14) would weigh as much as a page (45). So the paper's 0.2 is
-        # 0.2 · 5/45 ≈ 0.02 here, or 0.2 · 14/45 ≈ 0.06. Ours are half of these: with 0.2 some runs learned no
-        # captions (docs/results.md). Clips keep 0.03.
-        'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
-        'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens)'),
-        'lambda_ltip': (0.03, 'of ltip (0.2)'),
-        'lambda_vtp': (0.03, 'of vtp (0.03)'),
-        'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
-                                 "'merged': one batch of all, without λ"),
-        'p_next': (0.5, "chance that a page's text sees the next picture instead of the previous one"),
-    },
-    'Steps': {
-        'vision_iters': (1200, 'of the contrastive stage'),
-        'vision_batch': (96, 'pairs a step, of each of align and ltip'),
-        'vision_lr': (5e-3, 'peak learning rate'),
-        'language_iters': (500, 'of the language stage'),
-        'language_batch': (8, 'rows a step'),
-        'language_tokens': (448, 'tokens a row, at a random place of the context'),
-        'language_lr': (2e-3, 'peak learning rate'),
-        'flamingo_iters': (700, 'of the Flamingo stage'),
-        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),
-        'flamingo_lr': (2e-3, 'peak learning rate'),
-        'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
-        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
-        'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
-        'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
-        'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
-                                 'different ones for each picture; not where the encoder trains'),
-    },
-} | RARE  # schedules, fine-tuning, devices, folders, …: kit/run/keys.py
-KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
-
-
 def main():
     config = configure(KEYS, usage=__doc__, groups=GROUPS, gone=GONE)
-    check_values(config, KEYS)
-    with session(config, KEYS) as run:
+    check_values(config)
+    with session(config) as run:
         missing, progress = stages_to_train(run, STAGES)  # progress: of a stage that was interrupted
         while missing and not run.stop:
             torch.manual_seed(config.seed)

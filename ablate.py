@@ -24,7 +24,7 @@ import torch
 import train
 from kit.ablations import jobs, report, rows, tuning
 from kit.ablations.masked import MaskedStage
-from kit.ablations.reads import MergedPairs, new_encoders, SpreadAsker, SpreadData, WithText
+from kit.ablations.reads import MergedPairs, new_encoders, spread, SpreadAsker, WithText
 from kit.ablations.score import few_shot
 from kit.cli import check_range, command, configure
 from kit.copying import wire_copying
@@ -81,11 +81,11 @@ class Bridge(train.FlamingoStage):
         self.row = row
         super().__init__(run)
         if row.text:
-            self.data, self.lambdas['text'] = WithText(run), 1.0  # its λ is not in the paper
+            self.data, self.lambdas['text'] = WithText(run, self.data), 1.0  # its λ is not in the paper
         if row.text and row.language == 'pretrained':
             self.slow_down('lm.', 0.1)
         if row.model is OneStream:
-            self.data = SpreadData(run, run.model_config.n_latent)
+            self.data = train.SequenceData(run, spread(run, run.model_config.n_latent))
             self.asker = SpreadAsker(self.module, run.tokenizer, self.features, sharded=False)
 
     def load(self):
@@ -127,7 +127,7 @@ class Bridge(train.FlamingoStage):
 
 
 class Masked(MaskedStage):
-    optimizer_of = staticmethod(train.adamw)
+    optimizer_of, data_of = staticmethod(train.adamw), train.SequenceData
 
 
 class Tuning(train.FinetuneStage):

@@ -208,9 +208,7 @@ class Batch:
     tokens, image_index (B,T) int64
     targets (B,T):  the tokens moved by one, and -100 where there is nothing to learn
     position (B,T): where in the context each token stands
-    segment (B,T):  which sequence of its row a token belongs to, 0 for padding; None where each has a row
-                    of its own, for which plain causal attention will do
-    sequence (B,T): which of `sequences` a token belongs to, counted from 0; 0 for padding, too
+    sequence (B,T): which of `sequences` a token belongs to, counted from 1; 0 for padding
     length (B,):    of each row, without padding
     media:          B lists of Media;  sequences: all Encoded, in the order in which they stand in the rows
 
@@ -219,19 +217,26 @@ class Batch:
         tokens       <BOS> <image> a  <EOC> <BOS> <image> b  <EOC> <PAD>
         image_index    0      1    1    1     0      2    2    2     0    each picture has its own number
         targets        -      a  <EOC>  -     -      b  <EOC>  -     -    (- is -100)
-        segment        1      1    1    1     2      2    2    2     0    self-attention stays within it
-        sequence       4      4    4    4     5      5    5    5     0
+        sequence       4      4    4    4     5      5    5    5     0    self-attention stays within it
         position       0      1    2    3     0      1    2    3     0    (or from another start)
     """
     tokens: torch.Tensor
     image_index: torch.Tensor
     targets: torch.Tensor
     position: torch.Tensor
-    segment: torch.Tensor | None
     sequence: torch.Tensor
     length: torch.Tensor
     media: list
     sequences: list
+
+    @property
+    def n_token(self):  # padding included
+        return self.tokens.numel()
+
+    @property
+    def shared(self):
+        """Do sequences share rows? If none do, plain causal attention keeps them apart."""
+        return len(self.sequences) > len(self.tokens)
 
     def to(self, device):
         return replace(self, **{name: x.to(device) for name, x in vars(self).items() if torch.is_tensor(x)})
@@ -247,23 +252,22 @@ def collate(sequences, tokenizer, share=False):
     rows = share_rows(sequences) if share else [[s] for s in sequences]
     length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])
     shape = len(rows), int(length.max())
-    tokens, image_index, targets, position, segment, sequence = arrays = [  # the fields of Batch, in order
-        np.full(shape, empty) for empty in (tokenizer.pad, 0, -100, 0, 0, 0)]
-    n = 0
+    tokens, image_index, targets, position, sequence = arrays = [  # the fields of Batch, in order
+        np.full(shape, empty) for empty in (tokenizer.pad, 0, -100, 0, 0)]
+    number = 0
     for b, row in enumerate(rows):
         start, n_image = 0, 0
-        for number, s in enumerate(row, 1):
-            stop = start + len(s.tokens)
+        for s in row:
+            stop, number = start + len(s.tokens), number + 1
             tokens[b, start:stop] = s.tokens
             image_index[b, start:stop] = np.where(s.image_index > 0, s.image_index + n_image, 0)
             targets[b, start:stop - 1] = np.where(s.loss_mask[1:], s.tokens[1:], -100)  # ℓ predicts ℓ+1
             position[b, start:stop] = s.start + np.arange(len(s.tokens))
-            segment[b, start:stop], sequence[b, start:stop] = number, n
-            start, n_image, n = stop, n_image + len(s.media), n + 1
-    batch = Batch(*map(torch.from_numpy, arrays), length=length,
-                  media=[[m for s in row for m in s.media] for row in rows],
-                  sequences=[s for row in rows for s in row])
-    return batch if len(rows) < len(sequences) else replace(batch, segment=None)
+            sequence[b, start:stop] = number
+            start, n_image = stop, n_image + len(s.media)
+    return Batch(*map(torch.from_numpy, arrays), length=length,
+                 media=[[m for s in row for m in s.media] for row in rows],
+                 sequences=[s for row in rows for s in row])
 
 
 # ---------------------------------------------------------------------------------------------

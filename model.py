@@ -37,8 +37,7 @@ class Flamingo(nn.Module):
     frame_mask:   (B,N,F) bool, which frames are real
     targets:      (B,T), the next token, or -100 where there is nothing to learn; if nowhere is, the loss is 0
     position:     (B,T), where in the context each token stands; by default its place in the row
-    segment:      (B,T), where several sequences share a row, which of them a token belongs to; none sees
-                  another
+    sequence:     (B,T), where several share a row, which of them a token belongs to; none sees another
 
     Raises ValueError where T is longer than the context.
     """
@@ -120,10 +119,10 @@ class Flamingo(nn.Module):
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
 
     def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,
-                position=None, segment=None, per_target=False):
+                position=None, sequence=None, per_target=False):
         visual = self.resample(media, features, frame_mask)            # (B,N,R,D_r), or None
         visual = None if visual is None else [visual] * len(self.gated)
-        mask = None if segment is None else same_segment(segment)
+        mask = None if sequence is None else same_sequence(sequence)
         y = self.stream(tokens, image_index, visual, position, mask)   # (B,T,D)
         if targets is None:
             return self.head(y), None
@@ -156,9 +155,9 @@ class Flamingo(nn.Module):
         return [tuple(gate.item() for gate in layer.gates()) for layer in self.gated]
 
 
-def same_segment(segment):
-    """segment (B,T) -> (B,1,T,T) bool: each token sees those of its own segment up to itself."""
-    return (segment[:, :, None] == segment[:, None]).tril()[:, None]
+def same_sequence(sequence):
+    """(B,T) -> (B,1,T,T) bool: each token sees those of its own sequence up to itself."""
+    return (sequence[:, :, None] == sequence[:, None]).tril()[:, None]
 
 
 # ---------------------------------------------------------------------------------------------

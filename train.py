@@ -14,53 +14,51 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-To follow one step of the Flamingo stage, read train_stage and what it calls, in this order. (Samples: what a
-source gives to one step, here sequences. A batch: what goes through the model at one time, the samples of all
-sources, or part of them. nano: 24 + 8 + 8 + 4 samples, rows of at most 448 tokens, 4 losses, one step.)
+A batch on its way through the Flamingo stage, in three files. (A sample is what one number of a source gives,
+here a sequence. A batch: what goes through the model at one time; nano's has 24 + 8 + 8 + 4 sequences.)
 
-    mixture, by Loop            data.py                the sources -> which of them each step reads
-    Loop.read, StageData.read   kit/run/loop.py, batches.py   sources, i -> their samples number i, by
-      SequenceData.of_source    kit/run/sequences.py   n numbers (Reader.first_readable), each by `sample`:
-        Reader.document         kit/run/reading.py     number -> Document: texts and pictures, in order; by
-            Shapes.document     kit/world/pages.py     (the drawn world, as a Source of kit/sources/source.py)
-        encode                  data.py                Document -> tokens (T,), φ (T,), learned (T,)
-        Reader.decode           kit/run/reading.py     its pictures -> pixels, kept under each one's key
-    gradients                   train.py               samples -> the gradient of Σ λ L, in .grad
-        SequenceData.batches    kit/run/sequences.py   sequences -> tensors (B,T), by data.collate
-        FlamingoStage.losses    train.py               tensors -> L of each source
-          FlamingoStage.pictures  train.py             their pictures -> features, by the next two:
-            FrozenFeatures      kit/features.py        keys -> pixels -> features (frames,S,D_v), kept, too
-            drop_channels       kit/features.py        features -> the same without some channels
-          Flamingo.forward      model.py               tokens, features -> the loss of each target
-    Stage.clip                  kit/run/stage.py       the gradient, its norm at most 1; then optimizer.step
+    train_stage               train.py   which batch of which sources each step reads: data.mixture
+    SequenceData.of_source    train.py   source, i -> its samples, each a Document that goes through
+        encode                data.py    Document -> tokens (T,), φ (T,), learned (T,), its pictures
+    gradients                 train.py   samples -> the gradient of Σ λ L, in .grad
+        SequenceData.batches  train.py   samples of all sources -> tensors (B,T), by
+            collate           data.py
+        FlamingoStage.losses  train.py   tensors -> L of each source
+            .pictures         train.py   their pictures -> features, by the frozen encoder
+            Flamingo.forward  model.py   tokens, features -> the loss of each target
+    Stage.clip                kit/run/stage.py   the gradient, its norm at most 1; then the optimizer's step
 
-Here pixels do not travel in a batch. A Media is a key, under which they were kept (run.reader.pixels), and
-the features that the frozen encoder makes of them are kept, too. The other stages go the same way, with
-batches of pixels (PairData) and of tokens alone (TextData), both in kit/run/batches.py.
+What else is called there makes it safe or fast: Loop (kit/run/loop.py) resumes, logs and stops; Reader
+(kit/run/reading.py) gives a source's Documents, replaces damaged ones and decodes their pictures;
+FrozenFeatures (kit/features.py) keeps what the encoder made of a picture. All keys: kit/run/keys.py.
 """
 import math
 from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 
-from data import stack_frames
+from data import Batch, collate, encode, stack_frames
 from kit import adapt
 from kit.cli import command, configure
 from kit.contrastive import new_contrastive
 from kit.copying import wire_copying
 from kit.device import autocast, frozen_dtype
+from kit.episode import BLANK
 from kit.features import drop_channels, FrozenFeatures
 from kit.run import checks, class_words, distributed, shared_words
-from kit.run.batches import PairData, TextData
+from kit.run.batches import FOR_PAGES, PairData, StageData, TextData
 from kit.run.driver import finish, session, stages_to_train
-from kit.run.keys import GONE, GROUPS, KEYS, check_values
+from kit.run.keys import GONE, GROUPS, KEYS, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.sequences import PromptedData, SequenceData
 from kit.run.stage import Stage
 from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, Flamingo
 from vision import adaptive_gradient_clip, contrastive_loss
+from xattn import one_image_per_token
 
 
 # ---------------------------------------------------------------------------------------------
@@ -132,6 +130,61 @@ def schedule(kind, step, warmup, n):
     decay = {'cosine': 0.5 * (1 + math.cos(math.pi * (1 - left))), 'linear': left,
              'trapezoid': min(1.0, left / 0.3), 'constant': 1.0}[kind]
     return min(1.0, (step + 1) / max(warmup, 1)) * decay
+
+
+# ---------------------------------------------------------------------------------------------
+# What the Flamingo stage reads (the other stages: kit/run/batches.py)
+
+
+@dataclass
+class SequenceBatch(Batch):
+    """A micro-batch. n_learned: {source: learned tokens of the whole step}; more: is it not the last?"""
+    n_learned: dict
+    more: bool
+
+
+class SequenceData(StageData):
+    """Documents of four sources -> sequences of tokens -> padded batches. change: Encoded -> Encoded, for
+    models that read something else (kit/adapt.py, ablate.py)"""
+
+    def __init__(self, run, change=None):
+        super().__init__(run)
+        self.change = change
+
+    def of_source(self, source, i):
+        """-> batch i of a source, [Encoded]: its Documents from number i·n on, n of them"""
+        c = self.config
+        n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
+        mine = distributed.mine(n, 'batch=' + source)  # this rank's; on one GPU range(n)
+        return [self.reader.sample(source, i * n + k, self.sequence) for k in mine]
+
+    def sequence(self, document, source, number):
+        """Document of this number -> Encoded: a window of it, somewhere in the context"""
+        c = self.model_config
+        rng = np.random.default_rng([self.config.seed, FOR_PAGES, number, SOURCES.index(source)])
+        sequence = encode(document, self.tokenizer, c.n_token, c.n_image, rng, self.config.p_next)
+        sequence.source = source if self.config.mixing != 'merged' else 'merged'
+        sequence.seed = int(rng.integers(2 ** 31))
+        # Half of them begin where prompts do, the others anywhere: gated layers' queries depend on positions,
+        # too. One that has met examples near the beginning only cannot use them where a long prompt ends.
+        if rng.random() < 0.5:
+            sequence.start = int(rng.integers(c.n_context - len(sequence.tokens) + 1))
+        return self.change(sequence) if self.change else sequence
+
+    def batches(self, samples, i):
+        """{source: [Encoded]} -> micro-batches, each of all sources. The gradients are those of one source
+        after the other, and short sequences fill the gaps beside long ones."""
+        n_learned, n = Counter(), self.config.micro_batches
+        for sequence in (s for of_source in samples.values() for s in of_source):
+            n_learned[sequence.source] += sequence.n_learned
+        # A mean over ranks: each divides its sums by it, and the gradients of W ranks are averaged.
+        n_learned = dict(zip(n_learned, distributed.mean(*n_learned.values())))
+        for part in range(n):
+            sequences = [s for of_source in samples.values() for s in of_source[part::n]]
+            if not any(s.media for s in sequences):  # all ranks must run the same layers, pictures or not
+                sequences[0] = replace(sequences[0], media=[BLANK])
+            batch = collate(sequences, self.tokenizer, share=one_image_per_token(self.model_config.attend))
+            yield SequenceBatch(**vars(batch.to(self.device)), n_learned=n_learned, more=part + 1 < n)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -222,7 +275,7 @@ class FlamingoStage(Stage):
         the language model starts with heads that copy kit/copying.py
         gates learn 15 times as fast as the rest       --gate_scale, `adamw`
         some channels of each picture are left out     --feature_dropout, kit/features.py
-        pages stand anywhere in the context            kit/run/sequences.py, SequenceData.place
+        pages stand anywhere in the context            SequenceData.sequence
     """
     name = 'flamingo'
 
@@ -252,14 +305,16 @@ class FlamingoStage(Stage):
 
     def losses(self, batch):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m learned tokens of
-        source m in the step. batch: a data.Batch with source_id (B,T), the number of each token's source, and
-        n_learned {source: n_m}, in the order of these numbers."""
-        learned = batch.targets != -100                                                         # (B,T)
+        source m in the step (batch.n_learned), of which this SequenceBatch may be a part"""
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
-                           segment=batch.segment, **self.pictures(batch), per_target=True)    # (K,)
-        source = batch.source_id[learned]                      # (K,), in the order of `each`: row after row
-        total = each.new_zeros(len(batch.n_learned)).index_add(0, source, each)                 # (sources,)
-        return {name: total[k] / (n or 1) for k, (name, n) in enumerate(batch.n_learned.items())}  # Σ / n_m
+                           sequence=batch.sequence if batch.shared else None,
+                           per_target=True, **self.pictures(batch))                           # (K,)
+        names = list(batch.n_learned)
+        source_of = torch.tensor([names.index(s.source) for s in batch.sequences], device=each.device)
+        # Learned tokens come row after row, as in `each`: (B,T) -> (K,), the number of each one's source.
+        source = source_of[batch.sequence[batch.targets != -100] - 1]
+        total = each.new_zeros(len(names)).index_add(0, source, each)                           # (sources,)
+        return {name: total[k] / (batch.n_learned[name] or 1) for k, name in enumerate(names)}  # Σ / n_m
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)
@@ -286,7 +341,7 @@ class FinetuneStage(FlamingoStage):
         self.n_iter = self.config.finetune_iters
         self.lr = self.config.finetune_lr * adapt.WAYS[self.config.adapt].lr
         if self.config.adapt == 'prompt':
-            self.data = PromptedData(run)
+            self.data = SequenceData(run, partial(adapt.with_prompt, config=run.model_config))
 
     def load(self):
         contrastive, module = load_frozen(self.run, kind=adapt.WAYS[self.config.adapt].model)

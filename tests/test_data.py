@@ -388,7 +388,7 @@ def test_short_sequences_share_a_row():
     assert batch.tokens[1].tolist() == [bos, ord('a'), eoc, image, eoc, bos, image, ord('x'), eoc, pad]
     assert batch.image_index[1].tolist() == [0, 0, 0, 1, 1, 0, 2, 2, 2, 0]
     assert batch.position[1].tolist() == [0, 1, 2, 3, 4, 7, 8, 9, 10, 0]
-    assert batch.segment[1].tolist() == [1, 1, 1, 1, 1, 2, 2, 2, 2, 0]
+    assert batch.sequence[1].tolist() == [2, 2, 2, 2, 2, 3, 3, 3, 3, 0]
     assert batch.targets[1].tolist() == [ord('a'), eoc, -100, eoc, -100, -100, -100, eoc, -100, -100]
     assert batch.length.tolist() == [10, 9]
 

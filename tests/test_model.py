@@ -269,7 +269,7 @@ def test_documents_that_share_a_row_do_not_see_each_other():
     prompts = read(model, texts[0] + texts[1])
     prompts['image_index'][:, 9:12] = 0  # before its own picture the second sees none
     one = logits_of(model, prompts, media, position=torch.tensor([[*range(9), *range(6)]]),
-                    segment=torch.tensor([[1] * 9 + [2] * 6]))[0]
+                    sequence=torch.tensor([[1] * 9 + [2] * 6]))[0]
     for part, text, shown in ((one[:9], texts[0], media[:, :2]), (one[9:], texts[1], media[:, 2:])):
         torch.testing.assert_close(part, logits_of(model, read(model, text), shown)[0], rtol=1e-9, atol=1e-9)
 
@@ -284,7 +284,7 @@ def test_rows_are_shared_only_where_nothing_leaks(monkeypatch, attend):
     prompts['image_index'][:, 9:12] = 0
     changed = media.clone()
     changed[:, :2] = pictures(1, 2, seed=2)
-    row = dict(position=torch.tensor([[*range(9), *range(6)]]), segment=torch.tensor([[1] * 9 + [2] * 6]))
+    row = dict(position=torch.tensor([[*range(9), *range(6)]]), sequence=torch.tensor([[1] * 9 + [2] * 6]))
     before, after = (logits_of(model, prompts, m, **row)[0, 9:] for m in (media, changed))
     assert torch.equal(before, after) == one_image_per_token(attend) == (attend == 'last')
 

@@ -36,7 +36,6 @@ from kit.sources.base import Report
 from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
 from kit.run.batches import PairData
-from kit.run.sequences import SequenceData
 from kit.run.keys import check_values
 from kit.run.run import Run
 from kit.tasks.asker import load
@@ -312,7 +311,7 @@ def test_a_damaged_picture_costs_a_page_one_example(tmp_path):
         (tmp_path / 'data' / name / '0.png').write_text('no picture')
     run = small_run(tmp_path / 'out', f'--align={tmp_path}/data', '--m3w=align', '--text=align', '--ltip=',
                     '--vtp=', '--folders=naming=0', '--n_token=256', '--n_image=12')
-    sequences = [s for i in range(12) for s in SequenceData(run).of_source('m3w', i)]
+    sequences = [s for i in range(12) for s in train.SequenceData(run).of_source('m3w', i)]
     assert set(run.reader.left_out.values()) == {'not a picture'} and len(run.reader.left_out) == 2
     for s in sequences:
         said = run.tokenizer.decode([t for t in s.tokens.tolist() if t < run.tokenizer.bos])

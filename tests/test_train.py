@@ -21,7 +21,6 @@ from kit.run.batches import PairData, TextData
 from kit.run.keys import check_values
 from kit.run.loop import OUT_OF_TIME
 from kit.run.run import Run
-from kit.run.sequences import SequenceData
 from kit.world.draw import clip_media, picture_media
 from rounding import EPS, assert_near
 
@@ -344,7 +343,7 @@ def test_a_page_goes_on_without_the_picture_that_cannot_be_read(tmp_path):
     run.sources['m3w'] = Listed(page('a', bad_media('x'), 'b', one, 'c', bad_media('y'), bad_media('z'), 'd',
                                      two), page('a', one, 'bc', two, 'd'),
                                 page('none', bad_media('v'), 'left'), left_out, page('a', one))
-    damaged, whole, replaced, short = (SequenceData(run).of_source('m3w', i)[0] for i in (0, 1, 2, 3))
+    damaged, whole, replaced, short = (train.SequenceData(run).of_source('m3w', i)[0] for i in (0, 1, 2, 3))
     assert [m.key for m in damaged.media] == ['one', 'two!'] and damaged.image_index.max() == 2
     assert [m.key for m in whole.media] == ['one', 'two!'] and [m.key for m in short.media] == ['one']
     assert replaced.media  # another page stands in its place
@@ -354,7 +353,7 @@ def test_a_page_goes_on_without_the_picture_that_cannot_be_read(tmp_path):
 def test_only_pictures_in_the_window_are_decoded(tmp_path):
     run = small_run(tmp_path, '--batch=m3w=1', '--p_next=0', '--n_image=2')
     run.sources['m3w'] = Listed(page(good_media('one'), 'a', good_media('two'), 'b', bad_media('never'), 'c'))
-    assert len(SequenceData(run).of_source('m3w', 0)[0].media) == 2 and run.report.total == 0
+    assert len(train.SequenceData(run).of_source('m3w', 0)[0].media) == 2 and run.report.total == 0
 
 
 def test_training_stops_when_most_documents_are_bad(tmp_path):
@@ -372,7 +371,7 @@ def test_training_stops_when_most_documents_are_bad(tmp_path):
 
 
 @pytest.mark.parametrize('kind, names', [(PairData, ['align', 'ltip']), (TextData, ['text']),
-                                         (SequenceData, ['m3w', 'vtp'])])
+                                         (train.SequenceData, ['m3w', 'vtp'])])
 def test_workers_read_the_same_samples(tmp_path, kind, names):
     """Of every step, in order, from any step on; and what they could not read is known in the main
     process."""
@@ -427,7 +426,7 @@ def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
 def test_a_run_can_be_sent_to_a_worker(tmp_path):
     """Where processes are not forked (macOS, Windows), it is pickled."""
     run = small_run(tmp_path)
-    data = SequenceData(run)
+    data = train.SequenceData(run)
     sent = pickle.loads(pickle.dumps(Ahead(data, [(2, ['m3w', 'vtp'])])))
     samples, pixels, bad_items = sent[0]
     assert all((one.tokens == two.tokens).all() for name in ('m3w', 'vtp')

@@ -1,7 +1,7 @@
 """The masked system among the others: what it reads, and how it is asked."""
 import torch
 
-from kit.ablations.reads import SpreadData
+from kit.ablations.reads import spread
 from kit.ablations.score import few_shot
 from kit.features import FrozenFeatures
 from kit.files import BadInput
@@ -19,7 +19,7 @@ def pixels_of(media, pixels, normalise):
 
 
 class MaskedStage(Stage):
-    """All of the masked system at once. optimizer_of: train.adamw"""
+    """All of the masked system at once. optimizer_of, data_of: train.adamw, train.SequenceData"""
     name = 'flamingo'
     loss_weights = {'words': 1.0, 'patches': 1.0, 'contrast': 1.0}  # of all sources together
 
@@ -27,7 +27,7 @@ class MaskedStage(Stage):
         c = run.model_config
         n_layer = c.lm_layer + len(range(0, c.lm_layer, c.xattn_every)) + c.resampler_layer
         self.module = MaskedSystem(c, n_layer, c.lm_dim, c.lm_head).to(run.device)
-        super().__init__(run, SpreadData(run, self.module.n_patch))
+        super().__init__(run, self.data_of(run, spread(run, self.module.n_patch)))
         self.net, self.decay = self.module, run.config.schedule_flamingo
         self.set_lambdas(dict.fromkeys(SOURCES, 1.0), 'nothing to learn from: give m3w, align, ltip or vtp')
         self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr

@@ -1,13 +1,14 @@
 """What some rows read otherwise: merged pairs, text beside pages, places for visual tokens; a ViT."""
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
 from kit.contrastive import new_contrastive
 from kit.files import BadInput
-from kit.run.batches import Captions, PairBatch, PairData, TextData
+from kit.run.batches import Captions, PairBatch, PairData, StageData, TextData
 from kit.run.checks import RankedAsker
 from kit.run.keys import SOURCES
-from kit.run.sequences import SequenceData
 from kit.variants import ViT, with_places
 
 
@@ -31,15 +32,15 @@ class MergedPairs(PairData):
         yield PairBatch(torch.cat([part.images for part in parts]), captions, more=False)
 
 
-class WithText(SequenceData):
-    """Sequences, and rows of plain text as the language stage reads them."""
+class WithText(StageData):
+    """Sequences (train.SequenceData), and rows of plain text as the language stage reads them."""
 
-    def __init__(self, run):
+    def __init__(self, run, sequences):
         super().__init__(run)
-        self.texts = TextData(run)
+        self.sequences, self.texts = sequences, TextData(run)
 
     def of_source(self, source, i):
-        return self.texts.of_source(source, i) if source == 'text' else super().of_source(source, i)
+        return (self.texts if source == 'text' else self.sequences).of_source(source, i)
 
     def media(self, samples):
         return [] if isinstance(samples, tuple) else super().media(samples)
@@ -47,22 +48,16 @@ class WithText(SequenceData):
     def batches(self, samples, i):
         sequences = {source: of for source, of in samples.items() if source != 'text'}
         if sequences:
-            yield from super().batches(sequences, i)
+            yield from self.sequences.batches(sequences, i)
         if 'text' in samples:
             yield from self.texts.batches({'text': samples['text']}, i)
 
 
-class SpreadData(SequenceData):
-    """Sequences with n free places for the visual tokens, or patches, of each picture."""
-
-    def __init__(self, run, n):
-        super().__init__(run)
-        self.n_place = n
-
-    def sequence(self, document, source, number):
-        sequence = super().sequence(document, source, number)
-        return with_places(sequence, self.tokenizer.image, self.tokenizer.pad, self.n_place,
-                           self.model_config.n_context)
+def spread(run, n):
+    """-> what changes a sequence to one with n free places for the visual tokens, or patches, of each
+    picture"""
+    return partial(with_places, image=run.tokenizer.image, pad=run.tokenizer.pad, n_latent=n,
+                   n_context=run.model_config.n_context)
 
 
 class SpreadAsker(RankedAsker):

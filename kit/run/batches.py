@@ -6,7 +6,7 @@ process may do it ahead of time (kit/run/ahead.py). `batches` turns them into te
     class         read by    a sample                                          a batch
     PairData      vision     Document of a picture and its caption             PairBatch
     TextData      language   a row of tokens and where in the context it lies  TextBatch
-    SequenceData  flamingo   Encoded: a page, pair or clip, tokenized          SequenceBatch  (sequences.py)
+    SequenceData  flamingo   Encoded: a page, pair or clip, tokenized          SequenceBatch  (train.py)
 
 Batch i of a source depends on i and the seed only. So resuming needs no more than the number of the step, and
 every rank and every worker reads its own samples without asking the others.
@@ -163,7 +163,7 @@ class TextBatch:
 # More than there ever are, so that no two rows of all steps have a text in common.
 TEXTS_A_ROW = 1 << 10
 TEXTS_A_STEP = 1 << 24
-FOR_TEXT, FOR_RANDOM_TEXT = 8, 9  # tell their random numbers from those that others draw with the same seed
+FOR_PAGES, FOR_TEXT, FOR_RANDOM_TEXT = 7, 8, 9  # tell their random numbers from those that others draw with the same seed
 
 
 class TextData(StageData):

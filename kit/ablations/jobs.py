@@ -18,11 +18,13 @@ from types import SimpleNamespace
 from tqdm import tqdm
 
 from kit.files import BadInput, one_line, read_json, whole_file
+from kit.run.keys import AUGMENT, FOLDERS
 from kit.run.run import FREE_KEYS
 from model import PRESETS
 
 FILE, LIMIT = 'ablations.json', 64 << 20
 OF_NO_MATTER = FREE_KEYS | {'rows', 'seeds', 'jobs', 'cell', 'given', 'seed', 'eval_every', 'eval_n'}
+OF_PICTURES = FOLDERS | AUGMENT  # keys that say something where they are not at their defaults
 ROW_KEYS = ('task', 'metric', 'value', 'low', 'high', 'n', 'row', 'seed', 'steps', 'parameters', 'made_of')
 
 
@@ -70,7 +72,8 @@ def link_checkpoints(config, row, folder):
 
 def made_of(config, row):
     """A number of eight hexadecimal digits that differs where the settings or the checkpoints do."""
-    values = {k: v for k, v in sorted(vars(resolved(config)).items()) if k not in OF_NO_MATTER}
+    values = {k: v for k, v in sorted(vars(resolved(config)).items())
+              if k not in OF_NO_MATTER and not (k in OF_PICTURES and v == OF_PICTURES[k][0])}
     number = zlib.crc32(repr(values).encode())
     for name in needed(row):
         with open(os.path.join(config.out_dir, name), 'rb') as f:

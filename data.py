@@ -112,7 +112,7 @@ class Encoded:
     start: int = 0           # where in the context its first token stands
 
     @property
-    def n_learned(self):
+    def n_target(self):
         """How many of its tokens are learned. The loss of a source is a mean over those of the whole step."""
         return int(self.loss_mask.sum())
 

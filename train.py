@@ -14,23 +14,23 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-A batch on its way through the Flamingo stage, in three files. (A sample is what one number of a source gives,
-here a sequence. A batch: what goes through the model at one time; nano's has 24 + 8 + 8 + 4 sequences.)
+How a batch of the Flamingo stage is made and used, in three files. (A source has endlessly many Documents,
+each with a number. A sample is what training makes of one: here data.Encoded, a sequence. A batch goes
+through the model at one time: nano's has 24 + 8 + 8 + 4 sequences.)
 
-    train_stage               train.py   which batch of which sources each step reads: data.mixture
-    SequenceData.of_source    train.py   source, i -> its samples, each a Document that goes through
-        encode                data.py    Document -> tokens (T,), φ (T,), learned (T,), its pictures
+    train_stage               train.py   for each source of the step (data.mixture) its samples, by
+        SequenceData.of_source           source, i -> its Documents from number i·n on, n of them, by
+        SequenceData.sequence            Document -> a sequence, somewhere in the context, by
+            encode            data.py    Document -> tokens (T,), φ (T,), which are targets (T,), its pictures
     gradients                 train.py   samples -> the gradient of Σ λ L, in .grad
-        SequenceData.batches  train.py   samples of all sources -> tensors (B,T), by
-            collate           data.py
-        FlamingoStage.losses  train.py   tensors -> L of each source
-            .pictures         train.py   their pictures -> features, by the frozen encoder
+        SequenceData.batches             samples of all sources -> tensors (B,T), by data.collate
+        FlamingoStage.losses             tensors -> L of each source
+            pictures                     their pictures -> features, by the frozen encoder
             Flamingo.forward  model.py   tokens, features -> the loss of each target
-    Stage.clip                kit/run/stage.py   the gradient, its norm at most 1; then the optimizer's step
 
-What else is called there makes it safe or fast: Loop (kit/run/loop.py) resumes, logs and stops; Reader
-(kit/run/reading.py) gives a source's Documents, replaces damaged ones and decodes their pictures;
-FrozenFeatures (kit/features.py) keeps what the encoder made of a picture. All keys: kit/run/keys.py.
+The rest makes it safe or fast: Loop (kit/run/loop.py) resumes, logs, stops; Reader (kit/run/reading.py) gives
+a source's Documents, their pictures decoded, and others for damaged ones; FrozenFeatures (kit/features.py)
+keeps what the encoder made of a picture. All keys: kit/run/keys.py.
 """
 import math
 from collections import Counter
@@ -66,20 +66,22 @@ from xattn import one_image_per_token
 
 
 def train_stage(run, stage, missing, progress=None):
-    """Train one stage, from where `progress` left it -> whether it was finished (see kit/run/loop.py)."""
+    """Train one stage, from where `progress` left it -> whether it was finished (see kit/run/loop.py).
+
+    run: kit.run.run.Run, which has config (the keys), model_config (the sizes), reader (of all sources),
+    tokenizer, device and dtype
+    """
     loop = Loop(run, stage, missing, progress)
-    # Until the last step, a signal, or the end of the time. i says which samples of its sources a step reads.
-    for step, i, sources in loop:
-        samples = loop.read(sources, i)                   # {source: stage.data.of_source(source, i)}
+    for step, samples in loop:                            # {source: stage.data.of_source(source, i)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = gradients(run, stage, samples, i)
+        losses, n_token = gradients(run, stage, samples)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):
             stage.optimizer.step()
         else:
-            loop.skip(gradients, samples, i)              # each source by itself: which of them was it?
+            loop.skip(gradients, samples)                 # asks each source by itself: which of them was it?
         stage.optimizer.zero_grad(set_to_none=True)
         loop.log(losses, norm, n_token)
         if loop.time_to_evaluate():
@@ -87,16 +89,16 @@ def train_stage(run, stage, missing, progress=None):
     return loop.complete
 
 
-def gradients(run, stage, samples, i):
-    """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) in every parameter's .grad: over the samples
-    (number i) of each source m -> {source: L_m}, a mean over all ranks, and how many tokens were read,
-    padding included. On one GPU, with all samples in one batch, it is
+def gradients(run, stage, samples):
+    """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2), over the samples of all sources m, in every
+    parameter's .grad -> {source: L_m}, a mean over all ranks, and how many tokens were read, padding
+    included. On one GPU, with all samples in one batch, it is
 
         losses = stage.losses(batch)
         sum(λ[m] * losses[m] for m in losses).backward()
     """
     total, n_token = Counter(), 0
-    for batch in stage.data.batches(samples, i):
+    for batch in stage.data.batches(samples):
         with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
             with autocast(run.device, run.dtype, cache=False):
                 losses = stage.losses(batch)
@@ -138,8 +140,8 @@ def schedule(kind, step, warmup, n):
 
 @dataclass
 class SequenceBatch(Batch):
-    """A micro-batch. n_learned: {source: learned tokens of the whole step}; more: is it not the last?"""
-    n_learned: dict
+    """A micro-batch. n_target: {source: learned tokens of the whole step}; more: is it not the last?"""
+    n_target: dict
     more: bool
 
 
@@ -156,7 +158,8 @@ class SequenceData(StageData):
         c = self.config
         n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
         mine = distributed.mine(n, 'batch=' + source)  # this rank's; on one GPU range(n)
-        return [self.reader.sample(source, i * n + k, self.sequence) for k in mine]
+        numbers = [i * n + k for k in mine]
+        return [self.sequence(self.reader.document(source, number), source, number) for number in numbers]
 
     def sequence(self, document, source, number):
         """Document of this number -> Encoded: a window of it, somewhere in the context"""
@@ -171,20 +174,20 @@ class SequenceData(StageData):
             sequence.start = int(rng.integers(c.n_context - len(sequence.tokens) + 1))
         return self.change(sequence) if self.change else sequence
 
-    def batches(self, samples, i):
+    def batches(self, samples):
         """{source: [Encoded]} -> micro-batches, each of all sources. The gradients are those of one source
         after the other, and short sequences fill the gaps beside long ones."""
-        n_learned, n = Counter(), self.config.micro_batches
+        n_target, n = Counter(), self.config.micro_batches
         for sequence in (s for of_source in samples.values() for s in of_source):
-            n_learned[sequence.source] += sequence.n_learned
+            n_target[sequence.source] += sequence.n_target
         # A mean over ranks: each divides its sums by it, and the gradients of W ranks are averaged.
-        n_learned = dict(zip(n_learned, distributed.mean(*n_learned.values())))
+        n_target = dict(zip(n_target, distributed.mean(*n_target.values())))
         for part in range(n):
             sequences = [s for of_source in samples.values() for s in of_source[part::n]]
             if not any(s.media for s in sequences):  # all ranks must run the same layers, pictures or not
                 sequences[0] = replace(sequences[0], media=[BLANK])
             batch = collate(sequences, self.tokenizer, share=one_image_per_token(self.model_config.attend))
-            yield SequenceBatch(**vars(batch.to(self.device)), n_learned=n_learned, more=part + 1 < n)
+            yield SequenceBatch(**vars(batch.to(self.device)), n_target=n_target, more=part + 1 < n)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -304,17 +307,15 @@ class FlamingoStage(Stage):
         return {'features': features, 'frame_mask': frame_mask}
 
     def losses(self, batch):
-        """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m learned tokens of
-        source m in the step (batch.n_learned), of which this SequenceBatch may be a part"""
+        """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m targets of source m
+        (batch.n_target). Where a step has several micro-batches, each gives its part of the sum."""
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            sequence=batch.sequence if batch.shared else None,
                            per_target=True, **self.pictures(batch))                           # (K,)
-        names = list(batch.n_learned)
-        source_of = torch.tensor([names.index(s.source) for s in batch.sequences], device=each.device)
-        # Learned tokens come row after row, as in `each`: (B,T) -> (K,), the number of each one's source.
-        source = source_of[batch.sequence[batch.targets != -100] - 1]
-        total = each.new_zeros(len(names)).index_add(0, source, each)                           # (sources,)
-        return {name: total[k] / (batch.n_learned[name] or 1) for k, name in enumerate(names)}  # Σ / n_m
+        names = list(batch.n_target)
+        of_sequence = torch.tensor([names.index(s.source) for s in batch.sequences], device=each.device)
+        source = of_sequence[batch.sequence[batch.targets != -100] - 1]      # (K,), in the order of `each`
+        return {m: (each * (source == k)).sum() / (batch.n_target[m] or 1) for k, m in enumerate(names)}
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)

@@ -401,7 +401,7 @@ def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
     assert [can_ask(run.held_out, ways, 1) for ways in (2, 3, 4)] == [True, True, False]
     assert [can_ask(run.held_out, None, shots) for shots in (0, 4, 8)] == [True, True, False]
     damaged.unlink()  # gone since the source was opened
-    documents = [run.reader.sample('align', n % 12, lambda document, *_: document) for n in range(24)]
+    documents = [run.reader.document('align', n % 12) for n in range(24)]
     assert len(documents) == 24 and run.reader.left_out == {str(damaged): 'missing'}
 
 
@@ -420,10 +420,11 @@ def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_pat
     stage, weights = train.VisionStage(run), {}
     losses, batches, at = stage.losses, stage.data.batches, {}
 
-    def numbered(samples, i):
+    def numbered(samples):
+        i = samples.get('align', samples.get('ltip'))[0].batch
         weights.setdefault(i, {n: p.clone() for n, p in stage.module.named_parameters()})
         at['i'], stage.hurt = i, 'align' in samples and i == 3
-        return batches(samples, i)
+        return batches(samples)
 
     def spoilt(batch):
         return {source: loss * float('nan') if source == 'ltip' and at['i'] == 1 else loss
@@ -446,7 +447,7 @@ def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_state(tmp_path):
     stage = train.VisionStage(run)
     stage.evaluate = lambda: {}
     losses, batches, at = stage.losses, stage.data.batches, {}
-    stage.data.batches = lambda samples, i: at.update(i=i) or batches(samples, i)
+    stage.data.batches = lambda samples: at.update(i=samples[min(samples)][0].batch) or batches(samples)
     stage.losses = lambda batch: {s: loss * (float('inf') if at['i'] > 1 else 1)
                                   for s, loss in losses(batch).items()}
     save = run.save_progress
@@ -1150,7 +1151,7 @@ def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
     def one_step(run, stages):
         for name in ('vision', 'language', 'flamingo'):
             stage = train.STAGES[name](run)
-            train.gradients(run, stage, stage.data.read(stage.sources, 0), 0)
+            train.gradients(run, stage, stage.data.read(stage.sources, 0))
             stage.clip()
             run.save_stage(stage)
         return [], None

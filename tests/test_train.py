@@ -57,7 +57,7 @@ def exact_stage(flamingo_stage):
 
 def gradient(stage, names):
     stage.optimizer.zero_grad()
-    losses, _ = train.gradients(stage.run, stage, stage.data.read(names, 0), 0)
+    losses, _ = train.gradients(stage.run, stage, stage.data.read(names, 0))
     return losses, [p.grad.clone() for p in stage.module.parameters() if p.requires_grad]
 
 
@@ -76,12 +76,12 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
             mean = stage.module(batch.tokens, batch.image_index, targets=batch.targets,
                                 position=batch.position,
                                 **stage.pictures(batch))[1]
-            loss = loss + mean * s.n_learned / sum(s.n_learned for s in sequences)
-        n_learned = sum(s.n_learned for s in sequences)
+            loss = loss + mean * s.n_target / sum(s.n_target for s in sequences)
+        n_target = sum(s.n_target for s in sequences)
         # A sum of this many float32 losses.
-        assert losses[name] == pytest.approx(loss.item(), rel=n_learned * EPS)
+        assert losses[name] == pytest.approx(loss.item(), rel=n_target * EPS)
         (weight * loss).backward()
-        n += n_learned
+        n += n_target
     alone = [p.grad for p in stage.module.parameters() if p.requires_grad]
     # The weight of each target is float32, off by 4 ε. Targets may cancel: their sum is then as small as a
     # random walk's, √n times one instead of n times.
@@ -92,12 +92,12 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
 
 def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monkeypatch):
     stage, asked = flamingo_stage, []
+    stage.data.of_source = lambda source, i: i
     monkeypatch.setattr(train, 'gradients',
-                        lambda run, stage, samples, i: (asked.append((*samples, i)),
-                                                        (dict.fromkeys(samples, 0.0), 1))[1])
+                        lambda run, stage, samples: asked.append(samples) or (dict.fromkeys(samples, 0.0), 1))
     stage.n_iter, stage.clip, stage.evaluate = 7, lambda: torch.tensor(0.0), lambda: {}
-    in_turns = [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1), ('align', 1), ('ltip', 1)]
-    together = [('m3w', 'align', 'ltip', 'vtp', i) for i in range(7)]
+    in_turns = [{'m3w': 0}, {'align': 0}, {'ltip': 0}, {'vtp': 0}, {'m3w': 1}, {'align': 1}, {'ltip': 1}]
+    together = [dict.fromkeys(('m3w', 'align', 'ltip', 'vtp'), i) for i in range(7)]
     for mixing, expected in (('round_robin', in_turns), ('accumulate', together)):
         stage.mixing = mixing
         asked.clear()
@@ -106,21 +106,21 @@ def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monke
 
 def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage, monkeypatch):
     stage, asked = flamingo_stage, []
+    stage.data.of_source = lambda source, i: i
     monkeypatch.setattr(train, 'gradients',
-                        lambda run, stage, samples, i: (asked.append((*samples, i)),
-                                                        (dict.fromkeys(samples, 0.0), 1))[1])
+                        lambda run, stage, samples: asked.append(samples) or (dict.fromkeys(samples, 0.0), 1))
     stage.name, stage.n_iter = 'finetune', 5
     stage.clip, stage.evaluate = lambda: torch.tensor(0.0), lambda: {}
     stage.mixing = 'round_robin'
     assert train.train_stage(stage.run, stage, ['finetune'])
-    assert asked == [('m3w', 0), ('align', 0), ('ltip', 0), ('vtp', 0), ('m3w', 1)]
+    assert asked == [{'m3w': 0}, {'align': 0}, {'ltip': 0}, {'vtp': 0}, {'m3w': 1}]
 
 
 def test_merged_sources_count_as_one(exact_stage):
     """The mean over all tokens, whichever source they come from, and no λ."""
     stage, names = exact_stage, list(exact_stage.lambdas)
     apart, _ = gradient(stage, names)
-    counts = {name: sum(s.n_learned for s in stage.data.of_source(name, 0))
+    counts = {name: sum(s.n_target for s in stage.data.of_source(name, 0))
               for name in names}
     stage.config.mixing = stage.mixing = 'merged'
     together, _ = gradient(stage, names)
@@ -245,7 +245,7 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(tmp_path):
 
 
 def documents_of(run, n):
-    return [run.reader.sample('align', k, lambda document, *_: document) for k in range(n)]
+    return [run.reader.document('align', k) for k in range(n)]
 
 
 def test_a_share_of_the_text_may_be_random_tokens_again_and_again(tmp_path):
@@ -350,10 +350,13 @@ def test_a_page_goes_on_without_the_picture_that_cannot_be_read(tmp_path):
     assert run.report.as_dict() == {'truncated': 4, 'page without pictures': 1, 'remote picture': 1}
 
 
-def test_only_pictures_in_the_window_are_decoded(tmp_path):
+def test_a_damaged_picture_leaves_its_page_before_a_window_of_it_is_cut(tmp_path):
     run = small_run(tmp_path, '--batch=m3w=1', '--p_next=0', '--n_image=2')
-    run.sources['m3w'] = Listed(page(good_media('one'), 'a', good_media('two'), 'b', bad_media('never'), 'c'))
-    assert len(train.SequenceData(run).of_source('m3w', 0)[0].media) == 2 and run.report.total == 0
+    run.sources['m3w'] = Listed(page(good_media('one'), 'a', bad_media('x'), 'b', good_media('two'), 'c',
+                                     bad_media('y'), 'd'))
+    [sequence] = train.SequenceData(run).of_source('m3w', 0)
+    assert [m.key for m in sequence.media] == ['one', 'two']
+    assert run.report.as_dict() == {'truncated': 2}
 
 
 def test_training_stops_when_most_documents_are_bad(tmp_path):
@@ -390,6 +393,7 @@ def test_workers_read_the_same_samples(tmp_path, kind, names):
                 if kind is TextData:
                     assert (one == two).all()
                 elif kind is PairData:
+                    one, two = one.document, two.document
                     assert one.pieces[1:] == two.pieces[1:]
                     assert torch.equal(alone.reader.pixels(one.pieces[0]),
                                        helped.reader.pixels.kept[two.pieces[0].key])
@@ -448,7 +452,7 @@ def test_word_dropout_leaves_out_tokens_but_never_all(tmp_path):
     def step(i, share):
         run = small_run(tmp_path, '--vision_batch=16', f'--augment=word_dropout={share}')
         data = PairData(run)
-        [batch] = data.batches(data.read(['align'], i), i)
+        [batch] = data.batches(data.read(['align'], i))
         return batch.captions['align'][1]
     whole, half, again, other, most = step(0, 0.0), step(0, 0.5), step(0, 0.5), step(1, 0.5), step(0, 0.99)
     assert not (half & ~whole).any() and half.any(1).all() and torch.equal(half, again)
@@ -467,15 +471,15 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, argum
     run = small_run(tmp_path, '--vision_batch=16', *arguments)
     data = PairData(run)
     samples = data.read(['align', 'ltip'], 3)
-    n_picture = [(len(batch.images), len(batch.captions)) for batch in data.batches(samples, 3)]
-    short, long = samples.values()
+    n_picture = [(len(batch.images), len(batch.captions)) for batch in data.batches(samples)]
+    short, long = ([pair.document for pair in pairs] for pairs in samples.values())
     assert [d.pieces[0].key for d in short] == [d.pieces[0].key for d in long]
     assert sum(len(a.pieces[1]) < len(b.pieces[1]) for a, b in zip(short, long)) > 12
     once = len({d.pieces[0].key for d in short})
     assert n_picture == {(): [(once, 2)], ('--augment=strength=1',): [(16, 1)] * 2,
                          ('--augment=lines=0.5',): [(16, 1)] * 2,
                          ('--align=shapes:2',): [(once, 1)] * 2}[tuple(arguments)]
-    losses, _ = train.gradients(run, train.VisionStage(run), samples, 3)
+    losses, _ = train.gradients(run, train.VisionStage(run), samples)
     assert set(losses) == {'align', 'ltip'} and all(1 < loss < 20 for loss in losses.values())
 
 

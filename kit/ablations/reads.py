@@ -19,8 +19,8 @@ class MergedPairs(PairData):
         # In the drawn world, pair i of either source shows one picture: others for the second.
         return super().of_source(source, i + (SOURCES.index(source) << 20))
 
-    def batches(self, samples, i):
-        parts = [next(super(MergedPairs, self).batches({source: of}, i)) for source, of in samples.items()]
+    def batches(self, samples):
+        parts = [next(super(MergedPairs, self).batches({source: of})) for source, of in samples.items()]
         longest = max(x.shape[1] for part in parts for x, _, _ in part.captions.values())
         first, merged = 0, []
         for part in parts:
@@ -45,12 +45,12 @@ class WithText(StageData):
     def media(self, samples):
         return [] if isinstance(samples, tuple) else super().media(samples)
 
-    def batches(self, samples, i):
+    def batches(self, samples):
         sequences = {source: of for source, of in samples.items() if source != 'text'}
         if sequences:
-            yield from self.sequences.batches(sequences, i)
+            yield from self.sequences.batches(sequences)
         if 'text' in samples:
-            yield from self.texts.batches({'text': samples['text']}, i)
+            yield from self.texts.batches({'text': samples['text']})
 
 
 def spread(run, n):

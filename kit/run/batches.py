@@ -4,7 +4,7 @@ There is one class for each kind of data, and each has two halves. `read` makes 
 process may do it ahead of time (kit/run/ahead.py). `batches` turns them into tensors, in the main process.
 
     class         read by    a sample                                          a batch
-    PairData      vision     Document of a picture and its caption             PairBatch
+    PairData      vision     Pair: the Document of a picture and its caption   PairBatch
     TextData      language   a row of tokens and where in the context it lies  TextBatch
     SequenceData  flamingo   Encoded: a page, pair or clip, tokenized          SequenceBatch  (train.py)
 
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from data import Document
 from kit.augment import augment
 from kit.contrastive import pad_texts
 from kit.run import distributed
@@ -28,7 +29,7 @@ class StageData:
     """read(sources, i)    -> {source: samples of its batch i}, those of this rank
     of_source(source, i) -> the samples of one source
     media(samples)       -> all Media of one source's samples, for a worker to decode, too
-    batches(samples, i)  -> the micro-batches of a step, from {source: samples}: what goes through the model
+    batches(samples)     -> the micro-batches of a step, from {source: samples}: what goes through the model
                             at one time. They are --micro_batches parts of the step, in the vision stage one
                             for each source. Each has n_token, its tokens with padding, and more: does another
                             one follow?
@@ -70,28 +71,37 @@ class PairBatch:
         return sum(captions.tokens.numel() for captions in self.captions.values())
 
 
+class Pair(NamedTuple):
+    """A picture and its caption, and the number of its batch, which says how it is augmented."""
+    document: Document
+    batch: int
+
+    @property
+    def media(self):
+        return self.document.media
+
+
 class PairData(StageData):
 
     def of_source(self, source, i):
         n = self.config.vision_batch
         mine = distributed.mine(n, 'vision_batch')
-        keep = lambda document, source, number: document  # `batches` tokenizes it
-        return [self.reader.sample(source, i * n + k, keep) for k in mine]
+        return [Pair(self.reader.document(source, i * n + k), i) for k in mine]
 
-    def batches(self, samples, i):
+    def batches(self, samples):
         """One for each source; or, where both show the same pictures with different captions, as in the
         drawn world, one for the two, in which each picture is encoded once. (Of different pictures that
         would gain nothing and take twice the memory.)"""
         together = self.config.align == self.config.ltip and not self.augmented
-        parts = [samples] if together else [{source: documents} for source, documents in samples.items()]
+        parts = [samples] if together else [{source: pairs} for source, pairs in samples.items()]
         for part in parts:
-            yield self.batch(part, i, more=part is not parts[-1])
+            yield self.batch(part, more=part is not parts[-1])
 
-    def batch(self, samples, i, more):
-        """{source: Documents} -> PairBatch, in which a picture that several of them show is there once"""
+    def batch(self, samples, more):
+        """{source: Pairs} -> PairBatch, in which a picture that several of them show is there once"""
         images, captions = {}, {}  # images: by keys that name their pixels
-        for source, documents in samples.items():
-            rng = self.rng(source, i)
+        for source, pairs in samples.items():
+            documents, rng = [pair.document for pair in pairs], self.rng(source, pairs[0].batch)
             keys, pictures = self.pictures(source, documents, rng)
             for key, picture in zip(keys, pictures):
                 images.setdefault(key, picture)
@@ -193,14 +203,14 @@ class TextData(StageData):
         """
         rng = np.random.default_rng([self.config.seed, FOR_RANDOM_TEXT, number])
         if rng.random() >= self.config.random_text:
-            return self.tokenizer.encode(self.reader.first_readable(source, number, self.reader.text))
+            return self.tokenizer.encode(self.reader.text(source, number))
         tokens = rng.choice(sorted(self.tokenizer.text_ids), int(rng.integers(4, 17)))
         return tokens.tolist() * int(rng.integers(2, 5))
 
     def media(self, samples):
         return []
 
-    def batches(self, samples, i):
+    def batches(self, samples):
         [(tokens, start)] = samples.values()  # of the one source, text
         n = self.config.micro_batches
         for part in range(n):

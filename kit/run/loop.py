@@ -15,8 +15,8 @@ MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
-    """for step, i, sources in Loop(run, stage, missing, progress): the steps of a stage, from where it
-    stopped, and which batch i of which sources each reads.
+    """for step, samples in Loop(run, stage, missing, progress): the steps of a stage, from where it stopped,
+    and what each reads, {source: samples}.
 
     missing:  names of the stages still to be trained, this one first
     progress: the content of training.pt, if there is one
@@ -39,7 +39,8 @@ class Loop:
         self.ahead = look_ahead(stage.data, steps) if run.config.workers else None
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
             for self.step, (i, sources) in enumerate(steps, self.start):
-                yield self.step, i, sources
+                # By worker processes, with --workers, ahead of time.
+                yield self.step, next(self.ahead) if self.ahead else stage.data.read(sources, i)
                 self.bar.update()
                 self.find_out_whether_to_stop()
                 if run.stop and self.saved != self.step + 1:
@@ -47,10 +48,6 @@ class Loop:
                 if run.stop:
                     break
         self.complete = self.is_last
-
-    def read(self, sources, i):
-        """stage.data.read(sources, i), by worker processes ahead of time with --workers"""
-        return self.stage.data.read(sources, i) if self.ahead is None else next(self.ahead)
 
     @property
     def is_last(self):
@@ -72,14 +69,14 @@ class Loop:
             return True
         return False
 
-    def skip(self, gradients, samples, i):
+    def skip(self, gradients, samples):
         """Say in the log and on the screen which sources made a step not finite: `gradients` (of train.py) is
         asked again, for each alone. Raises BadInput after MOST_SKIPPED such steps in a row."""
         run, stage, name, found = self.run, self.stage, self.stage.name, []
         self.skipped += 1
         for source in samples:
             stage.optimizer.zero_grad(set_to_none=True)
-            losses, _ = gradients(run, stage, {source: samples[source]}, i)
+            losses, _ = gradients(run, stage, {source: samples[source]})
             if not math.isfinite(sum(losses.values()) + stage.clip().item()):
                 found.append(source)
         source = ' + '.join(found or samples)  # if each alone is finite, only their sum is not

@@ -42,28 +42,22 @@ class Reader:
         raise BadInput(f'{source}: {self.failed[source]} of {self.tried[source]} documents cannot be read: '
                        + '; '.join(self.report.lines()))
 
-    def sample(self, source, number, make):
-        """-> make(document, source, number), with its `media` decoded; the same without damaged pictures, and
-        of another document where this one cannot be read."""
-        def attempt(source, number):
-            document = self.document(source, number)
-            sample = make(document, source, number)
-            while bad := self.decode(sample.media):
-                document = self.without(document, bad)
-                sample = make(document, source, number)
-            return sample
-        return self.first_readable(source, number, attempt)
-
     def document(self, source, number):
-        """-> the Document of this number. Raises BadItem."""
+        """-> the Document of this number, its pictures decoded and kept in `pixels`; without those that are
+        damaged. Where it cannot be read at all, another one."""
+        return self.first_readable(source, number, self.whole_document)
+
+    def whole_document(self, source, number):
+        """-> the Document of this number, without damaged pictures. Raises BadItem."""
         document = self.sources[source].document(number)
         for bad in document.dropped:
             self.leave_out(bad)
-        return document
+        bad = self.decode(document.media)
+        return self.without(document, bad) if bad else document
 
     def text(self, source, number):
-        """-> the text of this number. Raises BadItem."""
-        return self.sources[source].text(number)
+        """-> the text of this number, or another one"""
+        return self.first_readable(source, number, lambda source, number: self.sources[source].text(number))
 
     def decode(self, media):
         """Decode pictures into `pixels` -> [(Media, BadItem)] of those that cannot be decoded"""

@@ -233,11 +233,6 @@ class Batch:
     def n_token(self):  # padding included
         return self.tokens.numel()
 
-    @property
-    def shared(self):
-        """Do sequences share rows? If none do, plain causal attention keeps them apart."""
-        return len(self.sequences) > len(self.tokens)
-
     def to(self, device):
         return replace(self, **{name: x.to(device) for name, x in vars(self).items() if torch.is_tensor(x)})
 

@@ -11,6 +11,7 @@ image, D width (D_v of the encoder's features, D_r of visual tokens), V vocabula
 heads, d head width, E common embedding of pictures and texts. Sections (§), tables, figures and appendices
 (A, B) are those of the paper's second version on arXiv.
 """
+import math
 from dataclasses import dataclass
 
 import torch
@@ -165,17 +166,23 @@ def same_sequence(sequence):
 
 
 class SelfAttention(nn.Module):
-    """x (B,T,D) -> (B,T,D); mask and past as in Flamingo.stream."""
+    """x (B,T,D) -> (B,T,D); mask and past as in Flamingo.stream. With qk_norm, which GPT-2 has not, scores
+    are s·cos(q, k) instead of q·k/√d, with an s that each head learns (Henry et al. 2020)."""
 
-    def __init__(self, dim, n_head):
+    def __init__(self, dim, n_head, qk_norm=False):
         super().__init__()
         self.n_head = n_head
         self.c_attn = nn.Linear(dim, 3 * dim)
         self.c_proj = nn.Linear(dim, dim)
+        self.log_s = nn.Parameter(torch.full((n_head,), math.log(8.0))) if qk_norm else None
 
     def forward(self, x, mask=None, past=None):
         b, t, _ = x.shape
         qkv = self.c_attn(x).view(b, t, 3, self.n_head, -1)                           # (B,T,3,H,d)
+        if self.log_s is not None:
+            q, k, v = qkv.unbind(2)                                                   # (B,T,H,d) each
+            s = self.log_s.exp().unsqueeze(-1) * q.shape[-1] ** 0.5            # `attention` divides by √d
+            qkv = torch.stack([s * F.normalize(q, dim=-1), F.normalize(k, dim=-1), v], dim=2).to(v.dtype)
         q, k, v = (z.transpose(1, 2) for z in qkv.unbind(2))                          # (B,H,T,d) each
         if past is not None:
             k, v = past.extend(qkv[:, :, 1:])                                     # those of all tokens so far
@@ -186,10 +193,10 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """x ← x + SA(LN(x));  x ← x + MLP(LN(x))"""
 
-    def __init__(self, dim, n_head, eps=1e-5):
+    def __init__(self, dim, n_head, eps=1e-5, qk_norm=False):
         super().__init__()
         self.ln_1 = nn.LayerNorm(dim, eps)
-        self.attn = SelfAttention(dim, n_head)
+        self.attn = SelfAttention(dim, n_head, qk_norm)
         self.ln_2 = nn.LayerNorm(dim, eps)
         self.mlp = nn.ModuleDict(dict(c_fc=nn.Linear(dim, 4 * dim), c_proj=nn.Linear(4 * dim, dim)))
 
@@ -210,12 +217,12 @@ class GPT(nn.Module):
     stands, by default its place in the row. Raises ValueError where T is longer than the context.
     """
 
-    def __init__(self, n_vocab, n_layer, dim, n_head, n_context, eps=1e-5):
+    def __init__(self, n_vocab, n_layer, dim, n_head, n_context, eps=1e-5, qk_norm=False):
         super().__init__()
         self.n_context = n_context
         self.wte = nn.Embedding(n_vocab, dim)
         self.wpe = nn.Embedding(n_context, dim)
-        self.h = nn.ModuleList(Block(dim, n_head, eps) for _ in range(n_layer))
+        self.h = nn.ModuleList(Block(dim, n_head, eps, qk_norm) for _ in range(n_layer))
         self.ln_f = nn.LayerNorm(dim, eps)
         std = dim ** -0.5  # GPT-2's 0.02 is for widths of a thousand; at 128, all scores would begin near 0
         for name, p in self.named_parameters():
@@ -227,7 +234,7 @@ class GPT(nn.Module):
     @classmethod
     def from_config(cls, config):
         c = config
-        return cls(c.n_vocab, c.lm_layer, c.lm_dim, c.lm_head, c.n_context, c.lm_eps)
+        return cls(c.n_vocab, c.lm_layer, c.lm_dim, c.lm_head, c.n_context, c.lm_eps, c.lm_qk_norm)
 
     def add_positions(self, x, position=None):
         """Embedded tokens (B,T,D) -> what goes into the first block. position (B,T): 0 … T-1 by default"""
@@ -267,6 +274,7 @@ class FlamingoConfig:
     lm_dim: int = 128
     lm_head: int = 4
     lm_eps: float = 1e-5        # of its layer norms
+    lm_qk_norm: bool = False    # its scores are cosines
     n_context: int = 512        # longest sequence, in tokens
     # gated cross-attention
     xattn_every: int = 1        # one before LM blocks 0, k, 2k, …
@@ -302,7 +310,7 @@ _PAPER = dict(
     resampler_layer=6, resampler_dim=1536, resampler_head=16, resampler_head_dim=128, n_latent=64,
     vision='F6', image_size=320, dim_embed=1376, text_layer=12, text_dim=768, text_head=12)
 PRESETS = {
-    'nano': dict(),
+    'nano': dict(lm_qk_norm=True),
     'gpt2': dict(
         n_vocab=50257, bos=50256, pad=50256, n_context=1024, n_token=256, n_image=5,
         lm_layer=12, lm_dim=768, lm_head=12, xattn_head=12, xattn_head_dim=64,

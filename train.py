@@ -67,10 +67,7 @@ from xattn import one_image_per_token
 
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it was finished (see kit/run/loop.py).
-
-    run: kit.run.run.Run, which has config (the keys), model_config (the sizes), reader (of all sources),
-    tokenizer, device and dtype
-    """
+    run: kit.run.run.Run, with config (the keys), model_config, reader (of all sources), tokenizer, device, …"""
     loop = Loop(run, stage, missing, progress)
     for step, samples in loop:                            # {source: stage.data.of_source(source, i)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
@@ -310,8 +307,7 @@ class FlamingoStage(Stage):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m targets of source m
         (batch.n_target). Where a step has several micro-batches, each gives its part of the sum."""
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
-                           sequence=batch.sequence if batch.shared else None,
-                           per_target=True, **self.pictures(batch))                           # (K,)
+                           sequence=batch.sequence, per_target=True, **self.pictures(batch))  # (K,)
         names = list(batch.n_target)
         of_sequence = torch.tensor([names.index(s.source) for s in batch.sequences], device=each.device)
         source = of_sequence[batch.sequence[batch.targets != -100] - 1]      # (K,), in the order of `each`

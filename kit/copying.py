@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 LOOK, NOTE, MATCH = 3.0, 0.2, 3.0  # how sharply it looks back, how loudly it notes, how strictly it compares
+LOOK_S, MATCH_S = 50.0, 20.0       # with scores that are cosines (qk_norm), instead of LOOK and MATCH
 
 
 @torch.no_grad()
@@ -45,6 +46,7 @@ def find_predecessors(lm):
     lm.wpe.weight[:, :2 * n] = dim ** -0.5 * 2 ** 0.5 * torch.cat([angle.sin(), angle.cos()], dim=1)
     q, k, _ = (m.view(n_head, d, dim) for m in lm.h[0].attn.c_attn.weight.split(dim))
     i = torch.arange(n)
+    sharpen(lm.h[0].attn, slice(2), LOOK_S)
     for head in range(min(2, n_head)):
         back = (head + 1) * w
         q[head], k[head] = 0.0, 0.0
@@ -79,7 +81,14 @@ def copy_what_followed(lm, n):
         lm.h[0].attn.c_proj.weight[:, head * d:(head + 1) * d] = NOTE * r.T
     if len(lm.h) < 2:
         return
+    sharpen(lm.h[1].attn, 0, MATCH_S)
     turn = nn.init.orthogonal_(torch.empty(d, d))
     q, k, v = (m.view(n_head, d, dim)[0] for m in lm.h[1].attn.c_attn.weight.split(dim))
     q[:], k[:], v[:] = MATCH * (p + turn @ notes[0]), MATCH * (notes[0] + turn @ notes[1]), p
     lm.h[1].attn.c_proj.weight[:, :d] = p.T                                          # what is found is said
+
+
+def sharpen(attn, heads, s):
+    """Where scores are cosines, lengths of queries and keys do not count: say how sharp these heads are."""
+    if attn.log_s is not None:
+        attn.log_s[heads] = math.log(s)

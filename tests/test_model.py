@@ -79,11 +79,12 @@ def alone(prompts, b):
 # The language model alone
 
 
-def test_gpt_is_the_slow_sum_over_earlier_tokens():
+@pytest.mark.parametrize('qk_norm', [False, True])
+def test_gpt_is_the_slow_sum_over_earlier_tokens(qk_norm):
     """One number at a time, in float64, from GPT-2's equations: pre-norm, causal softmax, tanh GELU, tied
-    head."""
+    head; or with cosines for scores, each head's times its own e^log_s."""
     torch.manual_seed(0)
-    gpt = GPT(n_vocab=11, n_layer=2, dim=8, n_head=2, n_context=7).double()
+    gpt = GPT(n_vocab=11, n_layer=2, dim=8, n_head=2, n_context=7, qk_norm=qk_norm).double()
     with torch.no_grad():
         for p in gpt.parameters():
             p.add_(torch.randn_like(p) * 0.4)
@@ -110,7 +111,12 @@ def test_gpt_is_the_slow_sum_over_earlier_tokens():
                 for h in range(2):
                     at = slice(4 * h, 4 * h + 4)
                     q = qkv[t][:8][at]
-                    share = torch.stack([q @ qkv[s][8:16][at] / math.sqrt(4) for s in range(t + 1)]).exp()
+                    scores = [q @ qkv[s][8:16][at] / math.sqrt(4) for s in range(t + 1)]
+                    if qk_norm:
+                        sharp = w[f'h.{layer}.attn.log_s'][h].exp()
+                        scores = [sharp * (q @ k) / ((q @ q) * (k @ k)).sqrt()
+                                  for k in (qkv[s][8:16][at] for s in range(t + 1))]
+                    share = torch.stack(scores).exp()
                     heads.append(sum(share[s] * qkv[s][16:][at] for s in range(t + 1)) / share.sum())
                 x = stream[t] + linear(torch.cat(heads), f'h.{layer}.attn.c_proj')
                 stream[t] = x + linear(slow_gelu(linear(norm(x, f'h.{layer}.ln_2'), f'h.{layer}.mlp.c_fc')),
@@ -127,11 +133,12 @@ def test_gpt_is_the_slow_sum_over_earlier_tokens():
     torch.testing.assert_close(gpt(tokens, targets)[1], loss)
 
 
-def test_a_fresh_language_model_copies():
+@pytest.mark.parametrize('qk_norm', [False, True])
+def test_a_fresh_language_model_copies(qk_norm):
     """Random tokens that come again and again, in the same order: after the first time two in five are
     right, where chance is one in a thousand."""
     torch.manual_seed(0)
-    lm = wire_copying(GPT(1024, 4, 128, 4, 512))
+    lm = wire_copying(GPT(1024, 4, 128, 4, 512, qk_norm=qk_norm))
     tokens = torch.stack([torch.randperm(1000)[:12].repeat(5) for _ in range(16)])
     position = torch.arange(16)[:, None] * 12 + torch.arange(tokens.shape[1] - 1)
     logits, _ = lm(tokens[:, :-1], position=position)
@@ -140,10 +147,11 @@ def test_a_fresh_language_model_copies():
     assert right[:, :11].float().mean() < 0.02
 
 
-def test_a_fresh_language_model_copies_by_two_tokens():
+@pytest.mark.parametrize('qk_norm', [False, True])
+def test_a_fresh_language_model_copies_by_two_tokens(qk_norm):
     """Lists in which each token stands twice, before different others: by it alone, half would be right."""
     torch.manual_seed(0)
-    lm, right = wire_copying(GPT(1024, 4, 128, 4, 512)), []
+    lm, right = wire_copying(GPT(1024, 4, 128, 4, 512, qk_norm=qk_norm)), []
     for _ in range(16):
         some = torch.randperm(1000)[:16]
         # a f b g c h …: f again, later, before k
@@ -514,14 +522,15 @@ def assert_answers(found, wanted):
         assert p == near_log_p(expected, len(words) + 1)
 
 
-@pytest.mark.parametrize('attend, xattn_every', [('last', 1), ('last', 2), ('all_previous', 1)])
+@pytest.mark.parametrize('attend, xattn_every, qk_norm', [
+    ('last', 1, False), ('last', 1, True), ('last', 2, False), ('all_previous', 1, False)])
 @pytest.mark.parametrize('shown', [True, False])
-def test_greedy_answers_are_those_of_the_plain_forward_pass(attend, xattn_every, shown):
+def test_greedy_answers_are_those_of_the_plain_forward_pass(attend, xattn_every, qk_norm, shown):
     """Prompts of different lengths and numbers of pictures in one batch, with everything cached; and text
     alone."""
     stopped = set()
     for seed in range(3):
-        model = flamingo(seed, attend=attend, xattn_every=xattn_every)
+        model = flamingo(seed, attend=attend, xattn_every=xattn_every, lm_qk_norm=qk_norm)
         prompts, seen = read(model, *PROMPTS), dict(media=pictures(4, 3)) if shown else {}
         wanted = [slow_greedy(model, alone(prompts, b), 6, shown_to(b, **seen)) for b in range(4)]
         assert_answers(generate(model, **prompts, max_new_tokens=6, beam_size=1, **seen), wanted)

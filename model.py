@@ -66,17 +66,18 @@ class Flamingo(nn.Module):
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         """The whole tower: tokens (B,T) -> (B,T,D), from which `head` makes the next word's logits.
 
-        visual: for each gated layer what it sees, a list: the same visual tokens (B,N,R,D_r) for all layers;
-        while text is written, each layer's `keys_values` of them; None for text alone
+        visual (B,N,R,D_r): visual tokens, the same for all gated layers; None for text alone
         position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it
-        past: while text is written, for each block the keys and values of earlier tokens (kit/answers.py)
+        past: while text is written, what is kept instead of computed again (kit/answers.py): keys and values,
+              in past.text for each block those of earlier tokens, in past.visual for each gated layer those
+              of the pictures
         """
-        every, visual = self.config.xattn_every, visual or [None] * len(self.gated)
+        every = self.config.xattn_every
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
-                y = self.gated[i // every](y, visual[i // every], image_index)
-            y = block(y, mask, past and past[i])                         # (B,T,D)
+                y = self.gated[i // every](y, visual, image_index, past and past.visual[i // every])
+            y = block(y, mask, past and past.text[i])                    # (B,T,D)
         return self.lm.ln_f(y)
 
     def embed(self, tokens):
@@ -122,7 +123,6 @@ class Flamingo(nn.Module):
     def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,
                 position=None, sequence=None, per_target=False):
         visual = self.resample(media, features, frame_mask)            # (B,N,R,D_r), or None
-        visual = None if visual is None else [visual] * len(self.gated)
         mask = None if sequence is None else same_sequence(sequence)
         y = self.stream(tokens, image_index, visual, position, mask)   # (B,T,D)
         if targets is None:
@@ -247,7 +247,7 @@ class GPT(nn.Module):
         """Embedded tokens (B,T,D) -> (B,T,D); position, mask and past as in Flamingo.stream"""
         x = self.add_positions(x, position)
         for i, block in enumerate(self.h):
-            x = block(x, mask, past and past[i])
+            x = block(x, mask, past and past.text[i])
         return self.ln_f(x)
 
     def forward(self, tokens, targets=None, position=None):

@@ -67,7 +67,7 @@ from xattn import one_image_per_token
 
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it was finished (see kit/run/loop.py).
-    run: kit.run.run.Run, with config (the keys), model_config, reader (of all sources), tokenizer, device, …"""
+    run: kit.run.run.Run, with config (the keys), model_config, reader (of all sources), tokenizer, device"""
     loop = Loop(run, stage, missing, progress)
     for step, samples in loop:                            # {source: stage.data.of_source(source, i)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)

@@ -72,7 +72,8 @@ def masked_attention(q, k, v, seen):
 class GatedCrossAttention(nn.Module):
     """One GATED XATTN-DENSE layer (Figure 4): y (B,T,D), visual (B,N,R,D_r), image_index (B,T) -> (B,T,D)
 
-    visual may be None, for text alone, or what `keys_values` has made of it.
+    visual is None for text alone. While text is written, kit/answers.py keeps what `keys_values` made of it,
+    and gives that as `kept`.
 
     dim:        width D of the language model;  dim_visual: width of the visual tokens (default D)
     n_head, head_dim: heads and their width, by default D / n_head (the paper: 128 at every size)
@@ -107,28 +108,28 @@ class GatedCrossAttention(nn.Module):
         kv = self.to_kv(self.norm_visual(visual)).chunk(2, dim=-1)                    # (B,N,R,H*d) each
         return tuple(x.unflatten(-1, (self.n_head, self.head_dim)).transpose(2, 3) for x in kv)
 
-    def cross_attention(self, y, visual, image_index):
+    def cross_attention(self, y, visual, image_index, kept=None):
         """(B,T,D) -> (B,T,D), before the gate"""
-        if visual is None:
+        if visual is None and kept is None:
             return torch.zeros_like(y)
         q = self.queries(y)                                                           # (B,T,H,d)
-        k, v = visual if isinstance(visual, tuple) else self.keys_values(visual)      # (B,N,H,R,d) each
+        k, v = kept or self.keys_values(visual)                                       # (B,N,H,R,d) each
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
-        if self.routed:  # equal to what follows, without computing what is masked
-            out = routed_attention(q, k, v, image_index)
-        else:
+        if not self.routed:
             out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)
+        else:  # the same, without computing what is masked
+            out = routed_attention(q, k, v, image_index)
         return self.to_out(out.flatten(2))                                            # (B,T,D)
 
     def gates(self):
         """-> how far the two gates are open, scalars"""
         return gate(self.alpha_x), gate(self.alpha_d)
 
-    def forward(self, y, visual, image_index):
+    def forward(self, y, visual, image_index, kept=None):
         gate_x, gate_d = self.gates()
-        y = y + gate_x * self.cross_attention(y, visual, image_index)
+        y = y + gate_x * self.cross_attention(y, visual, image_index, kept)
         y = y + gate_d * self.feed_forward(y)
         return y
 

@@ -77,8 +77,8 @@ class AdaptedCrossAttention(GatedCrossAttention):
         super().__init__(dim, *size, **more)
         self.adapter = Adapter(dim)
 
-    def forward(self, y, visual, image_index):
-        y = super().forward(y, visual, image_index)
+    def forward(self, *given):
+        y = super().forward(*given)
         return y + self.adapter(y)
 
 

@@ -11,6 +11,7 @@ that a cache can hold.
 """
 import contextlib
 from copy import copy
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ def greedy(model, tokens, image_index, visual=None, n_new=32):
     """
     answer = []
     while len(answer) < n_new:
-        y = model.stream(tokens, image_index, model.keys_values(visual))              # (1,T,D)
+        y = model.stream(tokens, image_index, visual)                                 # (1,T,D)
         word = forbid(model, model.head(y[:, -1])).argmax(-1, keepdim=True)           # (1,1)
         if word == model.eoc:
             break
@@ -42,7 +43,7 @@ def greedy(model, tokens, image_index, visual=None, n_new=32):
 def log_likelihoods(model, tokens, image_index, visual):
     """tokens (B,T), image_index (B,T), visual (B,N,R,D) -> the log-probability of each token but the first,
     given all before it and the pictures that these see (B,T-1)"""
-    y = model.stream(tokens, image_index, model.keys_values(visual))                  # (B,T,D)
+    y = model.stream(tokens, image_index, visual)                                     # (B,T,D)
     said = F.log_softmax(model.head(y[:, :-1]).float(), dim=-1)                       # (B,T-1,V+2)
     return said.gather(2, tokens[:, 1:, None]).squeeze(2)
 
@@ -220,7 +221,7 @@ def prefill(model, tokens, length, image_index, n_new, media=None, features=None
 def read(model, cache, tokens, image_index):
     """tokens (B,T) that follow what the cache holds, into it -> Flamingo.stream's (B,T,D)"""
     position, mask, past = cache.next(tokens.shape[1])
-    y = model.stream(tokens, image_index, cache.visual, position, mask, past)
+    y = model.stream(tokens, image_index, None, position, mask, past)
     cache.length = cache.length + tokens.shape[1]
     return y
 
@@ -247,8 +248,8 @@ class Cache:
         return self.visual[0][0].shape[1] if self.visual else 0
 
     def next(self, t):
-        """What Flamingo.stream must know of t more tokens: position (B,T), mask (B,1,T,K), and a Past for
-        each block"""
+        """What Flamingo.stream must know of t more tokens: position (B,T), mask (B,1,T,K), and what is
+        kept"""
         place = self.length[:, None] + torch.arange(t, device=self.length.device)     # (B,T)
         n_key = int(self.length.max()) + t                                     # K, of those that anybody sees
         hidden = torch.arange(n_key, device=place.device) > place[:, :, None]         # (B,T,K)
@@ -256,7 +257,8 @@ class Cache:
         mask = torch.zeros(hidden.shape, dtype=self.text[0].dtype, device=place.device)
         mask.masked_fill_(hidden, -torch.inf)
         row = torch.arange(len(place), device=place.device)[:, None] * self.text[0].shape[1]
-        past = [Past(held, (row + place).flatten(), n_key) for held in self.text]
+        text = [Past(held, (row + place).flatten(), n_key) for held in self.text]
+        past = Kept(text, self.visual or [None] * len(text))
         # A row that has ended goes on beside the others, maybe beyond the context; nobody reads what it says.
         return place.clamp(max=self.config.n_context - 1), mask[:, None], past
 
@@ -306,6 +308,12 @@ class Cache:
         other = copy(self)
         other.text = [kv.clone() for kv in self.text]
         return other
+
+
+class Kept(NamedTuple):
+    """text: of each block a Past. visual: of each gated layer the keys and values of all pictures, or None"""
+    text: list
+    visual: list
 
 
 class Past:

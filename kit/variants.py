@@ -43,8 +43,8 @@ class CrossAttentionOnly(GatedCrossAttention):
     def gates(self):
         return gate(self.alpha_x), torch.zeros(())
 
-    def forward(self, y, visual, image_index):
-        return y + self.gates()[0] * self.cross_attention(y, visual, image_index)
+    def forward(self, y, visual, image_index, kept=None):
+        return y + self.gates()[0] * self.cross_attention(y, visual, image_index, kept)
 
 
 class NoLayer(nn.Module):
@@ -58,7 +58,7 @@ class NoLayer(nn.Module):
     def gates(self):
         return torch.zeros(()), torch.zeros(())
 
-    def forward(self, y, visual, image_index):
+    def forward(self, y, visual, image_index, kept=None):
         return y
 
 
@@ -83,12 +83,12 @@ class VanillaXattn(Flamingo):
     Gated = CrossAttentionOnly
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
-        every, visual = self.config.xattn_every, visual or [None] * len(self.gated)
+        every = self.config.xattn_every
         y = self.lm.add_positions(self.embed(tokens), position)                              # (B,T,D)
         for i, block in enumerate(self.lm.h):
-            y = y + block.attn(block.ln_1(y), mask, past and past[i])
+            y = y + block.attn(block.ln_1(y), mask, past and past.text[i])
             if i % every == 0:
-                y = self.gated[i // every](y, visual[i // every], image_index)
+                y = self.gated[i // every](y, visual, image_index, past and past.visual[i // every])
             y = y + block.feed_forward(block.ln_2(y))
         return self.lm.ln_f(y)
 
@@ -112,11 +112,11 @@ class Grafting(Flamingo):
         self.freeze()
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
-        n, visual = len(self.lm.h), visual or [None] * len(self.gated)
+        n = len(self.lm.h)
         y = self.lm.stream(self.embed(tokens), position, mask, past)                         # (B,T,D)
         for k, (block, gated) in enumerate(zip(self.grafted, self.gated)):
-            y = block(y, mask, past and past[n + k])
-            y = gated(y, visual[k], image_index)
+            y = block(y, mask, past and past.text[n + k])
+            y = gated(y, visual, image_index, past and past.visual[k])
         return y
 
 
@@ -224,9 +224,9 @@ class OneStream(Flamingo):
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         y = self.embed(tokens)
+        if past is not None and past.visual[0] is not None:
+            visual, _ = past.visual[0]                                                       # (B,N,R,D)
         if visual is not None:
-            [visual] = visual
-            visual = visual[0] if isinstance(visual, tuple) else visual                      # (B,N,R,D)
             y = torch.where(self.places(tokens, image_index).unsqueeze(-1),
                             self.at_places(tokens, image_index, visual), y)
         return self.lm.stream(y, position, mask, past)                                       # (B,T,D)

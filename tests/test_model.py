@@ -235,10 +235,10 @@ def test_tags_without_pictures_see_nothing():
     y = torch.randn(1, 10, 16)
     blind = prompts['image_index'].clamp(max=1) * (prompts['image_index'] == 1)
     with torch.no_grad():
-        kv = model.keys_values(model.resample(pictures(1, 1)))[0]
-        assert torch.equal(model.gated[0](y, kv, prompts['image_index']), model.gated[0](y, kv, blind))
+        seen = model.resample(pictures(1, 1))
+        assert torch.equal(model.gated[0](y, seen, prompts['image_index']), model.gated[0](y, seen, blind))
         nothing = model.gated[0](y, None, prompts['image_index'])
-        assert torch.equal(model.gated[0](y, kv, prompts['image_index'])[:, 4:], nothing[:, 4:])
+        assert torch.equal(model.gated[0](y, seen, prompts['image_index'])[:, 4:], nothing[:, 4:])
 
 
 @pytest.mark.parametrize('attend', ['last', 'all_previous'])

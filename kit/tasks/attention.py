@@ -52,11 +52,11 @@ def look(model, tokens, image_index, features, frame_mask):
     from_text = []
 
     def at_gated(layer, args):
-        y, keys_values, index = args
-        from_text.append(text_to_visual(layer, y, index, keys_values))
+        y, visual, index, _ = args
+        from_text.append(text_to_visual(layer, y, index, layer.keys_values(visual)))
 
     with watching(model.gated, at_gated):
-        model.stream(tokens, image_index, model.keys_values(visual))
+        model.stream(tokens, image_index, visual)
     from_text = sum(from_text) / len(from_text)                                       # (T,N,R)
     n_place = features.shape[1]
     out = torch.zeros(len(from_text), *frame_mask.shape[1:], n_place, device=features.device)

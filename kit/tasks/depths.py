@@ -31,7 +31,7 @@ def at_depths(asker, media, batch_size=64):
         found, places = {'encoder': pool_media(asker.features, part), 'resampler': visual.flatten(1)}, []
         hooks = [layer.register_forward_hook(lambda *said: places.append(said[2][:, -1]))
                  for layer in model.gated]
-        model.stream(prompts['tokens'], prompts['image_index'], model.keys_values(visual))
+        model.stream(prompts['tokens'], prompts['image_index'], visual)
         for hook in hooks:
             hook.remove()
         found |= {f'gated layer {k + 1}': y for k, y in enumerate(places)}

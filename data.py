@@ -275,7 +275,7 @@ def mixture(sources, mixing, n_step):
 
     'accumulate': a batch of every source, and a step on Σ_m λ_m ∇L_m (all in one pass, which adds up the
     same). 'merged': the same batches count as one, without λ. 'round_robin': one source a step, in turns,
-    which cost the paper 7.8 points (Table 3): each step undoes some of what the others taught.
+    which cost the paper 7.8 points (Table 3).
     """
     if mixing == 'round_robin':
         return [(i // len(sources), [sources[i % len(sources)]]) for i in range(n_step)]

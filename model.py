@@ -109,7 +109,7 @@ class Flamingo(nn.Module):
             features = self.see(media, frame_mask)
         if features is None or features.numel() == 0:
             return None
-        # Ours, not the paper's: each place is brought to unit variance. An encoder's grid can be of any size
+        # Ours, not the paper's: each place gets mean 0 and variance 1. An encoder's grid can be of any size
         # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost: clips
         # would be pictures. (drop_channels of kit/features.py does so, too; this restores the scale.)
         features = F.layer_norm(features, features.shape[-1:])
@@ -264,7 +264,7 @@ class GPT(nn.Module):
 
 @dataclass
 class FlamingoConfig:
-    """Every size there is. `n_vocab`, `bos` and `pad` come from the tokenizer, the rest from a preset.
+    """What all modules are built from: `n_vocab`, `bos`, `pad` of the tokenizer, the rest of a preset.
     (Which sizes no model can have: kit/sizes.py.)"""
     n_vocab: int = 1024
     bos: int = 1022

@@ -17,7 +17,7 @@ example. The prompt with its answer is saved as one picture, out_dir/sample.png.
     answers_to           kit/tasks/prompted.py  Document -> its answers, by the next two:
       Asker.prompts      kit/tasks/asker.py     -> tokens, φ (data.encode), the features of the frozen encoder
       generate, score    kit/answers.py         -> the likeliest text, or how likely each of --choices is
-                                                (there `greedy` and `log_likelihoods` are the ideas of both)
+                                                (in plain form there: `greedy`, `log_likelihoods`)
 """
 import json
 import os
@@ -42,7 +42,7 @@ from kit.world.tasks import naming_episode
 GROUPS = {  # of --help: what they are for, and of each key its default and its meaning
     'the model': {
         'out_dir': ('out', 'folder with the flamingo.pt to prompt'),
-        'checkpoint': (CHECKPOINT, 'file in out_dir, or a path: assets/pictures.pt. Without, assets/nano.pt'),
+        'checkpoint': (CHECKPOINT, 'file in out_dir, or a path; assets/nano.pt if there is none'),
         'device': ('auto', 'auto, cpu, cuda, mps'),
         'n_frame': (0, 'most frames of a clip; 0 for those of training (the paper: 8, then 30)'),
         'fps': (1.0, 'frames a second of animations (the paper: 1 in training, then 3)'),

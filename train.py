@@ -165,8 +165,8 @@ class SequenceData(StageData):
         sequence = encode(document, self.tokenizer, c.n_token, c.n_image, rng, self.config.p_next)
         sequence.source = source if self.config.mixing != 'merged' else 'merged'
         sequence.seed = int(rng.integers(2 ** 31))
-        # Half of them begin where prompts do, the others anywhere: gated layers' queries depend on positions,
-        # too. One that has met examples near the beginning only cannot use them where a long prompt ends.
+        # Half of them begin where prompts do, the others anywhere. Gated layers' queries depend on positions,
+        # too: had they met examples near the beginning only, they could not use those late in a long prompt.
         if rng.random() < 0.5:
             sequence.start = int(rng.integers(c.n_context - len(sequence.tokens) + 1))
         return self.change(sequence) if self.change else sequence
@@ -189,7 +189,7 @@ class SequenceData(StageData):
 
 # ---------------------------------------------------------------------------------------------
 # The stages: three, and fine-tuning. What each has: kit/run/stage.py. losses(batch) -> {source: mean loss};
-# where a step has several batches, each gives its part of these means, and they add up.
+# where a step has several micro-batches, each gives its part of these means, and they add up.
 
 
 class VisionStage(Stage):

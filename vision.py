@@ -4,8 +4,8 @@ Flamingo's eyes are a Normalizer-Free ResNet (Brock et al. 2021, arXiv 2102.0617
 telling which caption belongs to which picture. After that it is frozen, and only its last grid is read.
 
 *Why no batch norm.* In a contrastive loss the pictures of a batch compete for each caption. Batch statistics
-would let the features of one depend on the others: a clue that is not in it. An NFNet instead keeps the
-variance of its signal in check by design: every weight is standardised, every activation rescaled, every
+would let the encoder cheat: a picture's features would also tell what else is in the batch. An NFNet keeps
+the variance of its signal in check by design: every weight is standardised, every activation rescaled, every
 residual branch of F0–F6 shrunk by a known amount.
 
 Shapes: B pictures or texts, S places, D width, T tokens, E width of the common embedding.
@@ -147,8 +147,8 @@ class NFNet(nn.Module):
         blocks, n_in, std, n_block = [], spec['stem'][-1], 1.0, sum(spec['depths'])
         for stage, (width, depth) in enumerate(zip(spec['widths'], spec['depths'])):
             for i in range(depth):
-                # With α = 0.2 the variance is 1 + 0.04 k after k blocks of a stage. The next stage's first
-                # block still reads the last of these; its own shortcut starts again at 1.
+                # With α = 0.2 the variance is 1 + 0.04 k after k blocks of a stage. The first block of the
+                # next stage divides by the last of these; what leaves it has the variance 1 + 0.04 again.
                 # (nano, three stages of one block, α = 1: variances 1, 2, 2, so β = 1, 1/√2, 1/√2.)
                 beta = 1 / std
                 std = math.sqrt((1.0 if i == 0 else std ** 2) + spec['alpha'] ** 2)

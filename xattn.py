@@ -31,8 +31,8 @@ from kit.fast.attention import attention
 from kit.fast.routing import routed_attention
 from resampler import FeedForward
 
-# Does a token of this index see this image? Both are counted from 1; index 0 is before the first image, and
-# under 'last' an index above N, as of an <image> tag without a picture, sees none.
+# Does a token of this index see this image? Both are counted from 1. Index 0 is before the first image. An
+# index above N, of a typed <image> tag to which no picture was given, sees none under 'last'.
 SEES = {
     'last': lambda image, index: image == index,          # the paper's: the one that data.encode says
     'all_previous': lambda image, index: image <= index,  # its ablation (−7.2 points, Table 10)

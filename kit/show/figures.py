@@ -166,7 +166,7 @@ def draw_mask(f, x, y, n, cell=11, gap=2):
     for row, (text, _) in enumerate(TOKENS):
         f.text(x - 7, y + row * step + cell / 2, text, size=11, anchor='rm')
     middle, bottom = x + n['n_latent'] * step + 4, y + len(TOKENS) * step
-    f.text(middle, bottom + 5, '<BOS> sees none: exactly 0 is added', GREY, anchor='ma')
+    f.text(middle, bottom + 5, '<BOS> sees none: its attention is exactly 0', GREY, anchor='ma')
 
 
 def draw_gated_layer(f, x, y, n):

@@ -90,7 +90,8 @@ def test_gpt2_logits_are_those_of_a_slow_reference(tmp_path, prefix):
     state = gpt2_state(prefix=prefix)
     torch.save(state, tmp_path / 'pytorch_model.bin')
     lm = gpt2(str(tmp_path))
-    sizes = {'n_vocab': 300, 'lm_layer': 2, 'lm_dim': 128, 'lm_head': 2, 'lm_eps': 1e-5, 'n_context': 40}
+    sizes = {'n_vocab': 300, 'lm_layer': 2, 'lm_dim': 128, 'lm_head': 2, 'lm_eps': 1e-5,
+             'lm_qk_norm': False, 'n_context': 40}
     assert gpt2_sizes(tmp_path) == sizes
     assert all(p.requires_grad and p.dtype == torch.float32 for p in lm.parameters())
     check_logits(lm, state)

@@ -100,11 +100,10 @@ def gradients(run, stage, samples):
             with autocast(run.device, run.dtype, cache=False):
                 losses = stage.losses(batch)
             sum(stage.loss_weights[source] * loss for source, loss in losses.items()).backward()
-        for source, loss in losses.items():
-            total[source] += loss.item()
+        total.update({source: loss.item() for source, loss in losses.items()})  # a Counter adds up
         n_token += batch.n_token
     distributed.average(stage.module, run.config.shard)  # with --shard; else the ranks have averaged already
-    return dict(zip(total, distributed.mean(*total.values()))), n_token
+    return distributed.mean_of(total), n_token
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
@@ -178,7 +177,7 @@ class SequenceData(StageData):
         for sequence in (s for of_source in samples.values() for s in of_source):
             n_target[sequence.source] += sequence.n_target
         # A mean over ranks: each divides its sums by it, and the gradients of W ranks are averaged.
-        n_target = dict(zip(n_target, distributed.mean(*n_target.values())))
+        n_target = distributed.mean_of(n_target)
         for part in range(n):
             sequences = [s for of_source in samples.values() for s in of_source[part::n]]
             if not any(s.media for s in sequences):  # all ranks must run the same layers, pictures or not

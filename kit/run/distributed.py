@@ -116,6 +116,11 @@ def mean(*numbers):
     return [x / world() for x in total(*numbers)]
 
 
+def mean_of(numbers):
+    """{name: number} -> the same, each a mean over ranks, which have the same names in the same order."""
+    return dict(zip(numbers, mean(*numbers.values())))
+
+
 def largest(number):
     """The largest int that any rank has."""
     return int(all_reduce([number], dist.ReduceOp.MAX)[0])

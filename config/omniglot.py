@@ -29,7 +29,8 @@ sizes = (
     'plain_words=True '  # the encoder's names for classes have nothing in common
     'per_image=True '
     'resampler_layer=2 '  # its published figures were measured with this
-    'lm_head=2'  # few, wide heads match more finely: prompts have up to 20 names
+    'lm_head=2 '  # few, wide heads match more finely: prompts have up to 20 names
+    'lm_qk_norm=False'  # as were these
 )
 image_size = 32
 # Drawings stay black on white. per_image normalises each by its own mean and deviation: paper comes near
@@ -49,5 +50,6 @@ n_token = 304
 n_context = 384
 flamingo_iters = 1600
 gate_scale = 5.0  # its published figures were measured with this
+feature_dropout = 0.3  # and with this
 batch = 'm3w=12'
 lambda_align = 0.2

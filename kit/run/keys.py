@@ -120,7 +120,7 @@ GROUPS = {
         'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
         'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
         'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
-        'feature_dropout': (0.3, 'share of the channels of the frozen features that training leaves out, '
+        'feature_dropout': (0.5, 'share of the channels of the frozen features that training leaves out, '
                                  'different ones for each picture; not where the encoder trains'),
     },
     'Where and how it runs': {

@@ -85,7 +85,7 @@ class Bridge(train.FlamingoStage):
         if row.text and row.language == 'pretrained':
             self.slow_down('lm.', 0.1)
         if row.model is OneStream:
-            self.data = train.SequenceData(run, spread(run, run.model_config.n_latent))
+            self.data.change = spread(run, run.model_config.n_latent)
             self.asker = SpreadAsker(self.module, run.tokenizer, self.features, sharded=False)
 
     def load(self):
@@ -170,7 +170,7 @@ def run_cell(config, row, seed):
         if name != row.stage and os.path.exists(os.path.join(folder, name + '.pt')):
             continue  # the encoder, in an earlier session
         config.stage = name
-        with session(config) as run:
+        with session(config, train.KEYS) as run:
             missing, progress = stages_to_train(run, train.STAGES)
             torch.manual_seed(seed)
             kind = Masked if row.model is MaskedSystem else STAGES[name]
@@ -196,7 +196,7 @@ def run_cell(config, row, seed):
 def main():
     config = configure(KEYS, usage=__doc__, groups={'The table': list(KEYS)[:5]} | train.GROUPS,
                        gone=train.GONE)
-    check_values(config)
+    check_values(config, train.KEYS)
     check_range(config, 1, 1000, 'seeds')
     check_range(config, 1, 256, 'jobs')
     check_range(config, 1, 100_000, 'n')

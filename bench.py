@@ -201,7 +201,7 @@ class Whole:
 
     def __init__(self, config):
         with tempfile.TemporaryDirectory() as config.out_dir:
-            self.run = Run(config)
+            self.run = Run(config, train.KEYS)
             torch.manual_seed(0)
             self.vision, self.language = train.VisionStage(self.run), train.LanguageStage(self.run)
             self.run.save_stage(self.vision)
@@ -352,7 +352,7 @@ def without_running(config):
 
 def main():
     config = configure(KEYS, usage=__doc__)
-    check_values(config)
+    check_values(config, train.KEYS)
     if config.device == 'meta':
         return print(without_running(config))
     wanted = wanted_rows(config)

@@ -14,51 +14,91 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-How a batch of the Flamingo stage is made and used, in three files. (A source has endlessly many Documents,
-each with a number. A sample is what training makes of one: here data.Encoded, a sequence. A batch goes
-through the model at one time: nano's has 24 + 8 + 8 + 4 sequences.)
+How a batch of the Flamingo stage is made and used. (A source has endlessly many Documents, each with a
+number. A sample is what training makes of one: here data.Encoded, a sequence. A batch goes through the model
+at one time: nano's has 24 + 8 + 8 + 4 sequences.)
 
-    train_stage               train.py   for each source of the step (data.mixture) its samples, by
-        SequenceData.of_source           source, i -> its Documents from number i·n on, n of them, by
-        SequenceData.sequence            Document -> a sequence, somewhere in the context, by
-            encode            data.py    Document -> tokens (T,), φ (T,), which are targets (T,), its pictures
-    gradients                 train.py   samples -> the gradient of Σ λ L, in .grad
-        SequenceData.batches             samples of all sources -> tensors (B,T), by data.collate
-        FlamingoStage.losses             tensors -> L of each source
-            pictures                     their pictures -> features, by the frozen encoder
-            Flamingo.forward  model.py   tokens, features -> the loss of each target
+    1  mixture                data.py    says which batch i of which sources each step reads
+    2  SequenceData.of_source train.py   takes Documents number i·n to i·n + n - 1 of a source, and of each
+    3  encode                 data.py    makes tokens (T,), φ (T,), which of them are targets (T,)
+    4  SequenceData.batches   train.py   puts the sequences of all sources into tensors (B,T), by data.collate
+    5  FlamingoStage.pictures train.py   gives the encoder's features of their pictures, less some channels
+    6  Flamingo.forward       model.py   gives the loss of each target
+    7  FlamingoStage.losses   train.py   adds them up by source, and `gradients` weighs and differentiates
+    8  train_stage            train.py   clips the gradient, and takes a step
 
-The rest makes it safe or fast: Loop (kit/run/loop.py) resumes, logs, stops; Reader (kit/run/reading.py) gives
-a source's Documents, their pictures decoded, and others for damaged ones; FrozenFeatures (kit/features.py)
-keeps what the encoder made of a picture. All keys: kit/run/keys.py.
+Behind these stand, in kit: Loop (run/loop.py) resumes, logs, stops, and lets worker processes read ahead;
+Reader (run/reading.py) gives Documents, their pictures decoded, and others for damaged ones; FrozenFeatures
+(features.py) keeps what the encoder made of a picture. None of them changes what is computed.
 """
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from data import Batch, collate, encode, stack_frames
-from kit import adapt
+from data import Batch, collate, encode, mixture
+from kit.agc import adaptive_gradient_clip
 from kit.cli import command, configure
 from kit.contrastive import new_contrastive
 from kit.copying import wire_copying
 from kit.device import autocast, frozen_dtype
-from kit.episode import BLANK
 from kit.features import drop_channels, FrozenFeatures
 from kit.run import checks, class_words, distributed, shared_words
-from kit.run.batches import FOR_PAGES, PairData, StageData, TextData
+from kit.run.batches import FOR_PAGES, PairData, StageData, TextData, with_a_picture
 from kit.run.driver import finish, session, stages_to_train
-from kit.run.keys import GONE, GROUPS, KEYS, SOURCES, check_values
+from kit.run.finetuning import Finetuning
+from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
 from kit.run.stage import Stage
 from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, Flamingo
-from vision import adaptive_gradient_clip, contrastive_loss
+from vision import contrastive_loss
 from xattn import one_image_per_token
+
+
+BATCH = {
+    'batch_m3w': (24, 'interleaved pages'),
+    'batch_align': (8, 'pairs with short captions'),
+    'batch_ltip': (8, 'pairs with long captions'),
+    'batch_vtp': (4, 'clips'),
+}
+GROUPS = FIRST | {  # of keys, each with its default and its meaning; all the others: kit/run/keys.py
+    'How sources mix in the Flamingo stage (appendix B.1.2)': {
+        # The paper sums over a sequence's tokens, ours is a mean over a source's: with the same λ a short
+        # caption (5 targets, a long one 14) would weigh as much as a page (45). So the paper's 0.2 is
+        # 0.2 · 5/45 ≈ 0.02 here, or 0.2 · 14/45 ≈ 0.06. Ours are half of these: with 0.2 some runs learned no
+        # captions (docs/results.md). Clips keep 0.03.
+        'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
+        'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens)'),
+        'lambda_ltip': (0.03, 'of ltip (0.2)'),
+        'lambda_vtp': (0.03, 'of vtp (0.03)'),
+        'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
+                                 "'merged': one batch of all, without λ"),
+        'p_next': (0.5, "chance that a page's text sees the next picture instead of the previous one"),
+    },
+    'Steps': {
+        'vision_iters': (1200, 'of the contrastive stage'),
+        'vision_batch': (96, 'pairs a step, of each of align and ltip'),
+        'vision_lr': (5e-3, 'peak learning rate'),
+        'language_iters': (500, 'of the language stage'),
+        'language_batch': (8, 'rows a step'),
+        'language_tokens': (448, 'tokens a row, at a random place of the context'),
+        'language_lr': (2e-3, 'peak learning rate'),
+        'flamingo_iters': (700, 'of the Flamingo stage'),
+        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),
+        'flamingo_lr': (2e-3, 'peak learning rate'),
+        'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
+        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
+        'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
+        'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
+        'feature_dropout': (0.5, 'share of the channels of the frozen features that training leaves out, '
+                                 'different ones for each picture; not where the encoder trains'),
+    },
+} | RARE
+KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -68,8 +108,9 @@ from xattn import one_image_per_token
 def train_stage(run, stage, missing, progress=None):
     """Train one stage, from where `progress` left it -> whether it was finished (see kit/run/loop.py).
     run: kit.run.run.Run, with config (the keys), model_config, reader (of all sources), tokenizer, device"""
-    loop = Loop(run, stage, missing, progress)
-    for step, samples in loop:                            # {source: stage.data.of_source(source, i)}
+    loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter), missing, progress)
+    for step, (i, sources) in loop:                       # from where it stopped
+        samples = loop.read(sources, i)                   # {source: stage.data.of_source(source, i)}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
@@ -136,34 +177,30 @@ def schedule(kind, step, warmup, n):
 
 @dataclass
 class SequenceBatch(Batch):
-    """A micro-batch. n_target: {source: learned tokens of the whole step}; more: is it not the last?"""
+    """A micro-batch. source (B,T): the source of each token, as its place in n_target; n_target: {source:
+    targets of the whole step}; more: is it not the last?"""
+    source: torch.Tensor
     n_target: dict
     more: bool
 
 
 class SequenceData(StageData):
-    """Documents of four sources -> sequences of tokens -> padded batches. change: Encoded -> Encoded, for
-    models that read something else (kit/adapt.py, ablate.py)"""
-
-    def __init__(self, run, change=None):
-        super().__init__(run)
-        self.change = change
+    """Documents of four sources -> sequences of tokens -> padded batches."""
+    change = None  # Encoded -> Encoded, for models that read something else (kit/run/finetuning.py)
 
     def of_source(self, source, i):
         """-> batch i of a source, [Encoded]: its Documents from number i·n on, n of them"""
         c = self.config
         n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
-        mine = distributed.mine(n, 'batch=' + source)  # this rank's; on one GPU range(n)
-        numbers = [i * n + k for k in mine]
-        return [self.sequence(self.reader.document(source, number), source, number) for number in numbers]
+        return [self.sequence(self.reader.document(source, number), source, number)
+                for number in self.numbers(i, n, 'batch=' + source)]
 
     def sequence(self, document, source, number):
         """Document of this number -> Encoded: a window of it, somewhere in the context"""
         c = self.model_config
         rng = np.random.default_rng([self.config.seed, FOR_PAGES, number, SOURCES.index(source)])
         sequence = encode(document, self.tokenizer, c.n_token, c.n_image, rng, self.config.p_next)
-        sequence.source = source if self.config.mixing != 'merged' else 'merged'
-        sequence.seed = int(rng.integers(2 ** 31))
+        sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
         # Half of them begin where prompts do, the others anywhere. Gated layers' queries depend on positions,
         # too: had they met examples near the beginning only, they could not use those late in a long prompt.
         if rng.random() < 0.5:
@@ -173,17 +210,16 @@ class SequenceData(StageData):
     def batches(self, samples):
         """{source: [Encoded]} -> micro-batches, each of all sources. The gradients are those of one source
         after the other, and short sequences fill the gaps beside long ones."""
-        n_target, n = Counter(), self.config.micro_batches
-        for sequence in (s for of_source in samples.values() for s in of_source):
-            n_target[sequence.source] += sequence.n_target
         # A mean over ranks: each divides its sums by it, and the gradients of W ranks are averaged.
-        n_target = distributed.mean_of(n_target)
+        n_target = distributed.mean_of({m: sum(s.n_target for s in samples[m]) for m in samples})
+        share, n = one_image_per_token(self.model_config.attend), self.config.micro_batches
         for part in range(n):
-            sequences = [s for of_source in samples.values() for s in of_source[part::n]]
-            if not any(s.media for s in sequences):  # all ranks must run the same layers, pictures or not
-                sequences[0] = replace(sequences[0], media=[BLANK])
-            batch = collate(sequences, self.tokenizer, share=one_image_per_token(self.model_config.attend))
-            yield SequenceBatch(**vars(batch.to(self.device)), n_target=n_target, more=part + 1 < n)
+            sequences = with_a_picture([s for of_source in samples.values() for s in of_source[part::n]])
+            batch = collate(sequences, self.tokenizer, share)
+            source = [list(samples).index(s.source) for s in batch.sequences]
+            source = torch.tensor([-1, *source])[batch.sequence].to(self.device)   # (B,T); -1 is padding
+            yield SequenceBatch(**vars(batch.to(self.device)), source=source, n_target=n_target,
+                                more=part + 1 < n)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -292,9 +328,9 @@ class FlamingoStage(Stage):
         self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=c.shard)
         self.module.train()
 
-    def load(self):
+    def load(self, kind=Flamingo):
         """-> (Contrastive, Flamingo), before anything is trained"""
-        return load_frozen(self.run)
+        return load_frozen(self.run, kind=kind)
 
     def pictures(self, batch):
         """The frozen encoder's features (of pixels that run.reader keeps by Media.key), less some channels"""
@@ -307,10 +343,11 @@ class FlamingoStage(Stage):
         (batch.n_target). Where a step has several micro-batches, each gives its part of the sum."""
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            sequence=batch.sequence, per_target=True, **self.pictures(batch))  # (K,)
-        names = list(batch.n_target)
-        of_sequence = torch.tensor([names.index(s.source) for s in batch.sequences], device=each.device)
-        source = of_sequence[batch.sequence[batch.targets != -100] - 1]      # (K,), in the order of `each`
-        return {m: (each * (source == k)).sum() / (batch.n_target[m] or 1) for k, m in enumerate(names)}
+        if self.mixing == 'merged':                     # one batch of all, without λ
+            return {'merged': each.sum() / sum(batch.n_target.values())}
+        source = batch.source[batch.targets != -100]                                          # (K,)
+        return {m: (each * (source == k)).sum() / (n_m or 1)
+                for k, (m, n_m) in enumerate(batch.n_target.items())}
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)
@@ -327,40 +364,10 @@ class FlamingoStage(Stage):
         return {'flamingo': self.module.state_dict(), 'contrastive': text}  # the encoder: only once
 
 
-class FinetuneStage(FlamingoStage):
+class FinetuneStage(Finetuning, FlamingoStage):
     """A trained Flamingo trains on at a small learning rate, its vision encoder included (appendix B.2, where
-    pictures are also larger, 480 x 480); or, with --adapt, a few weights of it (kit/adapt.py)."""
+    pictures are also larger, 480 x 480); or, with --adapt, a few weights of it (kit/run/finetuning.py)."""
     name = 'finetune'
-
-    def __init__(self, run):
-        super().__init__(run)
-        self.n_iter = self.config.finetune_iters
-        self.lr = self.config.finetune_lr * adapt.WAYS[self.config.adapt].lr
-        if self.config.adapt == 'prompt':
-            self.data = SequenceData(run, partial(adapt.with_prompt, config=run.model_config))
-
-    def load(self):
-        contrastive, module = load_frozen(self.run, kind=adapt.WAYS[self.config.adapt].model)
-        path, state = self.run.path('flamingo.pt'), self.run.load_stage('flamingo', 'flamingo')['flamingo']
-        checkpoint.load_into(module, adapt.grown(module, state), path)
-        adapt.begin(module, self.config.adapt)  # what trains: all but the language model, or a few weights
-        return contrastive, module
-
-    def pictures(self, batch):
-        """Pixels: the features of an encoder that trains cannot be kept."""
-        if self.module.vision in self.module.frozen:
-            return super().pictures(batch)
-        pixels, frame_mask = stack_frames(batch.media, self.run.reader.pixels)
-        device = self.run.device
-        return {} if pixels is None else {'media': pixels.to(device), 'frame_mask': frame_mask.to(device)}
-
-    def evaluate(self):
-        if self.module.vision not in self.module.frozen:
-            self.features.kept.clear()  # the encoder has changed
-        return super().evaluate()
-
-    def content(self):
-        return super().content() | {'adapt': self.config.adapt}
 
 
 STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoStage, FinetuneStage)}
@@ -386,8 +393,8 @@ def load_frozen(run, contrastive=None, kind=Flamingo):
 
 def main():
     config = configure(KEYS, usage=__doc__, groups=GROUPS, gone=GONE)
-    check_values(config)
-    with session(config) as run:
+    check_values(config, KEYS)
+    with session(config, KEYS) as run:
         missing, progress = stages_to_train(run, STAGES)  # progress: of a stage that was interrupted
         while missing and not run.stop:
             torch.manual_seed(config.seed)

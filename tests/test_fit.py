@@ -115,8 +115,8 @@ def run_of(path, out, *arguments):
     config = configure(train.KEYS, [
         'config/pictures.py', f'--align={path}', f'--out_dir={out}', '--device=cpu', '--image_size=32',
         '--eval_n=2', *arguments])
-    check_values(config)
-    return Run(config)
+    check_values(config, train.KEYS)
+    return Run(config, train.KEYS)
 
 
 def test_what_is_given_stays_and_words_stand_beside_captions(tmp_path, capsys):

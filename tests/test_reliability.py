@@ -203,7 +203,7 @@ from kit.run.ahead import look_ahead
 from kit.run.batches import PairData
 from kit.run.run import Run
 config = configure(train.KEYS, sys.argv[1:])
-run = Run(config)
+run = Run(config, train.KEYS)
 steps = look_ahead(PairData(run), [(i, ['align']) for i in range(100)])
 next(steps)
 print(*[p.pid for p in multiprocessing.active_children()], flush=True)
@@ -410,8 +410,8 @@ def test_damaged_and_few_pictures_do_not_stop_an_evaluation(tmp_path):
 
 def small_run(tmp_path, *arguments):
     config = configure(train.KEYS, [f'--out_dir={tmp_path}', *TINY, *arguments])
-    check_values(config)
-    return Run(config)
+    check_values(config, train.KEYS)
+    return Run(config, train.KEYS)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_path):
@@ -468,7 +468,7 @@ def out(tmp_path_factory):
     torch.manual_seed(0)
     config = configure(train.KEYS, [f'--out_dir={folder}', *TINY])
     os.makedirs(folder)
-    run = Run(config)
+    run = Run(config, train.KEYS)
     for name in ('vision', 'language', 'flamingo'):
         run.save_stage(train.STAGES[name](run))
     stage = train.VisionStage(run)

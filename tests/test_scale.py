@@ -163,9 +163,9 @@ SMALL = ['--device=cpu', '--dtype=float32', '--lm_layer=2', '--lm_dim=32', '--si
 
 def small_run(out_dir, *arguments, small=SMALL):
     config = configure(train.KEYS, [f'--out_dir={out_dir}', *small, *arguments])
-    check_values(config)
+    check_values(config, train.KEYS)
     os.makedirs(out_dir, exist_ok=True)
-    run = Run(config)
+    run = Run(config, train.KEYS)
     run.write_log = lambda: None
     return run
 
@@ -297,7 +297,7 @@ def test_pretrained_weights_are_taken_as_they_are(tmp_path, tiny_nfnet):
 @pytest.mark.parametrize('name', ['gpt2', 'flamingo_3b', 'flamingo_9b', 'flamingo_80b'])
 def test_configs_are_valid_and_can_be_dealt_out(name, monkeypatch):
     config = configure(train.KEYS, [os.path.join(ROOT, 'config', name + '.py')])
-    check_values(config)
+    check_values(config, train.KEYS)
     monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'x')
     for n in (8, 64) if name == 'flamingo_80b' else (1, 8):
         monkeypatch.setenv('WORLD_SIZE', str(n))

@@ -29,8 +29,8 @@ def small_run(tmp_path, *arguments):
     config = configure(train.KEYS, [
         f'--out_dir={tmp_path}', '--device=cpu', '--dtype=float32', '--batch=m3w=2 align=2 ltip=2 vtp=2',
         '--vision_batch=4', '--eval_n=2', *arguments])
-    check_values(config)
-    return Run(config)
+    check_values(config, train.KEYS)
+    return Run(config, train.KEYS)
 
 
 @pytest.fixture()

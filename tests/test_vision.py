@@ -9,8 +9,9 @@ from torch import nn
 from kit.contrastive import PlainWords
 from kit.weights.published import Classifier
 from rounding import assert_near
+from kit.agc import adaptive_gradient_clip
 from vision import (
-    adaptive_gradient_clip, Contrastive, contrastive_loss, GAMMA, NFBlock, NFNet, SIZES, SqueezeExcite,
+    Contrastive, contrastive_loss, GAMMA, NFBlock, NFNet, SIZES, SqueezeExcite,
     TextTower, WSConv2d)
 
 

@@ -66,8 +66,8 @@ def run_of(folder, out, *arguments):
         f'--out_dir={out}', '--device=cpu', f'--align={folder}', '--m3w=align', '--text=align', '--ltip=',
         '--vtp=', '--folders=words=2 word_centres=3', '--tokenizer=sources', '--image_size=32',
         '--eval_n=4', '--vision_batch=8', *arguments])
-    check_values(config)
-    return Run(config)
+    check_values(config, train.KEYS)
+    return Run(config, train.KEYS)
 
 
 def test_later_stages_speak_in_words(folder, tmp_path):

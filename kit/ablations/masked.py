@@ -27,7 +27,8 @@ class MaskedStage(Stage):
         c = run.model_config
         n_layer = c.lm_layer + len(range(0, c.lm_layer, c.xattn_every)) + c.resampler_layer
         self.module = MaskedSystem(c, n_layer, c.lm_dim, c.lm_head).to(run.device)
-        super().__init__(run, self.data_of(run, spread(run, self.module.n_patch)))
+        super().__init__(run, self.data_of(run))
+        self.data.change = spread(run, self.module.n_patch)
         self.net, self.decay = self.module, run.config.schedule_flamingo
         self.set_lambdas(dict.fromkeys(SOURCES, 1.0), 'nothing to learn from: give m3w, align, ltip or vtp')
         self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr

@@ -11,7 +11,7 @@ process may do it ahead of time (kit/run/ahead.py). `batches` turns them into te
 Batch i of a source depends on i and the seed only. So resuming needs no more than the number of the step, and
 every rank and every worker reads its own samples without asking the others.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from data import Document
 from kit.augment import augment
 from kit.contrastive import pad_texts
+from kit.episode import BLANK
 from kit.run import distributed
 from kit.run.keys import SOURCES
 from vision import TEXT_CONTEXT
@@ -44,8 +45,21 @@ class StageData:
     def read(self, sources, i):
         return {source: self.of_source(source, i) for source in sources}
 
+    def numbers(self, i, n, key):
+        """-> the numbers of this rank's Documents in batch i, whose n the key sets; of one rank all:
+        i·n … i·n + n - 1"""
+        return [i * n + k for k in distributed.mine(n, key)]
+
     def media(self, samples):
         return [one for sample in samples for one in sample.media]
+
+
+def with_a_picture(sequences):
+    """[data.Encoded] -> the same; without any picture, the first gets a blank one, which no token looks at:
+    all ranks must run the same layers, pictures or not."""
+    if any(s.media for s in sequences):
+        return sequences
+    return [replace(sequences[0], media=[BLANK]), *sequences[1:]]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -84,9 +98,8 @@ class Pair(NamedTuple):
 class PairData(StageData):
 
     def of_source(self, source, i):
-        n = self.config.vision_batch
-        mine = distributed.mine(n, 'vision_batch')
-        return [Pair(self.reader.document(source, i * n + k), i) for k in mine]
+        numbers = self.numbers(i, self.config.vision_batch, 'vision_batch')
+        return [Pair(self.reader.document(source, number), i) for number in numbers]
 
     def batches(self, samples):
         """One for each source; or, where both show the same pictures with different captions, as in the

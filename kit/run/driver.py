@@ -20,15 +20,15 @@ ALL = ('vision', 'language', 'flamingo')
 
 
 @contextlib.contextmanager
-def session(config):
-    """`with session(config) as run:` opens the data and keeps out_dir to this process. Afterwards, if
+def session(config, keys):
+    """`with session(config, keys) as run:` opens the data and keeps out_dir to this process. Afterwards, if
     a signal or --max_minutes has stopped the run, it prints how to go on and exits with 128 + the signal's
     number, or with 0 when time was up.
 
-    config: namespace of all keys of train.py
+    config: namespace of all keys; keys: the table of them
     """
     with only_run(config.out_dir) if distributed.rank() == 0 else contextlib.nullcontext():
-        run = Run(config)
+        run = Run(config, keys)
         try:
             yield run
         except KeyboardInterrupt:  # at once, without finishing the step

@@ -1,4 +1,4 @@
-"""The keys of train.py, by what they are for; the checks of their values; and what replaced the ones gone.
+"""Keys of train.py, all but steps and weights of losses; checks of all; what replaced those that are gone.
 
 Keys that belong together are given as one (see kit/cli.py): `--folders='words=2 ways=8'`.
 """
@@ -69,14 +69,7 @@ OWN_SIZES = {  # sizes with a key of their own
 SIZES = {name: (default, 'see model.FlamingoConfig') for name, default in FIELDS.items()
          if name not in (*OWN_SIZES, 'n_vocab', 'bos', 'pad')}  # those three come from the tokenizer
 
-BATCH = {
-    'batch_m3w': (24, 'interleaved pages'),
-    'batch_align': (8, 'pairs with short captions'),
-    'batch_ltip': (8, 'pairs with long captions'),
-    'batch_vtp': (4, 'clips'),
-}
-
-GROUPS = {
+FIRST = {
     'What to train': {
         'stage': ('all', 'all, vision, language, flamingo or finetune'),
         'out_dir': ('out', 'folder for everything the run writes'),
@@ -92,37 +85,8 @@ GROUPS = {
         'vtp': ('shapes', 'clips with captions'),
         'text': ('shapes', 'plain text for the language stage'),
     },
-    'How sources mix in the Flamingo stage (appendix B.1.2)': {
-        # The paper sums over a sequence's tokens, ours is a mean over a source's: with the same λ a short
-        # caption (5 learned tokens, a long one 14) would weigh as much as a page (45). So the paper's 0.2 is
-        # 0.2 · 5/45 ≈ 0.02 here, or 0.2 · 14/45 ≈ 0.06. Ours are half of these: with 0.2 some runs learned no
-        # captions (docs/results.md). Clips keep 0.03.
-        'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
-        'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens)'),
-        'lambda_ltip': (0.03, 'of ltip (0.2)'),
-        'lambda_vtp': (0.03, 'of vtp (0.03)'),
-        'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
-                                 "'merged': one batch of all, without λ"),
-        'p_next': (0.5, "chance that a page's text sees the next picture instead of the previous one"),
-    },
-    'Steps': {
-        'vision_iters': (1200, 'of the contrastive stage'),
-        'vision_batch': (96, 'pairs a step, of each of align and ltip'),
-        'vision_lr': (5e-3, 'peak learning rate'),
-        'language_iters': (500, 'of the language stage'),
-        'language_batch': (8, 'rows a step'),
-        'language_tokens': (448, 'tokens a row, at a random place of the context'),
-        'language_lr': (2e-3, 'peak learning rate'),
-        'flamingo_iters': (700, 'of the Flamingo stage'),
-        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),
-        'flamingo_lr': (2e-3, 'peak learning rate'),
-        'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
-        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
-        'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
-        'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
-        'feature_dropout': (0.5, 'share of the channels of the frozen features that training leaves out, '
-                                 'different ones for each picture; not where the encoder trains'),
-    },
+}
+RARE = {
     'Where and how it runs': {
         'device': ('auto', 'auto, cpu, cuda, cuda:1, mps'),
         'dtype': ('auto', 'of matrix products and, on a GPU, frozen weights: auto, float32 or bfloat16'),
@@ -170,7 +134,6 @@ GROUPS = {
         'sizes': (SIZES, 'all the others'),
     },
 }
-KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 GONE = {
     'tokenizer_ranks': '--tokenizer=sources:4096 says how many tokens',
     'warp': '--augment=warp=1', 'flip': '--augment=flip=True',
@@ -196,21 +159,21 @@ MAY_BE_0 = ('warmup', 'text_layer', 'visual_dim', 'workers', 'words', 'class_dep
 LARGEST_BATCH = 16_384  # the paper's
 
 
-def check_values(config):
-    """Raises BadInput if a value of config makes no sense. config: a namespace of all KEYS, those of tables
-    by their own names."""
+def check_values(config, keys):
+    """Raises BadInput if a value of config makes no sense. keys: train.KEYS; config: a namespace of them all,
+    those of tables by their own names."""
     for key, allowed in CHOICES.items():
         if getattr(config, key) not in allowed:
-            [said], [*rest, last] = spell({key: getattr(config, key)}, KEYS), allowed
+            [said], [*rest, last] = spell({key: getattr(config, key)}, keys), allowed
             raise BadInput(f'{said}: expected {", ".join(rest)} or {last}')
     if not config.out_dir:
         raise BadInput('--out_dir=: must name a folder')
     if config.words * config.word_centres > len(SYLLABLES):
         raise BadInput(f'--folders=words={config.words} word_centres={config.word_centres}: '
                        f'there are {len(SYLLABLES)} syllables, and each place in a word has its own')
-    for key, (default, _) in flat(KEYS).items():
+    for key, (default, _) in flat(keys).items():
         if type(default) in (int, float):
             untouched = key == 'language_iters' and config.gpt2 or key == 'vision_iters' and config.nfnet
             least = 1 if type(default) is int and key not in MAY_BE_0 and not untouched else 0
             most = LARGEST_BATCH if 'batch' in key else float('inf')
-            check_range(config, *RANGES.get(key, (least, most)), key, keys=KEYS)
+            check_range(config, *RANGES.get(key, (least, most)), key, keys=keys)

@@ -4,7 +4,6 @@ import time
 
 from tqdm import tqdm
 
-from data import mixture
 from kit.device import autocast
 from kit.files import BadInput
 from kit.run import distributed
@@ -15,8 +14,8 @@ MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
-    """for step, samples in Loop(run, stage, missing, progress): the steps of a stage, from where it stopped,
-    and what each reads, {source: samples}.
+    """for step, (i, sources) in Loop(run, stage, steps, missing, progress): of all steps those from where it
+    stopped, and which batch i of which sources each reads, as data.mixture says it.
 
     missing:  names of the stages still to be trained, this one first
     progress: the content of training.pt, if there is one
@@ -24,8 +23,8 @@ class Loop:
     then says whether the stage came to its end.
     """
 
-    def __init__(self, run, stage, missing, progress=None):
-        self.run, self.stage, self.missing = run, stage, missing
+    def __init__(self, run, stage, steps, missing, progress=None):
+        self.run, self.stage, self.steps, self.missing = run, stage, steps, missing
         self.start = run.restore(stage, progress) if progress is not None and 'module' in progress else 0
         self.step, self.saved, self.complete = self.start - 1, self.start, False
         self.skipped, self.last_evaluation = 0, ''
@@ -34,13 +33,11 @@ class Loop:
             run.save_progress(missing, 0)  # from here on, training.pt says what is left to do
 
     def __iter__(self):
-        run, stage = self.run, self.stage
-        steps = mixture(stage.sources, stage.mixing, stage.n_iter)[self.start:]
+        run, stage, steps = self.run, self.stage, self.steps[self.start:]
         self.ahead = look_ahead(stage.data, steps) if run.config.workers else None
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
-            for self.step, (i, sources) in enumerate(steps, self.start):
-                # By worker processes, with --workers, ahead of time.
-                yield self.step, next(self.ahead) if self.ahead else stage.data.read(sources, i)
+            for self.step, batch in enumerate(steps, self.start):
+                yield self.step, batch
                 self.bar.update()
                 self.find_out_whether_to_stop()
                 if run.stop and self.saved != self.step + 1:
@@ -48,6 +45,10 @@ class Loop:
                 if run.stop:
                     break
         self.complete = self.is_last
+
+    def read(self, sources, i):
+        """stage.data.read(sources, i), by worker processes ahead of time with --workers"""
+        return self.stage.data.read(sources, i) if self.ahead is None else next(self.ahead)
 
     @property
     def is_last(self):

@@ -18,7 +18,7 @@ from kit.device import check_memory, pick_device, pick_dtype
 from kit.files import BadInput, BadItem, one_line, whole_file
 from kit.run import class_words, distributed
 from kit.run.fit import fit_to_folder
-from kit.run.keys import KEYS, SOURCES
+from kit.run.keys import SOURCES
 from kit.run.reading import Reader
 from kit.show import canvas, charts
 from kit.sizes import check_sizes, language_sizes
@@ -51,14 +51,16 @@ class Run:
     """The configuration, the data and the folder of one `python train.py`.
 
     config: namespace of all keys of train.py, those of tables by their own names
+    keys:   train.KEYS, every key and its default
 
     It has, for the stages: `config`, the keys of train.py; `model_config`, the sizes of the model (a
     FlamingoConfig, made of them); `sources` and `held_out` (see open_sources) and the
     `reader` of them (kit/run/reading.py); the `tokenizer`; `device` and `dtype`; `stop`, why to stop.
     """
 
-    def __init__(self, config):
-        defaults = {name: default for name, (default, _) in flat(KEYS).items()}
+    def __init__(self, config, keys):
+        self.keys = keys
+        defaults = {name: default for name, (default, _) in flat(keys).items()}
         if config.fit:
             fit_to_folder(config, of_keys(FolderSpec, config))
         if config.preset not in PRESETS:
@@ -67,7 +69,7 @@ class Run:
         self.config = SimpleNamespace(**{name: preset.get(name, getattr(config, name)) for name in defaults})
         self.n_row = self.take_sizes(config.given)
         given = {name: getattr(config, name) for name in defaults if getattr(config, name) != defaults[name]}
-        self.given = spell(given, KEYS)  # what a command line must say to get these keys
+        self.given = spell(given, keys)  # what a command line must say to get these keys
         self.device = distributed.begin(pick_device(config.device, meta=False), config.shard)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.report = Report()
@@ -116,7 +118,7 @@ class Run:
         sizes |= nfnet_sizes(self.config.nfnet) if self.config.nfnet else {}
         for name, value in sizes.items():
             if name in given and getattr(self.config, name) != value:
-                [said] = spell({name: getattr(self.config, name)}, KEYS)
+                [said] = spell({name: getattr(self.config, name)}, self.keys)
                 file = self.config.nfnet if name == 'vision' else self.config.gpt2
                 raise BadInput(f'{file} has {name}={value}: leave {said} out')
             setattr(self.config, name, value)
@@ -275,7 +277,7 @@ class Run:
         for key, value in saved.items():
             now = getattr(self.config, key, value)
             if key not in FREE_KEYS and now != value:
-                [theirs], [ours] = spell({key: value}, KEYS), spell({key: now}, KEYS)
+                [theirs], [ours] = spell({key: value}, self.keys), spell({key: now}, self.keys)
                 raise BadInput(f'{path} was made with {theirs}, now {ours}: give the same, '
                                'another --out_dir, or --init_from=scratch to start over')
 

@@ -36,7 +36,7 @@ class Flamingo(nn.Module):
     media:        (B,N,F,3,height,width), uint8 pixels or normalised floats; None for text alone. Or, instead,
                   `features` of the frozen encoder, as `see` makes them
     frame_mask:   (B,N,F) bool, which frames are real
-    targets:      (B,T), the next token, or -100 where there is nothing to learn; if nowhere is, the loss is 0
+    targets:      (B,T), the next token, or -100 where there is nothing to learn. Of no targets the loss is 0
     position:     (B,T), where in the context each token stands; by default its place in the row
     sequence:     (B,T), where several share a row, which of them a token belongs to; none sees another
 
@@ -111,7 +111,8 @@ class Flamingo(nn.Module):
             return None
         # Ours, not the paper's: each place gets mean 0 and variance 1. An encoder's grid can be of any size
         # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost: clips
-        # would be pictures. (drop_channels of kit/features.py does so, too; this restores the scale.)
+        # would be pictures. (In training drop_channels, kit/features.py, has done so before it sets channels
+        # to 0; done again, the variance is 1 again.)
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 
@@ -134,7 +135,7 @@ class Flamingo(nn.Module):
         return logits, losses if per_target else losses.sum() / max(len(losses), 1)
 
     def freeze(self, vision=True, lm=True):
-        """Says what is trained (with --adapt, kit/adapt.py less still). The language model is not: it would
+        """Says what is trained. (With --adapt, less is: kit/adapt.py.) The language model is not: it would
         forget what it knew from text alone (−8.0 points, Table 3; −12.9 from random weights; see ablate.py).
         The vision encoder is trained only when fine-tuning at the very end (appendix B.2)."""
         self.requires_grad_(True)
@@ -264,7 +265,7 @@ class GPT(nn.Module):
 
 @dataclass
 class FlamingoConfig:
-    """What all modules are built from: `n_vocab`, `bos`, `pad` of the tokenizer, the rest of a preset.
+    """What all modules are built from. The tokenizer says `n_vocab`, `bos` and `pad`, a preset the rest.
     (Which sizes no model can have: kit/sizes.py.)"""
     n_vocab: int = 1024
     bos: int = 1022

@@ -8,8 +8,9 @@ model of a few layers would need longer than its whole training here. So a langu
 nothing begins with them: their projections are random, as all others, but matched to each other, and
 training goes on from there. (docs/results.md: what they are worth.)
 
-    A B C … A B    the first head notes, beside each token, the one before it; the second the one before that:
-                   at C stand B and A, and at the last B (itself) stand B and A, too. So B's query finds C.
+    A B C … A B    the first head notes, beside each token, the one before it, and the second the one before
+                   that: so C bears the notes B and A. The last B is itself B, and bears the note A. It looks
+                   for a token that bears B and A, finds C, and C is said.
 """
 import math
 

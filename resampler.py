@@ -119,10 +119,15 @@ class PerceiverResampler(nn.Module):
         return self.norm(x)
 
     def forward(self, features, frame_mask=None):
-        if frame_mask is None:
-            return self.perceive(self.project(features).flatten(0, 1)).unflatten(0, features.shape[:2])
-        frames = features[frame_mask] if features.ndim == 5 else features     # the real ones: (frames,S,D_v)
-        length = frame_mask.flatten(0, 1).sum(1)                              # (B*N,) frames of each image
-        # Training comes this way: as if each image were perceived by itself, those of equal length together.
+        if frame_mask is not None:
+            return self.perceive_real(features, frame_mask)
+        visual = self.perceive(self.project(features).flatten(0, 1))                 # (B*N,R,D)
+        return visual.unflatten(0, features.shape[:2])                               # (B,N,R,D)
+
+    def perceive_real(self, features, frame_mask):
+        """The same of the real frames alone: as if each image were perceived by itself. Those with equally
+        many frames go together. (Training comes this way: it has pictures beside clips.)"""
+        frames = features[frame_mask] if features.ndim == 5 else features            # (frames,S,D_v)
+        length = frame_mask.flatten(0, 1).sum(1)                                     # (B*N,) of each image
         visual = by_length(self.perceive, self.project(frames), length, empty=torch.zeros_like(self.latents))
         return visual.unflatten(0, frame_mask.shape[:2])                             # (B,N,R,D)

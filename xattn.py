@@ -74,7 +74,8 @@ class GatedCrossAttention(nn.Module):
     """One GATED XATTN-DENSE layer (Figure 4): y (B,T,D), visual (B,N,R,D_r), image_index (B,T) -> (B,T,D)
 
     visual is None for text alone. While text is written, kit/answers.py keeps what `keys_values` made of it,
-    and gives that as `kept`.
+    and gives that as `kept`. `masked_attention` defines what is computed. Where each token sees one image, by
+    default, `routed_attention` gives the same without what is masked.
 
     dim:        width D of the language model;  dim_visual: width of the visual tokens (default D)
     n_head, head_dim: heads and their width, by default D / n_head (the paper: 128 at every size)
@@ -120,7 +121,7 @@ class GatedCrossAttention(nn.Module):
             return torch.zeros_like(y)
         if not self.routed:
             out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)
-        else:  # the same, without computing what is masked
+        else:
             out = routed_attention(q, k, v, image_index)
         return self.to_out(out.flatten(2))                                            # (B,T,D)
 

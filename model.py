@@ -136,7 +136,7 @@ class Flamingo(nn.Module):
 
     def freeze(self, vision=True, lm=True):
         """Says what is trained. (With --adapt, less is: kit/adapt.py.) The language model is not: it would
-        forget what it knew from text alone (−8.0 points, Table 3; −12.9 from random weights; see ablate.py).
+        forget what it knew from text alone (−8.0 points, Table 3; −12.9 begun at random; see ablate.py).
         The vision encoder is trained only when fine-tuning at the very end (appendix B.2)."""
         self.requires_grad_(True)
         self.lm.requires_grad_(not lm)
@@ -275,7 +275,7 @@ class FlamingoConfig:
     lm_dim: int = 128
     lm_head: int = 4
     lm_eps: float = 1e-5        # of its layer norms
-    lm_qk_norm: bool = False    # its scores are cosines
+    lm_qk_norm: bool = False    # its scores are cosines: nano's are
     n_context: int = 512        # longest sequence, in tokens
     # gated cross-attention
     xattn_every: int = 1        # one before LM blocks 0, k, 2k, …

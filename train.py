@@ -15,21 +15,22 @@ It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
 How a batch of the Flamingo stage is made and used. (A source has endlessly many Documents, each with a
-number. A sample is what training makes of one: here data.Encoded, a sequence. A batch goes through the model
-at one time: nano's has 24 + 8 + 8 + 4 sequences.)
+number; batch i of a source is n of them. A sample is what training makes of one: here data.Encoded, a
+sequence. All samples of a step, 24 + 8 + 8 + 4 in nano, go through the model in one forward pass, or, with
+--micro_batches, in several.)
 
     1  mixture                data.py    says which batch i of which sources each step reads
     2  SequenceData.of_source train.py   takes Documents number i·n to i·n + n - 1 of a source, and of each
     3  encode                 data.py    makes tokens (T,), φ (T,), which of them are targets (T,)
-    4  SequenceData.batches   train.py   puts the sequences of all sources into tensors (B,T), by data.collate
+    4  SequenceData.batches   train.py   puts the samples of all sources into tensors (B,T), by data.collate
     5  FlamingoStage.pictures train.py   gives the encoder's features of their pictures, less some channels
     6  Flamingo.forward       model.py   gives the loss of each target
     7  FlamingoStage.losses   train.py   adds them up by source, and `gradients` weighs and differentiates
     8  train_stage            train.py   clips the gradient, and takes a step
 
 Behind these stand, in kit: Loop (run/loop.py) resumes, logs, stops, and lets worker processes read ahead;
-Reader (run/reading.py) gives Documents, their pictures decoded, and others for damaged ones; FrozenFeatures
-(features.py) keeps what the encoder made of a picture. None of them changes what is computed.
+Stage (run/stage.py) knows sources and λ, and clips; Reader (run/reading.py) gives Documents, their pictures
+decoded, and others for damaged ones; FrozenFeatures (features.py) keeps what the encoder made of a picture.
 """
 import math
 from collections import Counter
@@ -67,10 +68,12 @@ BATCH = {
 }
 GROUPS = FIRST | {  # of keys, each with its default and its meaning; all the others: kit/run/keys.py
     'How sources mix in the Flamingo stage (appendix B.1.2)': {
-        # The paper sums over a sequence's tokens, ours is a mean over a source's: with the same λ a short
-        # caption (5 targets, a long one 14) would weigh as much as a page (45). So the paper's 0.2 is
-        # 0.2 · 5/45 ≈ 0.02 here, or 0.2 · 14/45 ≈ 0.06. Ours are half of these: with 0.2 some runs learned no
-        # captions (docs/results.md). Clips keep 0.03.
+        # The paper's losses are sums over a sequence's targets, ours are means: with the paper's λ, captions
+        # would weigh as much as pages, and some runs learned none (docs/results.md).
+        #            targets of a sequence   paper's λ   as a weight of means         ours
+        #    align             5               0.2       0.2 · 5/45  ≈ 0.02           half of it
+        #    ltip             14               0.2       0.2 · 14/45 ≈ 0.06           half of it
+        #    m3w, vtp         45, not asked    1, 0.03                                as they are
         'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
         'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens)'),
         'lambda_ltip': (0.03, 'of ltip (0.2)'),
@@ -128,9 +131,9 @@ def train_stage(run, stage, missing, progress=None):
 
 
 def gradients(run, stage, samples):
-    """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2), over the samples of all sources m, in every
-    parameter's .grad -> {source: L_m}, a mean over all ranks, and how many tokens were read, padding
-    included. On one GPU, with all samples in one batch, it is
+    """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) in every parameter's .grad. m: the sources.
+    -> ({source: L_m}, tokens read, padding included). L_m is a mean over all ranks. On one GPU, with all
+    samples in one batch, this is
 
         losses = stage.losses(batch)
         sum(λ[m] * losses[m] for m in losses).backward()
@@ -210,14 +213,15 @@ class SequenceData(StageData):
     def batches(self, samples):
         """{source: [Encoded]} -> micro-batches, each of all sources. The gradients are those of one source
         after the other, and short sequences fill the gaps beside long ones."""
-        # A mean over ranks: each divides its sums by it, and the gradients of W ranks are averaged.
+        # Each of W ranks divides its sums by the mean over ranks, n/W; then gradients are averaged: Σ / n.
         n_target = distributed.mean_of({m: sum(s.n_target for s in samples[m]) for m in samples})
         share, n = one_image_per_token(self.model_config.attend), self.config.micro_batches
         for part in range(n):
             sequences = with_a_picture([s for of_source in samples.values() for s in of_source[part::n]])
             batch = collate(sequences, self.tokenizer, share)
             source = [list(samples).index(s.source) for s in batch.sequences]
-            source = torch.tensor([-1, *source])[batch.sequence].to(self.device)   # (B,T); -1 is padding
+            # Sequences are counted from 1, and 0 is padding, which has no source: -1.
+            source = torch.tensor([-1, *source])[batch.sequence].to(self.device)                # (B,T)
             yield SequenceBatch(**vars(batch.to(self.device)), source=source, n_target=n_target,
                                 more=part + 1 < n)
 
@@ -345,7 +349,7 @@ class FlamingoStage(Stage):
                            sequence=batch.sequence, per_target=True, **self.pictures(batch))  # (K,)
         if self.mixing == 'merged':                     # one batch of all, without λ
             return {'merged': each.sum() / sum(batch.n_target.values())}
-        source = batch.source[batch.targets != -100]                                          # (K,)
+        source = batch.source[batch.targets != -100]   # (K,), in the order in which the model's losses come
         return {m: (each * (source == k)).sum() / (n_m or 1)
                 for k, (m, n_m) in enumerate(batch.n_target.items())}
 

@@ -8,7 +8,7 @@ A gated layer stands before a frozen block of the language model and adds what t
 The feed-forward is the new layer's own: what was seen is worked into the stream before the frozen block reads
 it. (Cross-attention alone, inside each block, cost the paper 3.8 points: VANILLA XATTN in Table 3.)
 
-*Why the gates start shut.* α = 0 at the start, tanh(0) = 0: the very first forward is the language model's
+*Why the gates start shut.* α = 0 at the start, tanh(0) = 0: the very first stream is the language model's
 own, to the last bit. Without gates, layers that have learned nothing would add noise to a stream that the
 frozen blocks expect to be clean (the paper: −4.2 points, unstable). How far a gate opens in training says
 little, and whether above or below 0 says nothing: `to_out` can scale and turn around what passes.

@@ -88,7 +88,7 @@ def clip_page(rng, n_clip=(2, 10)):
     return Document(pieces, 'examples')
 
 
-PAGES = ((naming_page, 0.38), (caption_page, 0.30), (question_page, 0.21), (clip_page, 0.07),
+PAGES = ((naming_page, 0.26), (caption_page, 0.40), (question_page, 0.23), (clip_page, 0.07),
          (story_page, 0.04))
 # The first 1,500 pages (24 a step) have captions only, of pictures and of clips; the others are phased in
 # over the next 1,500. *Why.* Captions tie what the encoder sees to words that the language model knows, and

@@ -29,8 +29,8 @@ sequence. All samples of a step, 24 + 8 + 8 + 4 in nano, go through the model in
     8  train_stage            train.py   clips the gradient, and takes a step
 
 Behind these stand, in kit: Loop (run/loop.py) resumes, logs, stops, and lets worker processes read ahead;
-Stage (run/stage.py) knows sources and λ, and clips; Reader (run/reading.py) gives Documents, their pictures
-decoded, and others for damaged ones; FrozenFeatures (features.py) keeps what the encoder made of a picture.
+Stage (run/stage.py) knows sources and λ, and clips; Reader (run/reading.py) gives Documents and keeps their
+pixels, where step 5 finds them, and replaces damaged ones; FrozenFeatures (features.py) keeps features, too.
 """
 import math
 from collections import Counter
@@ -73,7 +73,8 @@ GROUPS = FIRST | {  # of keys, each with its default and its meaning; all the ot
         #            targets of a sequence   paper's λ   as a weight of means         ours
         #    align             5               0.2       0.2 · 5/45  ≈ 0.02           half of it
         #    ltip             14               0.2       0.2 · 14/45 ≈ 0.06           half of it
-        #    m3w, vtp         45, not asked    1, 0.03                                as they are
+        #    m3w              45               1            1                         the same
+        #    vtp                               0.03         not converted             the same
         'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
         'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens)'),
         'lambda_ltip': (0.03, 'of ltip (0.2)'),
@@ -153,8 +154,8 @@ def gradients(run, stage, samples):
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
     """AdamW; `train_stage` sets its learning rate. Only matrices decay, none of the resampler's (B.1.2):
     decay would work against gates, gains and norms, and shrink the two new embedding rows among frozen ones.
-    Gates learn `gate_scale` times as fast: while they are shut, nothing behind them has a gradient. (Later
-    they go on so: docs/results.md, "Gates that never come to rest".)"""
+    Gates learn `gate_scale` times as fast: while they are shut, nothing behind them has a gradient. (They
+    keep this rate: docs/results.md, "Gates that never come to rest".)"""
     groups = {}
     for name, p in [x for x in named_parameters if x[1].requires_grad]:
         matrix = p.ndim >= 2 and not name.startswith(('resampler.', 'new_rows', 'soft_prompt'))
@@ -181,7 +182,7 @@ def schedule(kind, step, warmup, n):
 @dataclass
 class SequenceBatch(Batch):
     """A micro-batch. source (B,T): the source of each token, as its place in n_target; n_target: {source:
-    targets of the whole step}; more: is it not the last?"""
+    targets of the whole step}; more: does another follow?"""
     source: torch.Tensor
     n_target: dict
     more: bool

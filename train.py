@@ -214,15 +214,14 @@ class SequenceData(StageData):
     def batches(self, samples):
         """{source: [Encoded]} -> micro-batches, each of all sources. The gradients are those of one source
         after the other, and short sequences fill the gaps beside long ones."""
-        # Each of W ranks divides its sums by the mean over ranks, n/W; then gradients are averaged: Σ / n.
+        # Each of W ranks divides its sums by the mean of targets, n_m/W; gradients are averaged: Σ / n_m.
         n_target = distributed.mean_of({m: sum(s.n_target for s in samples[m]) for m in samples})
         share, n = one_image_per_token(self.model_config.attend), self.config.micro_batches
         for part in range(n):
             sequences = with_a_picture([s for of_source in samples.values() for s in of_source[part::n]])
             batch = collate(sequences, self.tokenizer, share)
             source = [list(samples).index(s.source) for s in batch.sequences]
-            # Sequences are counted from 1, and 0 is padding, which has no source: -1.
-            source = torch.tensor([-1, *source])[batch.sequence].to(self.device)                # (B,T)
+            source = torch.tensor([-1, *source])[batch.sequence].to(self.device)   # (B,T); of padding, 0: -1
             yield SequenceBatch(**vars(batch.to(self.device)), source=source, n_target=n_target,
                                 more=part + 1 < n)
 
@@ -334,8 +333,7 @@ class FlamingoStage(Stage):
         self.module.train()
 
     def load(self, kind=Flamingo):
-        """-> (Contrastive, Flamingo), before anything is trained"""
-        return load_frozen(self.run, kind=kind)
+        return load_frozen(self.run, kind=kind)  # (Contrastive, Flamingo), before anything is trained
 
     def pictures(self, batch):
         """The frozen encoder's features (of pixels that run.reader keeps by Media.key), less some channels"""
@@ -346,11 +344,13 @@ class FlamingoStage(Stage):
     def losses(self, batch):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m targets of source m
         (batch.n_target). Where a step has several micro-batches, each gives its part of the sum."""
+        alone = len(batch.sequences) == len(batch.tokens)  # in its row: then causal attention is enough
+        sequence = None if alone else batch.sequence
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
-                           sequence=batch.sequence, per_target=True, **self.pictures(batch))  # (K,)
-        if self.mixing == 'merged':                     # one batch of all, without λ
-            return {'merged': each.sum() / sum(batch.n_target.values())}
-        source = batch.source[batch.targets != -100]   # (K,), in the order in which the model's losses come
+                           sequence=sequence, per_target=True, **self.pictures(batch))          # (K,)
+        if self.mixing == 'merged':                                         # one batch of all, without λ
+            return {'merged': each.sum() / (sum(batch.n_target.values()) or 1)}
+        source = batch.source[batch.targets != -100]                        # (K,), in the order of `each`
         return {m: (each * (source == k)).sum() / (n_m or 1)
                 for k, (m, n_m) in enumerate(batch.n_target.items())}
 

@@ -115,7 +115,7 @@ class Bridge(train.FlamingoStage):
         if not isinstance(batch, TextBatch):
             return super().losses(batch)
         _, loss = self.module.lm(batch.tokens, batch.targets, batch.position)
-        return {'text': batch.share * loss}
+        return {'text': loss}
 
     def evaluate(self):
         return {}

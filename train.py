@@ -14,26 +14,28 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-How a batch of the Flamingo stage is made and used. (A source has endlessly many Documents, each with a
-number; batch i of a source is n of them. A sample is what training makes of one: here data.Encoded, a
-sequence. All samples of a step, 24 + 8 + 8 + 4 in nano, go through the model in one forward pass, or, with
---micro_batches, in several.)
+How a batch of the Flamingo stage is made and used, indented as the calls are. (A source has endlessly many
+Documents, each with a number; batch i of a source is n of them. A sample is what training makes of one: here
+data.Encoded, a sequence. All samples of a step, 24 + 8 + 8 + 4 in nano, go through the model in one forward
+pass, or, with --micro_batches, in several.)
 
-    1  mixture                data.py    says which batch i of which sources each step reads
-    2  SequenceData.of_source train.py   takes Documents number i·n to i·n + n - 1 of a source, and of each
-    3  encode                 data.py    makes tokens (T,), φ (T,), which of them are targets (T,)
-    4  SequenceData.batches   train.py   puts the samples of all sources into tensors (B,T), by data.collate
-    5  FlamingoStage.pictures train.py   gives the encoder's features of their pictures, less some channels
-    6  Flamingo.forward       model.py   gives the loss of each target
-    7  FlamingoStage.losses   train.py   adds them up by source, and `gradients` weighs and differentiates
-    8  train_stage            train.py   clips the gradient, and takes a step
+    train_stage                     train.py   for each step:
+        mixture                     data.py       which batch i of which sources?
+        SequenceData.of_source      train.py      Documents number i·n to i·n + n - 1 of each source
+            encode                  data.py       of each its tokens (T,), φ (T,), which are targets (T,)
+        gradients                   train.py      Σ λ L of all sources, differentiated
+            SequenceData.batches    train.py      samples of all sources in tensors (B,T), padded
+                collate             data.py
+            FlamingoStage.losses    train.py      L of each source: the mean of the losses of its targets
+                .pictures           train.py      features of the pictures, less some channels
+                Flamingo.forward    model.py      the loss of each target (K,)
+        Stage.clip                  kit           the gradient's norm, and then the optimizer's step
 
 Behind these stand, in kit: Loop (run/loop.py) resumes, logs, stops, and lets worker processes read ahead;
-Stage (run/stage.py) knows sources and λ, and clips; Reader (run/reading.py) gives Documents and keeps their
-pixels, where step 5 finds them, and replaces damaged ones; FrozenFeatures (features.py) keeps features, too.
+Stage (run/stage.py) knows sources and λ; Reader (run/reading.py) gives Documents, replaces damaged ones, and
+keeps their pixels, where `pictures` finds them; FrozenFeatures (features.py) keeps features, too.
 """
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +54,7 @@ from kit.run.driver import finish, session, stages_to_train
 from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
+from kit.run.parts import in_parts
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
 from kit.run.stage import Stage
 from kit.weights import checkpoint, gpt2, nfnet
@@ -118,7 +121,7 @@ def train_stage(run, stage, missing, progress=None):
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = gradients(run, stage, samples)
+        losses, n_token = in_parts(gradients, run, stage, samples)  # a step of one part: gradients(…) itself
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):
             stage.optimizer.step()
@@ -131,24 +134,14 @@ def train_stage(run, stage, missing, progress=None):
     return loop.complete
 
 
-def gradients(run, stage, samples):
-    """Leaves the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) in every parameter's .grad. m: the sources.
-    -> ({source: L_m}, tokens read, padding included). L_m is a mean over all ranks. On one GPU, with all
-    samples in one batch, this is
-
+def gradients(run, stage, samples, lambdas):
+    """Adds the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) to every parameter's .grad. m: the sources.
+    -> ({source: L_m}, tokens read, padding included)"""
+    batch = stage.data.batch(samples)
+    with autocast(run.device, run.dtype, cache=False):
         losses = stage.losses(batch)
-        sum(λ[m] * losses[m] for m in losses).backward()
-    """
-    total, n_token = Counter(), 0
-    for batch in stage.data.batches(samples):
-        with distributed.accumulating(stage.net, batch.more):  # ranks exchange gradients after the last
-            with autocast(run.device, run.dtype, cache=False):
-                losses = stage.losses(batch)
-            sum(stage.loss_weights[source] * loss for source, loss in losses.items()).backward()
-        total.update({source: loss.item() for source, loss in losses.items()})  # a Counter adds up
-        n_token += batch.n_token
-    distributed.average(stage.module, run.config.shard)  # with --shard; else the ranks have averaged already
-    return distributed.mean_of(total), n_token
+    sum(lambdas[source] * loss for source, loss in losses.items()).backward()
+    return {source: loss.item() for source, loss in losses.items()}, batch.n_token
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
@@ -181,11 +174,9 @@ def schedule(kind, step, warmup, n):
 
 @dataclass
 class SequenceBatch(Batch):
-    """A micro-batch. source (B,T): the source of each token, as its place in n_target; n_target: {source:
-    targets of the whole step}; more: does another follow?"""
+    """Sequences of several sources. source (B,T): of each token, as its place in `sources`; of padding -1"""
     source: torch.Tensor
-    n_target: dict
-    more: bool
+    sources: list
 
 
 class SequenceData(StageData):
@@ -211,24 +202,21 @@ class SequenceData(StageData):
             sequence.start = int(rng.integers(c.n_context - len(sequence.tokens) + 1))
         return self.change(sequence) if self.change else sequence
 
-    def batches(self, samples):
-        """{source: [Encoded]} -> micro-batches, each of all sources. The gradients are those of one source
-        after the other, and short sequences fill the gaps beside long ones."""
-        # Each of W ranks divides its sums by the mean of targets, n_m/W; gradients are averaged: Σ / n_m.
-        n_target = distributed.mean_of({m: sum(s.n_target for s in samples[m]) for m in samples})
-        share, n = one_image_per_token(self.model_config.attend), self.config.micro_batches
-        for part in range(n):
-            sequences = with_a_picture([s for of_source in samples.values() for s in of_source[part::n]])
-            batch = collate(sequences, self.tokenizer, share)
-            source = [list(samples).index(s.source) for s in batch.sequences]
-            source = torch.tensor([-1, *source])[batch.sequence].to(self.device)   # (B,T); of padding, 0: -1
-            yield SequenceBatch(**vars(batch.to(self.device)), source=source, n_target=n_target,
-                                more=part + 1 < n)
+    def batch(self, samples):
+        """{source: [Encoded]} -> SequenceBatch of all sources: the gradients are those of one source after
+        the other, and short sequences fill the gaps beside long ones."""
+        sequences, sources = [s for of_source in samples.values() for s in of_source], list(samples)
+        share = one_image_per_token(self.model_config.attend)
+        batch = collate(with_a_picture(sequences), self.tokenizer, share).to(self.device)
+        source = torch.tensor([-1, *(sources.index(s.source) for s in batch.sequences)])
+        return SequenceBatch(**vars(batch), source=source.to(self.device)[batch.sequence], sources=sources)
+
+    def count(self, samples):
+        return sum(s.n_target for s in samples)
 
 
 # ---------------------------------------------------------------------------------------------
-# The stages: three, and fine-tuning. What each has: kit/run/stage.py. losses(batch) -> {source: mean loss};
-# where a step has several micro-batches, each gives its part of these means, and they add up.
+# The stages: three, and fine-tuning. What each has: kit/run/stage.py. losses(batch) -> {source: mean loss}
 
 
 class VisionStage(Stage):
@@ -297,7 +285,7 @@ class LanguageStage(Stage):
 
     def losses(self, batch):
         _, loss = self.net(batch.tokens, batch.targets, batch.position)
-        return {'text': batch.share * loss}  # share: of the step's rows, those in this batch
+        return {'text': loss}
 
     def evaluate(self):
         return {'copying': checks.copying(self.run, self.module)}
@@ -342,17 +330,16 @@ class FlamingoStage(Stage):
         return {'features': features, 'frame_mask': frame_mask}
 
     def losses(self, batch):
-        """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m targets of source m
-        (batch.n_target). Where a step has several micro-batches, each gives its part of the sum."""
+        """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m targets of source m"""
         alone = len(batch.sequences) == len(batch.tokens)  # in its row: then causal attention is enough
         sequence = None if alone else batch.sequence
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            sequence=sequence, per_target=True, **self.pictures(batch))          # (K,)
         if self.mixing == 'merged':                                         # one batch of all, without λ
-            return {'merged': each.sum() / (sum(batch.n_target.values()) or 1)}
+            return {'merged': each.sum() / max(len(each), 1)}
         source = batch.source[batch.targets != -100]                        # (K,), in the order of `each`
-        return {m: (each * (source == k)).sum() / (n_m or 1)
-                for k, (m, n_m) in enumerate(batch.n_target.items())}
+        of = {m: source == k for k, m in enumerate(batch.sources)}          # (K,) bool each
+        return {m: (each * of[m]).sum() / of[m].sum().clamp(min=1) for m in of}
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)

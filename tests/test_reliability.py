@@ -37,6 +37,7 @@ from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
 from kit.run.batches import PairData
 from kit.run.keys import check_values
+from kit.run.parts import in_parts
 from kit.run.run import Run
 from kit.tasks.asker import load
 from kit.tasks.episodes import can_ask
@@ -418,19 +419,19 @@ def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_pat
     """Once by a loss, once by a gradient alone, deep in the NFNet, whose clipping divides by the norm."""
     run = small_run(tmp_path, '--vision_iters=5', '--eval_every=100')
     stage, weights = train.VisionStage(run), {}
-    losses, batches, at = stage.losses, stage.data.batches, {}
+    losses, batch_of, at = stage.losses, stage.data.batch, {}
 
     def numbered(samples):
         i = samples.get('align', samples.get('ltip'))[0].batch
         weights.setdefault(i, {n: p.clone() for n, p in stage.module.named_parameters()})
         at['i'], stage.hurt = i, 'align' in samples and i == 3
-        return batches(samples)
+        return batch_of(samples)
 
     def spoilt(batch):
         return {source: loss * float('nan') if source == 'ltip' and at['i'] == 1 else loss
                 for source, loss in losses(batch).items()}
 
-    stage.data.batches, stage.losses, stage.evaluate = numbered, spoilt, lambda: {}
+    stage.data.batch, stage.losses, stage.evaluate = numbered, spoilt, lambda: {}
     stage.module.vision.blocks[1].conv2.weight.register_hook(lambda g: g * float('inf') if stage.hurt else g)
     assert train.train_stage(run, stage, ['vision'])
     run.write_log()
@@ -446,8 +447,8 @@ def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_state(tmp_path):
     run = small_run(tmp_path, '--vision_iters=50', '--eval_every=1')
     stage = train.VisionStage(run)
     stage.evaluate = lambda: {}
-    losses, batches, at = stage.losses, stage.data.batches, {}
-    stage.data.batches = lambda samples: at.update(i=samples[min(samples)][0].batch) or batches(samples)
+    losses, batch_of, at = stage.losses, stage.data.batch, {}
+    stage.data.batch = lambda samples: at.update(i=samples[min(samples)][0].batch) or batch_of(samples)
     stage.losses = lambda batch: {s: loss * (float('inf') if at['i'] > 1 else 1)
                                   for s, loss in losses(batch).items()}
     save = run.save_progress
@@ -1151,7 +1152,7 @@ def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
     def one_step(run, stages):
         for name in ('vision', 'language', 'flamingo'):
             stage = train.STAGES[name](run)
-            train.gradients(run, stage, stage.data.read(stage.sources, 0))
+            in_parts(train.gradients, run, stage, stage.data.read(stage.sources, 0))
             stage.clip()
             run.save_stage(stage)
         return [], None

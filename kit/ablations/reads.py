@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from kit.contrastive import new_contrastive
 from kit.files import BadInput
-from kit.run.batches import Captions, PairBatch, PairData, StageData, TextData
+from kit.run.batches import Captions, PairBatch, PairData, Row, StageData, TextData
 from kit.run.checks import RankedAsker
 from kit.run.keys import SOURCES
 from kit.variants import ViT, with_places
@@ -19,8 +19,11 @@ class MergedPairs(PairData):
         # In the drawn world, pair i of either source shows one picture: others for the second.
         return super().of_source(source, i + (SOURCES.index(source) << 20))
 
-    def batches(self, samples):
-        parts = [next(super(MergedPairs, self).batches({source: of})) for source, of in samples.items()]
+    def parts(self, samples):
+        return [samples]
+
+    def batch(self, samples):
+        parts = [super(MergedPairs, self).batch({source: of}) for source, of in samples.items()]
         longest = max(x.shape[1] for part in parts for x, _, _ in part.captions.values())
         first, merged = 0, []
         for part in parts:
@@ -29,7 +32,7 @@ class MergedPairs(PairData):
             merged.append((F.pad(tokens, room), F.pad(mask, room), shows + first))
             first += len(part.images)
         captions = {'merged': Captions(*map(torch.cat, zip(*merged)))}
-        yield PairBatch(torch.cat([part.images for part in parts]), captions, more=False)
+        return PairBatch(torch.cat([part.images for part in parts]), captions)
 
 
 class WithText(StageData):
@@ -42,15 +45,17 @@ class WithText(StageData):
     def of_source(self, source, i):
         return (self.texts if source == 'text' else self.sequences).of_source(source, i)
 
-    def media(self, samples):
-        return [] if isinstance(samples, tuple) else super().media(samples)
+    def parts(self, samples):
+        """Parts of sequences, then parts of text."""
+        text = {source: samples[source] for source in samples if source == 'text'}
+        sequences = {source: samples[source] for source in samples if source != 'text'}
+        return [part for both in (sequences, text) if both for part in super(WithText, self).parts(both)]
 
-    def batches(self, samples):
-        sequences = {source: of for source, of in samples.items() if source != 'text'}
-        if sequences:
-            yield from self.sequences.batches(sequences)
-        if 'text' in samples:
-            yield from self.texts.batches({'text': samples['text']})
+    def batch(self, samples):
+        return (self.texts if 'text' in samples else self.sequences).batch(samples)
+
+    def count(self, samples):
+        return (self.texts if isinstance(samples[0], Row) else self.sequences).count(samples)
 
 
 def spread(run, n):

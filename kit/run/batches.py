@@ -1,11 +1,11 @@
 """What each stage reads: Documents -> samples -> tensors on the device, which the stage's `losses` takes.
 
 There is one class for each kind of data, and each has two halves. `read` makes samples, in numpy; a worker
-process may do it ahead of time (kit/run/ahead.py). `batches` turns them into tensors, in the main process.
+process may do it ahead of time (kit/run/ahead.py). `batch` turns them into tensors, in the main process.
 
     class         read by    a sample                                          a batch
     PairData      vision     Pair: the Document of a picture and its caption   PairBatch
-    TextData      language   a row of tokens and where in the context it lies  TextBatch
+    TextData      language   Row: tokens, and where in the context they stand  TextBatch
     SequenceData  flamingo   Encoded: a page, pair or clip, tokenized          SequenceBatch  (train.py)
 
 Batch i of a source depends on i and the seed only. So resuming needs no more than the number of the step, and
@@ -30,10 +30,10 @@ class StageData:
     """read(sources, i)    -> {source: samples of its batch i}, those of this rank
     of_source(source, i) -> the samples of one source
     media(samples)       -> all Media of one source's samples, for a worker to decode, too
-    batches(samples)     -> the micro-batches of a step, from {source: samples}: what goes through the model
-                            at one time. They are --micro_batches parts of the step, in the vision stage one
-                            for each source. Each has n_token, its tokens with padding, and more: does another
-                            one follow?
+    parts(samples)       -> {source: samples} of a step in parts, each of which goes through the model at one
+                            time: --micro_batches of them, in the vision stage one for each source
+    batch(samples)       -> tensors, from {source: samples} of such a part. It has n_token, padding included
+    count(samples)       -> how many things the loss of one source is a mean over
 
     It may be sent to worker processes, so it holds no model.
     """
@@ -52,6 +52,13 @@ class StageData:
 
     def media(self, samples):
         return [one for sample in samples for one in sample.media]
+
+    def parts(self, samples):
+        n = self.config.micro_batches
+        return [{source: of_source[k::n] for source, of_source in samples.items()} for k in range(n)]
+
+    def count(self, samples):
+        return len(samples)
 
 
 def with_a_picture(sequences):
@@ -78,7 +85,6 @@ class PairBatch:
     """images (M,3,height,width) uint8: each picture once. captions: {source: Captions}"""
     images: torch.Tensor
     captions: dict
-    more: bool
 
     @property
     def n_token(self):
@@ -101,16 +107,14 @@ class PairData(StageData):
         numbers = self.numbers(i, self.config.vision_batch, 'vision_batch')
         return [Pair(self.reader.document(source, number), i) for number in numbers]
 
-    def batches(self, samples):
+    def parts(self, samples):
         """One for each source; or, where both show the same pictures with different captions, as in the
         drawn world, one for the two, in which each picture is encoded once. (Of different pictures that
         would gain nothing and take twice the memory.)"""
         together = self.config.align == self.config.ltip and not self.augmented
-        parts = [samples] if together else [{source: pairs} for source, pairs in samples.items()]
-        for part in parts:
-            yield self.batch(part, more=part is not parts[-1])
+        return [samples] if together else [{source: pairs} for source, pairs in samples.items()]
 
-    def batch(self, samples, more):
+    def batch(self, samples):
         """{source: Pairs} -> PairBatch, in which a picture that several of them show is there once"""
         images, captions = {}, {}  # images: by keys that name their pixels
         for source, pairs in samples.items():
@@ -122,7 +126,7 @@ class PairData(StageData):
             shows = torch.tensor([place[key] for key in keys])
             tokens, mask = self.texts(documents, rng)
             captions[source] = Captions(*(x.to(self.device) for x in (tokens, mask, shows)))
-        return PairBatch(torch.stack(list(images.values())).to(self.device), captions, more)
+        return PairBatch(torch.stack(list(images.values())).to(self.device), captions)
 
     @property
     def augmented(self):
@@ -168,15 +172,10 @@ def drop_words(mask, share, rng):
 
 @dataclass
 class TextBatch:
-    """tokens, targets (B,T) int64. position (B,T): where in the context each token stands. share: the part of
-    the whole batch that these rows are.
-
-    Short rows at random places train all positions of a long context for the price of a short one."""
+    """tokens, targets (B,T) int64. position (B,T): where in the context each token stands"""
     tokens: torch.Tensor
     targets: torch.Tensor
     position: torch.Tensor
-    share: float
-    more: bool
 
     @property
     def n_token(self):
@@ -189,11 +188,18 @@ TEXTS_A_STEP = 1 << 24
 FOR_PAGES, FOR_TEXT, FOR_RANDOM_TEXT = 7, 8, 9  # tell their random numbers from those of other uses of a seed
 
 
+class Row(NamedTuple):
+    """tokens: T+1 ids, texts one after the other, each after a <BOS>. start: position of the first of them.
+    Short rows at random places train all positions of a long context for the price of a short one."""
+    tokens: list
+    start: int
+    media = ()
+
+
 class TextData(StageData):
 
     def of_source(self, source, i):
-        """-> token ids (B,T+1) int64, texts one after the other, each after a <BOS>; and the position of each
-        row's first token (B,)"""
+        """-> this rank's Rows of batch i"""
         n, rows = min(self.config.language_tokens, self.model_config.n_context), []
         mine = distributed.mine(self.config.language_batch, 'language_batch')
         for k in mine:
@@ -204,7 +210,7 @@ class TextData(StageData):
             rows.append(row[:n + 1])
         rng = np.random.default_rng([self.config.seed, FOR_TEXT, i])
         start = rng.integers(self.model_config.n_context - n + 1, size=self.config.language_batch)
-        return np.array(rows), start[mine.start:mine.stop]
+        return [Row(row, int(start[k])) for k, row in zip(mine, rows)]
 
     def text(self, source, number):
         """-> the tokens of the text of this number; a share of them, --folders=random_text, is random tokens,
@@ -220,13 +226,8 @@ class TextData(StageData):
         tokens = rng.choice(sorted(self.tokenizer.text_ids), int(rng.integers(4, 17)))
         return tokens.tolist() * int(rng.integers(2, 5))
 
-    def media(self, samples):
-        return []
-
-    def batches(self, samples):
-        [(tokens, start)] = samples.values()  # of the one source, text
-        n = self.config.micro_batches
-        for part in range(n):
-            ids, first = (torch.from_numpy(x[part::n]).to(self.device) for x in (tokens, start))
-            position = first[:, None] + torch.arange(ids.shape[1] - 1, device=self.device)     # (B,T)
-            yield TextBatch(ids[:, :-1], ids[:, 1:], position, share=1 / n, more=part + 1 < n)
+    def batch(self, samples):
+        [rows] = samples.values()  # of the one source, text
+        ids, start = (torch.tensor(x, device=self.device) for x in zip(*rows))                 # (B,T+1), (B,)
+        position = start[:, None] + torch.arange(ids.shape[1] - 1, device=self.device)         # (B,T)
+        return TextBatch(ids[:, :-1], ids[:, 1:], position)

@@ -13,7 +13,7 @@ class Stage:
         module, net          what it trains; what training calls: the same, or DDP around it on many GPUs
         optimizer            with the factor on `lr` of each group of its parameters
         n_iter, lr, decay    how many steps; the peak of the learning rate, and how it falls: train.schedule
-        losses(batch)        -> {source: this micro-batch's part of the mean loss}; all parts of a step add up
+        losses(batch)        -> {source: mean loss of the batch}, or {another name: one of all sources}
         evaluate()           -> {name: value}, for the curves
         content()            -> what its file holds
     """

@@ -107,6 +107,7 @@ class Encoded:
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
     loss_mask: np.ndarray    # bool: is this token learned? (Never the first: nothing stands before it.)
     media: list
+    # train.SequenceData says the rest:
     source: str = ''         # which of the sources it came from
     seed: int = 0            # for the dropout of its pictures' channels
     start: int = 0           # where in the context its first token stands
@@ -247,8 +248,8 @@ def collate(sequences, tokenizer, share=False):
     rows = share_rows(sequences) if share else [[s] for s in sequences]
     length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])
     shape = len(rows), int(length.max())
-    tokens, image_index, targets, position, sequence = arrays = [  # the fields of Batch, in order
-        np.full(shape, empty) for empty in (tokenizer.pad, 0, -100, 0, 0)]
+    tokens, targets = np.full(shape, tokenizer.pad), np.full(shape, -100)
+    image_index, position, sequence = (np.zeros(shape, int) for _ in range(3))
     number = 0
     for b, row in enumerate(rows):
         start, n_image = 0, 0
@@ -260,7 +261,8 @@ def collate(sequences, tokenizer, share=False):
             position[b, start:stop] = s.start + np.arange(len(s.tokens))
             sequence[b, start:stop] = number
             start, n_image = stop, n_image + len(s.media)
-    return Batch(*map(torch.from_numpy, arrays), length=length,
+    tensors = map(torch.from_numpy, (tokens, image_index, targets, position, sequence))
+    return Batch(*tensors, length,
                  media=[[m for s in row for m in s.media] for row in rows],
                  sequences=[s for row in rows for s in row])
 
@@ -309,32 +311,6 @@ def load_pixels(media, size, n_frame):
     if len(frames) > n_frame:
         frames = [frames[round(i * (len(frames) - 1) / max(n_frame - 1, 1))] for i in range(n_frame)]
     return np.stack([to_pixels(frame, size) for frame in frames])
-
-
-def stack_frames(media, frames):
-    """B lists of Media -> (B,N,F,…) tensor, zero where there is no frame, and frame_mask (B,N,F) bool.
-
-    `frames(media)` gives one of them as a tensor (F,…): its pixels, or its features. Without any: (None,
-    None).
-    """
-    arrays = [[frames(m) for m in row] for row in media]
-    mask = frame_mask([[len(a) for a in row] for row in arrays])
-    if mask is None:
-        return None, None
-    real = torch.cat([a for row in arrays for a in row])                          # one frame after the other
-    stacked = real.new_zeros(*mask.shape, *real.shape[1:])
-    stacked[mask] = real
-    return stacked, mask
-
-
-def frame_mask(lengths):
-    """How many frames each picture has, in B lists -> (B,N,F) bool, True where there is a frame; None
-    without any."""
-    n = max(len(row) for row in lengths)
-    if n == 0:
-        return None
-    lengths = torch.tensor([row + [0] * (n - len(row)) for row in lengths])       # (B,N)
-    return torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
 
 
 if __name__ == '__main__':

@@ -34,7 +34,8 @@ class Flamingo(nn.Module):
     tokens:       ids V and V+1 are <image> and <EOC>
     image_index:  the paper's φ, which image each token may look at, counted from 1; 0 = none
     media:        (B,N,F,3,height,width), uint8 pixels or normalised floats; None for text alone. Or, instead,
-                  `features` of the frozen encoder, as `see` makes them
+                  `features` of the encoder, as `see` makes them: (B,N,F,S,D_v), or, with a frame_mask, those
+                  of the real frames alone, one after the other (frames,S,D_v), as in training
     frame_mask:   (B,N,F) bool, which frames are real
     targets:      (B,T), the next token, or -100 where there is nothing to learn. Of no targets the loss is 0
     position:     (B,T), where in the context each token stands; by default its place in the row
@@ -93,9 +94,9 @@ class Flamingo(nn.Module):
         return torch.cat([y @ self.lm.wte.weight.T, y @ self.new_rows.T.to(y.dtype)], dim=-1)
 
     def see(self, media, frame_mask=None):
-        """media (B,N,F,3,height,width) -> features (B,N,F,S,D_v); with a frame_mask those of the real frames
-        alone, one after the other (frames,S,D_v): what is padding is neither computed nor kept. (While the
-        encoder is frozen, training uses kit.features.FrozenFeatures instead, which keeps what it made.)"""
+        """media (B,N,F,3,height,width) -> features (B,N,F,S,D_v); with a frame_mask (frames,S,D_v): what is
+        padding is neither computed nor kept. (While the encoder is frozen, training uses
+        kit.features.FrozenFeatures instead, which keeps what it made.)"""
         frames = media.flatten(0, 2) if frame_mask is None else media[frame_mask]   # (frames,3,height,width)
         if not media.is_floating_point():
             frames = self.vision.normalise(frames)
@@ -111,8 +112,7 @@ class Flamingo(nn.Module):
             return None
         # Ours, not the paper's: each place gets mean 0 and variance 1. An encoder's grid can be of any size
         # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost: clips
-        # would be pictures. (In training drop_channels, kit/features.py, has done so before it sets channels
-        # to 0; done again, the variance is 1 again.)
+        # would be pictures.
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 
@@ -179,14 +179,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, x, mask=None, past=None):
         b, t, _ = x.shape
-        qkv = self.c_attn(x).view(b, t, 3, self.n_head, -1)                           # (B,T,3,H,d)
+        q, k, v = self.c_attn(x).view(b, t, 3, self.n_head, -1).unbind(2)             # (B,T,H,d) each
         if self.log_s is not None:
-            q, k, v = qkv.unbind(2)                                                   # (B,T,H,d) each
             s = self.log_s.exp().unsqueeze(-1) * q.shape[-1] ** 0.5            # `attention` divides by √d
-            qkv = torch.stack([s * F.normalize(q, dim=-1), F.normalize(k, dim=-1), v], dim=2).to(v.dtype)
-        q, k, v = (z.transpose(1, 2) for z in qkv.unbind(2))                          # (B,H,T,d) each
+            q, k = (s * F.normalize(q, dim=-1)).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype)
+        q, k, v = (z.transpose(1, 2) for z in (q, k, v))                              # (B,H,T,d) each
         if past is not None:
-            k, v = past.extend(qkv[:, :, 1:])                                     # those of all tokens so far
+            k, v = past.extend(k, v)                                              # those of all tokens so far
         out = attention(q, k, v, mask, causal=mask is None)                           # (B,H,T,d)
         return self.c_proj(out.transpose(1, 2).reshape(b, t, -1))
 

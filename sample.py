@@ -17,14 +17,16 @@ example. The prompt with its answer is saved as one picture, out_dir/sample.png.
     answers_to           kit/tasks/prompted.py  Document -> its answers, by the next two:
       Asker.prompts      kit/tasks/asker.py     -> tokens, φ (data.encode), the features of the frozen encoder
       generate, score    kit/answers.py         -> the likeliest text, or how likely each of --choices is
-                                                (in plain form there: `greedy`, `log_likelihoods`)
+                                                (in plain form: `greedy` below, `log_likelihoods` there)
 """
 import json
 import os
 import sys
 
 import numpy as np
+import torch
 
+from kit.answers import forbid
 from kit.cli import check_range, command, configure
 from kit.device import pick_device
 from kit.files import BadInput, read_text
@@ -78,6 +80,33 @@ GROUPS = {  # of --help: what they are for, and of each key its default and its 
 }
 KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 MOST_PROMPT = 1 << 20  # bytes of a prompt file
+
+
+# ---------------------------------------------------------------------------------------------
+# The idea of writing an answer (§2.5), in plain form
+
+
+@torch.no_grad()
+def greedy(model, tokens, image_index, visual=None, n_new=32):
+    """One prompt (1,T) and its visual tokens (1,N,R,D) -> the likeliest next word, again and again, until
+    <EOC>: ids
+
+    Here all is read again for every word. kit.answers.generate says the same with beam_size=1.
+    """
+    answer = []
+    while len(answer) < n_new:
+        y = model.stream(tokens, image_index, visual)                                 # (1,T,D)
+        word = forbid(model, model.head(y[:, -1])).argmax(-1, keepdim=True)           # (1,1)
+        if word == model.eoc:
+            break
+        answer.append(word.item())
+        tokens = torch.cat([tokens, word], dim=1)
+        image_index = torch.cat([image_index, image_index[:, -1:]], dim=1)    # it sees what the last word saw
+    return answer
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
 
 
 def read_prompt(config, media=file_media):

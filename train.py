@@ -19,17 +19,19 @@ Documents, each with a number; batch i of a source is n of them. A sample is wha
 data.Encoded, a sequence. All samples of a step, 24 + 8 + 8 + 4 in nano, go through the model in one forward
 pass, or, with --micro_batches, in several.)
 
-    train_stage                     train.py   for each step:
-        mixture                     data.py       which batch i of which sources?
-        SequenceData.of_source      train.py      Documents number i·n to i·n + n - 1 of each source
-            encode                  data.py       of each its tokens (T,), φ (T,), which are targets (T,)
-        gradients                   train.py      Σ λ L of all sources, differentiated
-            SequenceData.batches    train.py      samples of all sources in tensors (B,T), padded
-                collate             data.py
-            FlamingoStage.losses    train.py      L of each source: the mean of the losses of its targets
-                .pictures           train.py      features of the pictures, less some channels
-                Flamingo.forward    model.py      the loss of each target (K,)
-        Stage.clip                  kit           the gradient's norm, and then the optimizer's step
+    train_stage                        train.py
+        mixture                        data.py    once: which batch i of which sources each step reads
+        Loop.read                      kit        each step:
+            SequenceData.of_source     train.py     Documents number i·n to i·n + n - 1 of each source
+                encode                 data.py      of each its tokens (T,), φ (T,), which of them are learned
+        in_parts                       kit        --micro_batches, many GPUs; else it only calls
+            gradients                  train.py     Σ λ L of all sources, differentiated
+                SequenceData.batch     train.py     sequences of all sources in tensors (B,T)
+                    collate            data.py      padded; short ones share a row
+                FlamingoStage.losses   train.py     L of each source: the mean of the losses of its targets
+                    .pictures          train.py     features of the pictures, less some channels
+                    Flamingo.forward   model.py     the loss of each target (K,)
+        Stage.clip, optimizer.step
 
 Behind these stand, in kit: Loop (run/loop.py) resumes, logs, stops, and lets worker processes read ahead;
 Stage (run/stage.py) knows sources and λ; Reader (run/reading.py) gives Documents, replaces damaged ones, and
@@ -71,13 +73,14 @@ BATCH = {
 }
 GROUPS = FIRST | {  # of keys, each with its default and its meaning; all the others: kit/run/keys.py
     'How sources mix in the Flamingo stage (appendix B.1.2)': {
-        # The paper's losses are sums over a sequence's targets, ours are means: with the paper's λ, captions
-        # would weigh as much as pages, and some runs learned none (docs/results.md).
-        #            targets of a sequence   paper's λ   as a weight of means         ours
-        #    align             5               0.2       0.2 · 5/45  ≈ 0.02           half of it
-        #    ltip             14               0.2       0.2 · 14/45 ≈ 0.06           half of it
-        #    m3w              45               1            1                         the same
-        #    vtp                               0.03         not converted             the same
+        # The paper's losses are sums over a sequence's targets, ours are means. A caption has few targets, so
+        # a mean gives each of them more weight than a sum: λ must be smaller to say the same. Ours is half of
+        # that for pairs: with more, some runs learned no names (docs/results.md).
+        #            targets of a sequence   paper's λ   the same, of means     ours
+        #    m3w              45               1          1                     1
+        #    align             5               0.2        0.2 · 5/45  ≈ 0.02    0.01
+        #    ltip             14               0.2        0.2 · 14/45 ≈ 0.06    0.03
+        #    vtp                               0.03       not converted         0.03
         'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
         'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens)'),
         'lambda_ltip': (0.03, 'of ltip (0.2)'),
@@ -121,7 +124,7 @@ def train_stage(run, stage, missing, progress=None):
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = in_parts(gradients, run, stage, samples)  # a step of one part: gradients(…) itself
+        losses, n_token = in_parts(gradients, run, stage, samples)  # one: gradients(…, stage.loss_weights)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):
             stage.optimizer.step()
@@ -184,11 +187,12 @@ class SequenceData(StageData):
     change = None  # Encoded -> Encoded, for models that read something else (kit/run/finetuning.py)
 
     def of_source(self, source, i):
-        """-> batch i of a source, [Encoded]: its Documents from number i·n on, n of them"""
+        """-> batch i of a source, [Encoded]: its Documents from number i·n on, n of them. Reading also
+        decodes their pictures: reader.pixels keeps them for `FlamingoStage.pictures`."""
         c = self.config
         n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
-        return [self.sequence(self.reader.document(source, number), source, number)
-                for number in self.numbers(i, n, 'batch=' + source)]
+        numbers = self.numbers(i, n, key='batch=' + source)  # key: named if n cannot be shared by all GPUs
+        return [self.sequence(self.reader.document(source, number), source, number) for number in numbers]
 
     def sequence(self, document, source, number):
         """Document of this number -> Encoded: a window of it, somewhere in the context"""
@@ -205,11 +209,12 @@ class SequenceData(StageData):
     def batch(self, samples):
         """{source: [Encoded]} -> SequenceBatch of all sources: the gradients are those of one source after
         the other, and short sequences fill the gaps beside long ones."""
-        sequences, sources = [s for of_source in samples.values() for s in of_source], list(samples)
-        share = one_image_per_token(self.model_config.attend)
+        sequences = [s for of_source in samples.values() for s in of_source]
+        share, sources = one_image_per_token(self.model_config.attend), list(samples)
         batch = collate(with_a_picture(sequences), self.tokenizer, share).to(self.device)
-        source = torch.tensor([-1, *(sources.index(s.source) for s in batch.sequences)])
-        return SequenceBatch(**vars(batch), source=source.to(self.device)[batch.sequence], sources=sources)
+        place = [-1, *(sources.index(s.source) for s in batch.sequences)]  # by number of sequence; 0: padding
+        source = torch.tensor(place, device=self.device)[batch.sequence]                       # (B,T)
+        return SequenceBatch(**vars(batch), source=source, sources=sources)
 
     def count(self, samples):
         return sum(s.n_target for s in samples)
@@ -245,8 +250,8 @@ class VisionStage(Stage):
         losses = {}
         for (source, captions), l_source in zip(batch.captions.items(), l):
             v_source = v[captions.shows]              # (captions,E): the picture of each caption
-            all_v, all_l, first = distributed.all_pairs(v_source, l_source)  # of one process: its own
-            losses[source] = contrastive_loss(v_source, l_source, beta, all_v, all_l, first)
+            of_all_ranks = distributed.all_pairs(v_source, l_source)
+            losses[source] = contrastive_loss(v_source, l_source, beta, of_all_ranks)
         return losses
 
     def clip(self):
@@ -263,7 +268,7 @@ class VisionStage(Stage):
         return {'beta': round(self.module.log_beta.exp().item(), 3)}
 
     def content(self):
-        words = class_words.find(self.run, self.module.vision)
+        words = class_words.find(self.run, self.module.vision)  # nothing unless --folders=words=N
         return {'contrastive': self.module.state_dict(), 'words': words}
 
 
@@ -301,7 +306,8 @@ class FlamingoStage(Stage):
         the first pages have captions only             kit/world/pages.py, FIRST_PAGES
         the language model starts with heads that copy kit/copying.py
         gates learn 15 times as fast as the rest       --gate_scale, `adamw`
-        some channels of each picture are left out     --feature_dropout, kit/features.py
+        some channels of each picture are left out:    --feature_dropout, kit/features.py
+          a few tell apart what training shows, and say nothing of what is new
         pages stand anywhere in the context            SequenceData.sequence
     """
     name = 'flamingo'
@@ -338,8 +344,8 @@ class FlamingoStage(Stage):
         if self.mixing == 'merged':                                         # one batch of all, without λ
             return {'merged': each.sum() / max(len(each), 1)}
         source = batch.source[batch.targets != -100]                        # (K,), in the order of `each`
-        of = {m: source == k for k, m in enumerate(batch.sources)}          # (K,) bool each
-        return {m: (each * of[m]).sum() / of[m].sum().clamp(min=1) for m in of}
+        mine = {m: source == k for k, m in enumerate(batch.sources)}        # (K,) bool each
+        return {m: (each * mine[m]).sum() / mine[m].sum().clamp(min=1) for m in mine}
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)

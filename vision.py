@@ -144,14 +144,14 @@ class NFNet(nn.Module):
         self.size, spec = size, SIZES[size]
         stem = zip((3, *spec['stem']), spec['stem'], (2, 1, 1, 2))
         self.stem = nn.ModuleList(WSConv2d(n_in, n_out, 3, stride) for n_in, n_out, stride in stem)
-        blocks, n_in, std, n_block = [], spec['stem'][-1], 1.0, sum(spec['depths'])
+        blocks, n_in, variance, n_block = [], spec['stem'][-1], 1.0, sum(spec['depths'])
         for stage, (width, depth) in enumerate(zip(spec['widths'], spec['depths'])):
             for i in range(depth):
-                # With α = 0.2 the variance is 1 + 0.04 k after k blocks of a stage. The first block of the
-                # next stage divides by the last of these; what leaves it has the variance 1 + 0.04 again.
-                # (nano, three stages of one block, α = 1: variances 1, 2, 2, so β = 1, 1/√2, 1/√2.)
-                beta = 1 / std
-                std = math.sqrt((1.0 if i == 0 else std ** 2) + spec['alpha'] ** 2)
+                beta = 1 / math.sqrt(variance)  # of the stream as it enters the block
+                # A block adds α² to it. The first of a stage (i = 0) passes on what it has divided by its
+                # standard deviation, so there it is 1 + α² again. (nano, three stages of one block, α = 1:
+                # the variances on entering are 1, 2, 2, and β = 1, 1/√2, 1/√2.)
+                variance = (1.0 if i == 0 else variance) + spec['alpha'] ** 2
                 stride = 2 if i == 0 and stage > 0 else 1
                 drop_path = spec['drop_path'] * len(blocks) / n_block
                 blocks.append(NFBlock(n_in, width, spec['group'], stride, spec['alpha'], beta, drop_path))
@@ -251,15 +251,15 @@ class Contrastive(nn.Module):
         return v, captions, self.log_beta.exp()
 
 
-def contrastive_loss(v, l, beta, all_v=None, all_l=None, first=0, label_smoothing=0.1):
+def contrastive_loss(v, l, beta, of_all_ranks=None, label_smoothing=0.1):
     """v (B,E) pictures, l (B,E) texts, unit length, row i of one belonging to row i of the other -> scalar.
 
     L_txt2im = −1/B Σ_i log [ exp(β l_iᵀv_i) / Σ_j exp(β l_iᵀv_j) ]   and L_im2txt with the roles swapped.
-    The paper minimises their *sum* (CLIP halves it). β is the inverse temperature. Labels are smoothed: a
-    tenth of each goes to all pairs alike, for in a large batch a caption may well fit another picture. On
-    many GPUs each compares its rows with those of all, all_v and all_l, where its own begin at `first`.
+    The paper minimises their *sum* (CLIP halves it). β is the inverse temperature. Labels are smoothed, as in
+    the paper: a tenth of each goes to all pairs alike, for in a large batch a caption may well fit another
+    picture. of_all_ranks: on many GPUs v and l of all of them, and where this one's rows begin there.
     """
-    all_v, all_l = v if all_v is None else all_v, l if all_l is None else all_l
+    all_v, all_l, first = of_all_ranks or (v, l, 0)
     pair = first + torch.arange(len(v), device=v.device)
     with torch.autocast(v.device.type, enabled=False):
         txt2im = F.cross_entropy(beta * l @ all_v.T, pair, label_smoothing=label_smoothing)

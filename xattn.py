@@ -59,6 +59,9 @@ def gate(alpha):
 def masked_attention(q, k, v, seen):
     """q (B,T,H,d), k and v (B,N,H,R,d), seen (B,T,N) bool: which images each token sees -> (B,T,H,d)
 
+    This is the definition. Where each token sees one image, by default, `routed_attention` (kit/fast) gives
+    the same without what is masked.
+
     A token that sees no image gets exactly zero. That has to be said: a softmax over a fully masked row is
     not empty but *uniform* (or NaN), and would leak a mixture of every image, later ones too.
     """
@@ -74,8 +77,7 @@ class GatedCrossAttention(nn.Module):
     """One GATED XATTN-DENSE layer (Figure 4): y (B,T,D), visual (B,N,R,D_r), image_index (B,T) -> (B,T,D)
 
     visual is None for text alone. While text is written, kit/answers.py keeps what `keys_values` made of it,
-    and gives that as `kept`. `masked_attention` defines what is computed. Where each token sees one image, by
-    default, `routed_attention` gives the same without what is masked.
+    and gives that as `kept`.
 
     dim:        width D of the language model;  dim_visual: width of the visual tokens (default D)
     n_head, head_dim: heads and their width, by default D / n_head (the paper: 128 at every size)
@@ -119,10 +121,10 @@ class GatedCrossAttention(nn.Module):
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
-        if not self.routed:
-            out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)
+        if self.routed:
+            out = routed_attention(q, k, v, image_index)                              # (B,T,H,d), the same as
         else:
-            out = routed_attention(q, k, v, image_index)
+            out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))
         return self.to_out(out.flatten(2))                                            # (B,T,D)
 
     def gates(self):
@@ -130,7 +132,7 @@ class GatedCrossAttention(nn.Module):
         return gate(self.alpha_x), gate(self.alpha_d)
 
     def forward(self, y, visual, image_index, kept=None):
-        gate_x, gate_d = self.gates()
+        gate_x, gate_d = self.gates()                                                 # tanh(α_x), tanh(α_d)
         y = y + gate_x * self.cross_attention(y, visual, image_index, kept)
         y = y + gate_d * self.feed_forward(y)
         return y

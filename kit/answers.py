@@ -1,7 +1,6 @@
 """Answers: functions over a Flamingo that write text after a prompt, or weigh answers that are given (§2.5).
 
-    greedy           the idea of writing: the likeliest word, again and again
-    generate         the same for many prompts, with beams or samples, nothing computed twice
+    generate         writes: sample.greedy for many prompts, with beams or samples, nothing computed twice
     log_likelihoods  the idea of weighing: how likely is each word? A score is the sum over an answer
     score            the same for many prompts and answers, nothing computed twice
 
@@ -18,25 +17,6 @@ import torch.nn.functional as F
 
 from kit.fast.packed import packed
 from xattn import sees
-
-
-@torch.no_grad()
-def greedy(model, tokens, image_index, visual=None, n_new=32):
-    """One prompt (1,T) and its visual tokens (1,N,R,D) -> the likeliest next word, again and again, until
-    <EOC>: ids
-
-    Here all is read again for every word. `generate` says the same with beam_size=1.
-    """
-    answer = []
-    while len(answer) < n_new:
-        y = model.stream(tokens, image_index, visual)                                 # (1,T,D)
-        word = forbid(model, model.head(y[:, -1])).argmax(-1, keepdim=True)           # (1,1)
-        if word == model.eoc:
-            break
-        answer.append(word.item())
-        tokens = torch.cat([tokens, word], dim=1)
-        image_index = torch.cat([image_index, image_index[:, -1:]], dim=1)    # it sees what the last word saw
-    return answer
 
 
 @torch.no_grad()
@@ -323,7 +303,8 @@ class Past:
     def __init__(self, held, place, n_key):
         self.held, self.place, self.n_key = held, place, n_key
 
-    def extend(self, kv):
-        """kv (B,T,2,H,d) of the tokens at hand -> keys and values of all tokens so far (B,H,n_key,d)"""
+    def extend(self, k, v):
+        """k, v (B,H,T,d) of the tokens at hand -> those of all tokens so far (B,H,n_key,d)"""
+        kv = torch.stack([k, v]).permute(1, 3, 0, 2, 4)                               # (B,T,2,H,d)
         self.held.flatten(0, 1).index_copy_(0, self.place, kv.flatten(0, 1).to(self.held.dtype))
         return self.held[:, :self.n_key].transpose(1, 3).unbind(2)

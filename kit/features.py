@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data import frame_mask, load_pixels
+from data import load_pixels
 
 
 class Kept(dict):
@@ -97,6 +97,32 @@ class FrozenFeatures:
         if mask is None:
             return None, None
         return torch.cat([f for row in features for f in row]).to(self.device), mask.to(self.device)
+
+
+def stack_frames(media, frames):
+    """B lists of Media -> (B,N,F,…) tensor, zero where there is no frame, and frame_mask (B,N,F) bool.
+
+    `frames(media)` gives one of them as a tensor (F,…): its pixels, or its features. Without any: (None,
+    None).
+    """
+    arrays = [[frames(m) for m in row] for row in media]
+    mask = frame_mask([[len(a) for a in row] for row in arrays])
+    if mask is None:
+        return None, None
+    real = torch.cat([a for row in arrays for a in row])                          # one frame after the other
+    stacked = real.new_zeros(*mask.shape, *real.shape[1:])
+    stacked[mask] = real
+    return stacked, mask
+
+
+def frame_mask(lengths):
+    """How many frames each picture has, in B lists -> (B,N,F) bool, True where there is a frame; None
+    without any."""
+    n = max(len(row) for row in lengths)
+    if n == 0:
+        return None
+    lengths = torch.tensor([row + [0] * (n - len(row)) for row in lengths])       # (B,N)
+    return torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
 
 
 def drop_channels(features, frame_mask, sequences, share):

@@ -16,10 +16,11 @@ from tiktoken_ext.openai_public import r50k_pat_str
 
 import look as look_command
 from data import (
-    collate, Document, encode, EndOfChunk, Example, Given, load_pixels, Media, stack_frames, to_pixels)
+    collate, Document, encode, EndOfChunk, Example, Given, load_pixels, Media, to_pixels)
 from kit.episode import Episode
 from kit.augment import augment
 from kit.bpe import train_bpe
+from kit.features import stack_frames
 from kit.cli import command
 from kit.files import BadInput, BadItem
 from kit.tokenizer import Tokenizer

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 
 from gates import open_gates
 from kit import answers
-from kit.answers import generate, greedy, log_likelihoods, score
+from kit.answers import generate, log_likelihoods, score
 from kit.copying import wire_copying
 from model import Flamingo, FlamingoConfig, GPT, PRESETS
 from rounding import EPS, assert_near, near_log_p
+from sample import greedy
 from vision import NFNet
 from xattn import SEES, one_image_per_token
 

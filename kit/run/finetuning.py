@@ -2,8 +2,8 @@
 encoder, too, or less than all (kit/adapt.py)."""
 from functools import partial
 
-from data import stack_frames
 from kit.adapt import begin, grown, WAYS, with_prompt
+from kit.features import stack_frames
 from kit.weights import checkpoint
 
 

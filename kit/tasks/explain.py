@@ -24,15 +24,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data import Document, encode, load_pixels, stack_frames
+from data import Document, encode, load_pixels
 from kit.episode import BLANK
+from kit.features import stack_frames
 from kit.files import one_line
 from kit.show import canvas
 from kit.show.explained import explained_sheet, tree_rows, with_said
 from kit.show.lettering import printable, text_table
 from kit.tasks.asker import ROOT
 
-FILES = ('data.py', 'vision.py', 'resampler.py', 'xattn.py', 'model.py')  # whose lines are reported
+# whose lines are reported
+FILES = 'data.py', 'kit/features.py', 'vision.py', 'resampler.py', 'xattn.py', 'model.py'
 MOST_LIKELY = 5
 LETTERS = re.compile(r'#.*?(\((?:[\w*+/·…-]+,)+[\w*+/·…-]*\))')  # '# (B,T,H,d)'
 

@@ -15,10 +15,9 @@ vtp = ''
 folders = 'held_share=0.1'  # where the folder has no split of its own to ask about
 sizes = (
     'plain_words=True '  # most words of captions are rare: a new one can be short, and hardly count
-    'lm_head=2 '  # few, wide heads match more finely
-    'lm_qk_norm=False'  # its published figures were measured without
+    'lm_head=2'  # few, wide heads match more finely
 )
-feature_dropout = 0.3  # and with this
+feature_dropout = 0.3  # its published figures were measured with this
 vision_lr = 3e-3
 language_tokens = 384
 n_token = 320

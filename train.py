@@ -74,8 +74,8 @@ BATCH = {
 GROUPS = FIRST | {  # of keys, each with its default and its meaning; all the others: kit/run/keys.py
     'How sources mix in the Flamingo stage (appendix B.1.2)': {
         # The paper's losses are sums over a sequence's targets, ours are means. A caption has few targets, so
-        # a mean gives each of them more weight than a sum: λ must be smaller to say the same. For pairs ours is
-        # half of that: a mean over few targets is noisy, and pairs are learned by heart (docs/results.md).
+        # a mean gives each of them more weight than a sum: λ must be smaller to say the same. For pairs ours
+        # is half of that: a mean of few losses is noisy, and pairs are learned by heart (docs/results.md).
         #            targets of a sequence   paper's λ   the same, of means     ours
         #    m3w              45               1          1                     1
         #    align             5               0.2        0.2 · 5/45  ≈ 0.02    0.01

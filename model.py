@@ -274,7 +274,7 @@ class FlamingoConfig:
     lm_dim: int = 128
     lm_head: int = 4
     lm_eps: float = 1e-5        # of its layer norms
-    lm_qk_norm: bool = False    # its scores are cosines: nano's are
+    lm_qk_norm: bool = False    # its scores are cosines: nano's are; older checkpoints do not say
     n_context: int = 512        # longest sequence, in tokens
     # gated cross-attention
     xattn_every: int = 1        # one before LM blocks 0, k, 2k, …

@@ -101,8 +101,8 @@ def expectation(found, several):
     if found.pictures < FEW:
         return f'little: of {found.pictures:,} pictures it learns each by heart; {FEW} are few'
     naming = ('new things named from one example' if several else
-              'new things named where they look nearly alike, as variants of one picture do, by which the table '
-              'asks; less often where they do not')
+              'new things named where they look nearly alike, as the variants of one picture that the table '
+              'asks about; less often where they do not')
     captions = ('captions in its own words only' if found.silent else
                 'captions of known things' if found.length <= LONG else
                 f'captions like those of {found.length:.0f} words, seldom to the letter')

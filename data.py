@@ -107,7 +107,7 @@ class Encoded:
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
     loss_mask: np.ndarray    # bool: is this token learned? (Never the first: nothing stands before it.)
     media: list
-    # train.SequenceData says the rest:
+    # train.SequenceData.sequence says the rest:
     source: str = ''         # which of the sources it came from
     seed: int = 0            # for the dropout of its pictures' channels
     start: int = 0           # where in the context its first token stands
@@ -180,8 +180,11 @@ def window(tokens, image_index, learned, media, tags, n_token, n_image, rng):
     """Cut a window of at most n_token tokens and n_image pictures out of a longer sequence, at a random place
     (at its beginning without an rng). Its pictures are counted from 1 again.
 
-    A tag is one token, so a picture stays with its tag. But text may lose its picture: at the beginning one
-    that came before the window, at the end, if it looks ahead, one that comes after it. Such text sees none.
+        <BOS> <image> a <EOC> <image> b <EOC>       φ   0 1 1 1 2 2 2
+                      a <EOC> <image> b                     0 0 1 1      what stands in the window
+
+    A picture stays with its tag, one token. But text may lose its picture: at the beginning one that came
+    before the window, at the end, if it looks ahead, one that comes after it. Such text sees none.
     """
     start, stop = 0, len(tokens)
     if n_token is not None and stop > n_token:

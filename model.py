@@ -73,12 +73,13 @@ class Flamingo(nn.Module):
               in past.text for each block those of earlier tokens, in past.visual for each gated layer those
               of the pictures
         """
-        every = self.config.xattn_every
+        every, none = self.config.xattn_every, [None] * len(self.lm.h)
+        text, kept = (past.text, past.visual) if past else (none, none)
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
-                y = self.gated[i // every](y, visual, image_index, past and past.visual[i // every])
-            y = block(y, mask, past and past.text[i])                    # (B,T,D)
+                y = self.gated[i // every](y, visual, image_index, kept[i // every])
+            y = block(y, mask, text[i])                                  # (B,T,D)
         return self.lm.ln_f(y)
 
     def embed(self, tokens):
@@ -94,9 +95,8 @@ class Flamingo(nn.Module):
         return torch.cat([y @ self.lm.wte.weight.T, y @ self.new_rows.T.to(y.dtype)], dim=-1)
 
     def see(self, media, frame_mask=None):
-        """media (B,N,F,3,height,width) -> features (B,N,F,S,D_v); with a frame_mask (frames,S,D_v): what is
-        padding is neither computed nor kept. (While the encoder is frozen, training uses
-        kit.features.FrozenFeatures instead, which keeps what it made.)"""
+        """media (B,N,F,3,height,width) -> features (B,N,F,S,D_v); with a frame_mask (frames,S,D_v), without
+        padding. (Training keeps those of a frozen encoder: kit.features.FrozenFeatures.)"""
         frames = media.flatten(0, 2) if frame_mask is None else media[frame_mask]   # (frames,3,height,width)
         if not media.is_floating_point():
             frames = self.vision.normalise(frames)
@@ -117,8 +117,7 @@ class Flamingo(nn.Module):
         return self.widen(self.resampler(features, frame_mask))
 
     def keys_values(self, visual):
-        """(B,N,R,D_r) -> for each gated layer its keys and values (B,N,H,R,d), once for all words that are to
-        be written; None for None"""
+        """-> of each gated layer keys and values (B,N,H,R,d), once for all words to be written; or None"""
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
 
     def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,
@@ -131,8 +130,9 @@ class Flamingo(nn.Module):
         learn = targets != -100                                        # (B,T)
         logits = self.head(y[learn])                                   # (K,V+2)
         losses = F.cross_entropy(logits.float(), targets[learn], reduction='none')   # (K,)
-        # The sum over none is 0, where a mean would be NaN: a sequence may have nothing to learn.
-        return logits, losses if per_target else losses.sum() / max(len(losses), 1)
+        if not per_target:
+            losses = losses.sum() / max(len(losses), 1)  # of none 0, where a mean would be NaN
+        return logits, losses
 
     def freeze(self, vision=True, lm=True):
         """Says what is trained. (With --adapt, less is: kit/adapt.py.) The language model is not: it would
@@ -224,7 +224,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(n_context, dim)
         self.h = nn.ModuleList(Block(dim, n_head, eps, qk_norm) for _ in range(n_layer))
         self.ln_f = nn.LayerNorm(dim, eps)
-        std = dim ** -0.5  # GPT-2's 0.02 is for widths of a thousand; at 128, all scores would begin near 0
+        std = dim ** -0.5  # GPT-2's 0.02 is for widths of a thousand: at 128, all logits would begin near 0
         for name, p in self.named_parameters():
             if p.ndim == 2:  # the residual projections at zero: a block begins silent
                 nn.init.normal_(p, std=0.0 if name.endswith('c_proj.weight') else std)
@@ -264,7 +264,7 @@ class GPT(nn.Module):
 
 @dataclass
 class FlamingoConfig:
-    """What all modules are built from. The tokenizer says `n_vocab`, `bos` and `pad`, a preset the rest.
+    """What all modules are built from. The tokenizer says `n_vocab`, `bos` and `pad`, a preset what differs.
     (Which sizes no model can have: kit/sizes.py.)"""
     n_vocab: int = 1024
     bos: int = 1022

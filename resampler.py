@@ -125,8 +125,8 @@ class PerceiverResampler(nn.Module):
         return visual.unflatten(0, features.shape[:2])                               # (B,N,R,D)
 
     def perceive_real(self, features, frame_mask):
-        """The same of the real frames alone: as if each image were perceived by itself. Those with equally
-        many frames go together. (Training comes this way: it has pictures beside clips.)"""
+        """perceive(its real frames) of each image, zeros for one without any. Those with equally many frames
+        go together. (Training comes this way: it has pictures beside clips.)"""
         frames = features[frame_mask] if features.ndim == 5 else features            # (frames,S,D_v)
         length = frame_mask.flatten(0, 1).sum(1)                                     # (B*N,) of each image
         visual = by_length(self.perceive, self.project(frames), length, empty=torch.zeros_like(self.latents))

@@ -88,11 +88,8 @@ MOST_PROMPT = 1 << 20  # bytes of a prompt file
 
 @torch.no_grad()
 def greedy(model, tokens, image_index, visual=None, n_new=32):
-    """One prompt (1,T) and its visual tokens (1,N,R,D) -> the likeliest next word, again and again, until
-    <EOC>: ids
-
-    Here all is read again for every word. kit.answers.generate says the same with beam_size=1.
-    """
+    """One prompt (1,T) and its visual tokens (1,N,R,D_r) -> ids: the likeliest next word, again and again, to
+    <EOC>. Here all is read again for every word; kit.answers.generate says the same with beam_size=1."""
     answer = []
     while len(answer) < n_new:
         y = model.stream(tokens, image_index, visual)                                 # (1,T,D)

@@ -15,16 +15,16 @@ It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
 How a batch of the Flamingo stage is made and used, indented as the calls are. (A source has endlessly many
-Documents, each with a number; batch i of a source is n of them. A sample is what training makes of one: here
-data.Encoded, a sequence. All samples of a step, 24 + 8 + 8 + 4 in nano, go through the model in one forward
-pass, or, with --micro_batches, in several.)
+Documents, each with a number; batch i is n of them. A sample is what training makes of one, here a sequence,
+data.Encoded. All of a step, 24 + 8 + 8 + 4 in nano, go through the model in one pass.)
 
     train_stage                        train.py
         mixture                        data.py    once: which batch i of which sources each step reads
         Loop.read                      kit        each step:
-            SequenceData.of_source     train.py     Documents number i·n to i·n + n - 1 of each source
-                encode                 data.py      of each its tokens (T,), φ (T,), which of them are learned
-        in_parts                       kit        --micro_batches, many GPUs; else it only calls
+            SequenceData.of_source     train.py     numbers i·n to i·n + n - 1 of each source, and of each
+                Reader.document        kit          the Document (e.g. kit/world/pages.py), pictures decoded
+                encode                 data.py      its tokens (T,), φ (T,), which of them are learned
+        in_parts                       kit        --micro_batches and many GPUs; with one of each, only this:
             gradients                  train.py     Σ λ L of all sources, differentiated
                 SequenceData.batch     train.py     sequences of all sources in tensors (B,T)
                     collate            data.py      padded; short ones share a row
@@ -33,12 +33,11 @@ pass, or, with --micro_batches, in several.)
                     Flamingo.forward   model.py     the loss of each target (K,)
         Stage.clip, optimizer.step
 
-Behind these stand, in kit: Loop (run/loop.py) resumes, logs, stops, and lets worker processes read ahead;
-Stage (run/stage.py) knows sources and λ; Reader (run/reading.py) gives Documents, replaces damaged ones, and
-keeps their pixels, where `pictures` finds them; FrozenFeatures (features.py) keeps features, too.
+In kit: Loop (run/loop.py) resumes, logs, stops, lets workers read ahead; Stage (run/stage.py) clips; Reader
+(run/reading.py) replaces damaged Documents and keeps pixels; FrozenFeatures (features.py) keeps features.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -71,7 +70,8 @@ BATCH = {
     'batch_ltip': (8, 'pairs with long captions'),
     'batch_vtp': (4, 'clips'),
 }
-GROUPS = FIRST | {  # of keys, each with its default and its meaning; all the others: kit/run/keys.py
+# Keys in groups, each with its default and its meaning. FIRST and RARE, all the others: kit/run/keys.py
+GROUPS = FIRST | {
     'How sources mix in the Flamingo stage (appendix B.1.2)': {
         # The paper's losses are sums over a sequence's targets, ours are means. A caption has few targets, so
         # a mean gives each of them more weight than a sum: λ must be smaller to say the same. For pairs ours
@@ -98,7 +98,7 @@ GROUPS = FIRST | {  # of keys, each with its default and its meaning; all the ot
         'language_tokens': (448, 'tokens a row, at a random place of the context'),
         'language_lr': (2e-3, 'peak learning rate'),
         'flamingo_iters': (700, 'of the Flamingo stage'),
-        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),
+        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),  # as config.batch_m3w, …
         'flamingo_lr': (2e-3, 'peak learning rate'),
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
         'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
@@ -124,7 +124,8 @@ def train_stage(run, stage, missing, progress=None):
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = in_parts(gradients, run, stage, samples)  # one: gradients(…, stage.loss_weights)
+        # = gradients(run, stage, samples, stage.loss_weights), where --micro_batches=1, on one GPU:
+        losses, n_token = in_parts(gradients, run, stage, samples)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):
             stage.optimizer.step()
@@ -150,8 +151,7 @@ def gradients(run, stage, samples, lambdas):
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
     """AdamW; `train_stage` sets its learning rate. Only matrices decay, none of the resampler's (B.1.2):
     decay would work against gates, gains and norms, and shrink the two new embedding rows among frozen ones.
-    Gates learn `gate_scale` times as fast: while they are shut, nothing behind them has a gradient. (They
-    keep this rate: docs/results.md, "Gates that never come to rest".)"""
+    Gates learn `gate_scale` times as fast, to the end: while they are shut, nothing behind them learns."""
     groups = {}
     for name, p in [x for x in named_parameters if x[1].requires_grad]:
         matrix = p.ndim >= 2 and not name.startswith(('resampler.', 'new_rows', 'soft_prompt'))
@@ -199,11 +199,12 @@ class SequenceData(StageData):
         c = self.model_config
         rng = np.random.default_rng([self.config.seed, FOR_PAGES, number, SOURCES.index(source)])
         sequence = encode(document, self.tokenizer, c.n_token, c.n_image, rng, self.config.p_next)
-        sequence.source, sequence.seed = source, int(rng.integers(2 ** 31))
+        seed, start = int(rng.integers(2 ** 31)), 0
         # Half of them begin where prompts do, the others anywhere. Gated layers' queries depend on positions,
         # too: had they met examples near the beginning only, they could not use those late in a long prompt.
         if rng.random() < 0.5:
-            sequence.start = int(rng.integers(c.n_context - len(sequence.tokens) + 1))
+            start = int(rng.integers(c.n_context - len(sequence.tokens) + 1))
+        sequence = replace(sequence, source=source, seed=seed, start=start)
         return self.change(sequence) if self.change else sequence
 
     def batch(self, samples):
@@ -211,9 +212,10 @@ class SequenceData(StageData):
         the other, and short sequences fill the gaps beside long ones."""
         sequences = [s for of_source in samples.values() for s in of_source]
         share, sources = one_image_per_token(self.model_config.attend), list(samples)
-        batch = collate(with_a_picture(sequences), self.tokenizer, share).to(self.device)
-        place = [-1, *(sources.index(s.source) for s in batch.sequences)]  # by number of sequence; 0: padding
-        source = torch.tensor(place, device=self.device)[batch.sequence]                       # (B,T)
+        sequences = with_a_picture(sequences)  # on every GPU: all must run the same layers
+        batch = collate(sequences, self.tokenizer, share).to(self.device)
+        of_sequence = [-1, *(sources.index(s.source) for s in batch.sequences)]  # number 0 is padding
+        source = torch.tensor(of_sequence, device=self.device)[batch.sequence]                 # (B,T)
         return SequenceBatch(**vars(batch), source=source, sources=sources)
 
     def count(self, samples):
@@ -221,7 +223,9 @@ class SequenceData(StageData):
 
 
 # ---------------------------------------------------------------------------------------------
-# The stages: three, and fine-tuning. What each has: kit/run/stage.py. losses(batch) -> {source: mean loss}
+# The stages: three, and fine-tuning. Each has the λ of its sources, `data` to read them, a `module` to train,
+# its optimizer, n_iter, lr and decay; losses(batch) -> {source: mean loss}; content(), for its file. (Whole
+# list: kit/run/stage.py.)
 
 
 class VisionStage(Stage):
@@ -330,32 +334,30 @@ class FlamingoStage(Stage):
         return load_frozen(self.run, kind=kind)  # (Contrastive, Flamingo), before anything is trained
 
     def pictures(self, batch):
-        """The frozen encoder's features (of pixels that run.reader keeps by Media.key), less some channels"""
+        """Frozen features of the pixels that `of_source` left in run.reader, less some channels"""
         features, frame_mask = self.features(batch.media)
         features = drop_channels(features, frame_mask, batch.sequences, self.config.feature_dropout)
         return {'features': features, 'frame_mask': frame_mask}
 
     def losses(self, batch):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m targets of source m"""
-        alone = len(batch.sequences) == len(batch.tokens)  # in its row: then causal attention is enough
-        sequence = None if alone else batch.sequence
+        one_per_row = len(batch.sequences) == len(batch.tokens)             # then causal attention is enough
+        sequence = None if one_per_row else batch.sequence
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                            sequence=sequence, per_target=True, **self.pictures(batch))          # (K,)
         if self.mixing == 'merged':                                         # one batch of all, without λ
             return {'merged': each.sum() / max(len(each), 1)}
         source = batch.source[batch.targets != -100]                        # (K,), in the order of `each`
-        mine = {m: source == k for k, m in enumerate(batch.sources)}        # (K,) bool each
-        return {m: (each * mine[m]).sum() / mine[m].sum().clamp(min=1) for m in mine}
+        its = {m: source == k for k, m in enumerate(batch.sources)}         # (K,) bool: its targets
+        return {m: (each * its[m]).sum() / its[m].sum().clamp(min=1) for m in its}
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)
 
     def log_values(self):
         """The gates by depth: how far they have opened."""
-        values = {}
-        for depth, (attention, feed_forward) in enumerate(self.module.gates()):
-            values |= {f'gate_x_{depth}': round(attention, 5), f'gate_d_{depth}': round(feed_forward, 5)}
-        return values
+        return {f'gate_{kind}_{depth}': round(gate, 5) for depth, gates in enumerate(self.module.gates())
+                for kind, gate in zip('xd', gates)}
 
     def content(self):
         text = {k: v for k, v in self.contrastive.state_dict().items() if not k.startswith('vision.')}

@@ -25,10 +25,10 @@ _SMALL = dict(depths=(1, 1, 1), alpha=1.0, drop_path=0.0)
 _PAPER = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), group=128, alpha=0.2, drop_path=0.25)
 SIZES = {
     'nano': dict(_SMALL, stem=(8, 8, 8, 32), widths=(64, 128, 192), group=16),
+    **{f'F{f}': dict(_PAPER, depths=tuple(n * (f + 1) for n in (1, 2, 6, 3))) for f in range(7)},
     'half': dict(_SMALL, stem=(4, 4, 4, 16), widths=(32, 64, 96), group=8),
     'quarter': dict(_SMALL, stem=(2, 2, 2, 8), widths=(16, 32, 48), group=4),
     'nano16': dict(_SMALL, stem=(8, 16, 16, 32), widths=(64, 128, 192), group=16),  # in old checkpoints
-    **{f'F{f}': dict(_PAPER, depths=tuple(n * (f + 1) for n in (1, 2, 6, 3))) for f in range(7)},
 }
 
 TEXT_CONTEXT = 64  # tokens of a caption that the text tower reads

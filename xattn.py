@@ -32,8 +32,7 @@ from kit.fast.attention import attention
 from kit.fast.routing import routed_attention
 from resampler import FeedForward
 
-# Does a token of this index see this image? Both are counted from 1. Index 0 is before the first image. An
-# index above N, of a typed <image> tag to which no picture was given, sees none under 'last'.
+# Does a token of this index see this image? Both are counted from 1; index 0 is before the first image.
 SEES = {
     'last': lambda image, index: image == index,          # the paper's: the one that data.encode says
     'all_previous': lambda image, index: image <= index,  # its ablation (−7.2 points, Table 10)
@@ -122,9 +121,9 @@ class GatedCrossAttention(nn.Module):
         if n_image == 0:
             return torch.zeros_like(y)
         if self.routed:
-            out = routed_attention(q, k, v, image_index)                              # (B,T,H,d), the same as
+            out = routed_attention(q, k, v, image_index)          # = masked_attention, without what is masked
         else:
-            out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))
+            out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)
         return self.to_out(out.flatten(2))                                            # (B,T,D)
 
     def gates(self):

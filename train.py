@@ -55,8 +55,8 @@ from kit.run.driver import finish, session, stages_to_train
 from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
-from kit.run.parts import in_parts
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
+from kit.run.parts import in_parts
 from kit.run.stage import Stage
 from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, Flamingo
@@ -217,9 +217,6 @@ class SequenceData(StageData):
         of_sequence = [-1, *(sources.index(s.source) for s in batch.sequences)]  # number 0 is padding
         source = torch.tensor(of_sequence, device=self.device)[batch.sequence]                 # (B,T)
         return SequenceBatch(**vars(batch), source=source, sources=sources)
-
-    def count(self, samples):
-        return sum(s.n_target for s in samples)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -305,6 +305,6 @@ class Past:
 
     def extend(self, k, v):
         """k, v (B,H,T,d) of the tokens at hand -> those of all tokens so far (B,H,n_key,d)"""
-        kv = torch.stack([k, v]).permute(1, 3, 0, 2, 4)                               # (B,T,2,H,d)
+        kv = torch.stack([k.transpose(1, 2), v.transpose(1, 2)], dim=2)               # (B,T,2,H,d)
         self.held.flatten(0, 1).index_copy_(0, self.place, kv.flatten(0, 1).to(self.held.dtype))
         return self.held[:, :self.n_key].transpose(1, 3).unbind(2)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from kit.contrastive import new_contrastive
 from kit.files import BadInput
-from kit.run.batches import Captions, PairBatch, PairData, Row, StageData, TextData
+from kit.run.batches import Captions, PairBatch, PairData, StageData, TextData
 from kit.run.checks import RankedAsker
 from kit.run.keys import SOURCES
 from kit.variants import ViT, with_places
@@ -53,9 +53,6 @@ class WithText(StageData):
 
     def batch(self, samples):
         return (self.texts if 'text' in samples else self.sequences).batch(samples)
-
-    def count(self, samples):
-        return (self.texts if isinstance(samples[0], Row) else self.sequences).count(samples)
 
 
 def spread(run, n):

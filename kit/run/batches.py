@@ -33,9 +33,9 @@ class StageData:
     parts(samples)       -> {source: samples} of a step in parts, each of which goes through the model at one
                             time: --micro_batches of them, in the vision stage one for each source
     batch(samples)       -> tensors, from {source: samples} of such a part. It has n_token, padding included
-    count(samples)       -> how many things the loss of one source is a mean over
 
-    It may be sent to worker processes, so it holds no model.
+    A sample has n_target, how many losses it adds to the mean of its source; and media. A StageData may be
+    sent to worker processes, so it holds no model.
     """
 
     def __init__(self, run):
@@ -56,9 +56,6 @@ class StageData:
     def parts(self, samples):
         n = self.config.micro_batches
         return [{source: of_source[k::n] for source, of_source in samples.items()} for k in range(n)]
-
-    def count(self, samples):
-        return len(samples)
 
 
 def with_a_picture(sequences):
@@ -95,6 +92,7 @@ class Pair(NamedTuple):
     """A picture and its caption, and the number of its batch, which says how it is augmented."""
     document: Document
     batch: int
+    n_target = 1
 
     @property
     def media(self):
@@ -195,22 +193,25 @@ class Row(NamedTuple):
     start: int
     media = ()
 
+    @property
+    def n_target(self):
+        return len(self.tokens) - 1
+
 
 class TextData(StageData):
 
     def of_source(self, source, i):
         """-> this rank's Rows of batch i"""
         n, rows = min(self.config.language_tokens, self.model_config.n_context), []
-        mine = distributed.mine(self.config.language_batch, 'language_batch')
-        for k in mine:
+        rng = np.random.default_rng([self.config.seed, FOR_TEXT, i])
+        start = rng.integers(self.model_config.n_context - n + 1, size=self.config.language_batch)
+        for k in distributed.mine(self.config.language_batch, 'language_batch'):
             row, number = [], i * TEXTS_A_STEP + k * TEXTS_A_ROW
             while len(row) <= n:
                 row += [self.tokenizer.bos, *self.text(source, number)]
                 number += 1
-            rows.append(row[:n + 1])
-        rng = np.random.default_rng([self.config.seed, FOR_TEXT, i])
-        start = rng.integers(self.model_config.n_context - n + 1, size=self.config.language_batch)
-        return [Row(row, int(start[k])) for k, row in zip(mine, rows)]
+            rows.append(Row(row[:n + 1], int(start[k])))
+        return rows
 
     def text(self, source, number):
         """-> the tokens of the text of this number; a share of them, --folders=random_text, is random tokens,

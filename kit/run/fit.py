@@ -104,8 +104,8 @@ def expectation(found, several):
               'new things named where they look nearly alike, as the variants of one picture that the table '
               'asks about; less often where they do not')
     captions = ('captions in its own words only' if found.silent else
-                f'captions like those of {found.length:.0f} words, seldom to the letter'
-                if found.length > LONG or not several else 'captions of known things')
+                'captions of known things' if several and found.length <= LONG else
+                f'captions like those of {found.length:.0f} words, seldom to the letter')
     return f'{naming}; {captions}'
 
 

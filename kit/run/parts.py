@@ -12,7 +12,7 @@ def in_parts(gradients, run, stage, samples):
     Every rank divides by the mean over ranks of its targets, and gradients are averaged over ranks.
     """
     parts, weights = stage.data.parts(samples), stage.loss_weights
-    counts = [{source: stage.data.count(of_source) for source, of_source in part.items()} for part in parts]
+    counts = [{source: sum(s.n_target for s in part[source]) for source in part} for part in parts]
     whole = distributed.mean_of({source: sum(n.get(source, 0) for n in counts) for source in samples})
     losses, n_token = Counter(), 0
     for k, (part, n) in enumerate(zip(parts, counts)):

@@ -32,6 +32,7 @@ from kit.device import autocast
 from kit.features import FrozenFeatures
 from kit.files import BadInput, only_run
 from kit.masked import MaskedSystem
+from kit.run import begin
 from kit.run.batches import TextBatch
 from kit.run.driver import session, stages_to_train
 from kit.run.keys import check_values
@@ -90,7 +91,7 @@ class Bridge(train.FlamingoStage):
 
     def load(self):
         run, row = self.run, self.row
-        contrastive, model = train.load_frozen(run, new_encoders(run, row), row.model)
+        contrastive, model = begin.frozen(run, new_encoders(run, row), row.model)
         if row.language == 'random':  # as the language stage begins
             model.lm.load_state_dict(wire_copying(GPT.from_config(run.model_config)).state_dict())
         if row.vision == 'random':

@@ -246,8 +246,8 @@ class GPT(nn.Module):
     def stream(self, x, position=None, mask=None, past=None):
         """Embedded tokens (B,T,D) -> (B,T,D); position, mask and past as in Flamingo.stream"""
         x = self.add_positions(x, position)
-        for i, block in enumerate(self.h):
-            x = block(x, mask, past and past.text[i])
+        for block, kept in zip(self.h, past.text if past else [None] * len(self.h)):
+            x = block(x, mask, kept)
         return self.ln_f(x)
 
     def forward(self, tokens, targets=None, position=None):

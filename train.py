@@ -45,11 +45,9 @@ import torch
 from data import Batch, collate, encode, mixture
 from kit.agc import adaptive_gradient_clip
 from kit.cli import command, configure
-from kit.contrastive import new_contrastive
-from kit.copying import wire_copying
-from kit.device import autocast, frozen_dtype
+from kit.device import autocast
 from kit.features import drop_channels, FrozenFeatures
-from kit.run import checks, class_words, distributed, shared_words
+from kit.run import begin, checks, distributed
 from kit.run.batches import FOR_PAGES, PairData, StageData, TextData, with_a_picture
 from kit.run.driver import finish, session, stages_to_train
 from kit.run.finetuning import Finetuning
@@ -58,57 +56,9 @@ from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
 from kit.run.parts import in_parts
 from kit.run.stage import Stage
-from kit.weights import checkpoint, gpt2, nfnet
-from model import GPT, Flamingo
+from model import Flamingo
 from vision import contrastive_loss
 from xattn import one_image_per_token
-
-
-BATCH = {
-    'batch_m3w': (24, 'interleaved pages'),
-    'batch_align': (8, 'pairs with short captions'),
-    'batch_ltip': (8, 'pairs with long captions'),
-    'batch_vtp': (4, 'clips'),
-}
-# Keys in groups, each with its default and its meaning. FIRST and RARE, all the others: kit/run/keys.py
-GROUPS = FIRST | {
-    'How sources mix in the Flamingo stage (appendix B.1.2)': {
-        # The paper's losses are sums over a sequence's targets, ours are means. A caption has few targets, so
-        # a mean gives each of them more weight than a sum: λ must be smaller to say the same. For pairs ours
-        # is half of that: a mean of few losses is noisy, and pairs are learned by heart (docs/results.md).
-        #            targets of a sequence   paper's λ   the same, of means     ours
-        #    m3w              45               1          1                     1
-        #    align             5               0.2        0.2 · 5/45  ≈ 0.02    0.01
-        #    ltip             14               0.2        0.2 · 14/45 ≈ 0.06    0.03
-        #    vtp                               0.03       not converted         0.03
-        'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
-        'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens)'),
-        'lambda_ltip': (0.03, 'of ltip (0.2)'),
-        'lambda_vtp': (0.03, 'of vtp (0.03)'),
-        'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
-                                 "'merged': one batch of all, without λ"),
-        'p_next': (0.5, "chance that a page's text sees the next picture instead of the previous one"),
-    },
-    'Steps': {
-        'vision_iters': (1200, 'of the contrastive stage'),
-        'vision_batch': (96, 'pairs a step, of each of align and ltip'),
-        'vision_lr': (5e-3, 'peak learning rate'),
-        'language_iters': (500, 'of the language stage'),
-        'language_batch': (8, 'rows a step'),
-        'language_tokens': (448, 'tokens a row, at a random place of the context'),
-        'language_lr': (2e-3, 'peak learning rate'),
-        'flamingo_iters': (700, 'of the Flamingo stage'),
-        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),  # as config.batch_m3w, …
-        'flamingo_lr': (2e-3, 'peak learning rate'),
-        'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
-        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
-        'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
-        'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
-        'feature_dropout': (0.5, 'share of the channels of the frozen features that training leaves out, '
-                                 'different ones for each picture; not where the encoder trains'),
-    },
-} | RARE
-KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -239,10 +189,7 @@ class VisionStage(Stage):
         self.optimizer = adamw(self.module.named_parameters(), weight_decay=0.0)  # the paper: Adam
 
     def load(self):
-        contrastive = new_contrastive(self.run.model_config)
-        if self.config.nfnet:
-            contrastive.vision = nfnet(self.config.nfnet, self.run.model_config.dim_embed)
-        return contrastive
+        return begin.encoders(self.run)
 
     def losses(self, batch):
         images = self.module.vision.normalise(batch.images)
@@ -269,8 +216,7 @@ class VisionStage(Stage):
         return {'beta': round(self.module.log_beta.exp().item(), 3)}
 
     def content(self):
-        words = class_words.find(self.run, self.module.vision)  # nothing unless --folders=words=N
-        return {'contrastive': self.module.state_dict(), 'words': words}
+        return {'contrastive': self.module.state_dict()}
 
 
 class LanguageStage(Stage):
@@ -281,9 +227,7 @@ class LanguageStage(Stage):
         super().__init__(run, TextData(run))
         if self.config.language_iters:  # GPT-2 as it was published needs none
             self.set_lambdas({'text': 1.0}, 'the language stage needs text: give text')
-        self.module = (gpt2(self.config.gpt2) if self.config.gpt2 else
-                       wire_copying(GPT.from_config(run.model_config)))
-        shared_words.begin(run, self.module)  # with captions that people wrote: the text tower's words
+        self.module = begin.language(run)             # random weights, a few heads wired to copy; or GPT-2
         self.net = parallel_language(run, self.module)
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
         self.decay = self.config.schedule_language
@@ -328,7 +272,7 @@ class FlamingoStage(Stage):
         self.module.train()
 
     def load(self, kind=Flamingo):
-        return load_frozen(self.run, kind=kind)  # (Contrastive, Flamingo), before anything is trained
+        return begin.frozen(self.run, kind=kind)      # (Contrastive, Flamingo): trained encoders, trained GPT
 
     def pictures(self, batch):
         """Frozen features of the pixels that `of_source` left in run.reader, less some channels"""
@@ -370,22 +314,55 @@ class FinetuneStage(Finetuning, FlamingoStage):
 STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoStage, FinetuneStage)}
 
 
-def load_frozen(run, contrastive=None, kind=Flamingo):
-    """-> the trained Contrastive, and a Flamingo around its encoder and the trained GPT. Raises BadInput.
-    contrastive, kind: other ones to load them into (ablate.py)."""
-    contrastive, lm = contrastive or new_contrastive(run.model_config), GPT.from_config(run.model_config)
-    encoders, text = run.load_stage('vision', 'contrastive'), run.load_stage('language', 'lm')
-    checkpoint.load_into(contrastive, encoders['contrastive'], run.path('vision.pt'))
-    checkpoint.load_into(lm, text['lm'], run.path('language.pt'))
-    contrastive.to(run.device)
-    flamingo = kind(run.model_config, contrastive.vision, lm)
-    for frozen in flamingo.frozen:
-        frozen.to(frozen_dtype(run.dtype, run.device, run.model_config.lm_dim))
-    return contrastive, flamingo
-
-
 # ---------------------------------------------------------------------------------------------
-# The command
+# The command, and its keys
+
+
+BATCH = {
+    'batch_m3w': (24, 'interleaved pages'),
+    'batch_align': (8, 'pairs with short captions'),
+    'batch_ltip': (8, 'pairs with long captions'),
+    'batch_vtp': (4, 'clips'),
+}
+# Keys in groups, each with its default and its meaning. FIRST and RARE, all the others: kit/run/keys.py
+GROUPS = FIRST | {
+    'How sources mix in the Flamingo stage (appendix B.1.2)': {
+        # The paper's losses are sums over a sequence's targets, ours are means. A caption has few targets, so
+        # a mean gives each of them more weight than a sum: λ must be smaller to say the same. For pairs ours
+        # is half of that: a mean of few losses is noisy, and pairs are learned by heart (docs/results.md).
+        #            targets of a sequence   paper's λ   the same, of means     ours
+        #    m3w              45               1          1                     1
+        #    align             5               0.2        0.2 · 5/45  ≈ 0.02    0.01
+        #    ltip             14               0.2        0.2 · 14/45 ≈ 0.06    0.03
+        #    vtp                               0.03       not converted         0.03
+        'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
+        'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens)'),
+        'lambda_ltip': (0.03, 'of ltip (0.2)'),
+        'lambda_vtp': (0.03, 'of vtp (0.03)'),
+        'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
+                                 "'merged': one batch of all, without λ"),
+        'p_next': (0.5, "chance that a page's text sees the next picture instead of the previous one"),
+    },
+    'Steps': {
+        'vision_iters': (1200, 'of the contrastive stage'),
+        'vision_batch': (96, 'pairs a step, of each of align and ltip'),
+        'vision_lr': (5e-3, 'peak learning rate'),
+        'language_iters': (500, 'of the language stage'),
+        'language_batch': (8, 'rows a step'),
+        'language_tokens': (448, 'tokens a row, at a random place of the context'),
+        'language_lr': (2e-3, 'peak learning rate'),
+        'flamingo_iters': (700, 'of the Flamingo stage'),
+        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),  # as config.batch_m3w, …
+        'flamingo_lr': (2e-3, 'peak learning rate'),
+        'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
+        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
+        'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
+        'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
+        'feature_dropout': (0.5, 'share of the channels of the frozen features that training leaves out, '
+                                 'different ones for each picture; not where the encoder trains'),
+    },
+} | RARE
+KEYS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 
 
 def main():

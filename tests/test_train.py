@@ -22,6 +22,7 @@ from kit.run.keys import check_values
 from kit.run.loop import OUT_OF_TIME
 from kit.run.parts import in_parts
 from kit.run.run import Run
+from kit.weights import checkpoint
 from kit.world.draw import clip_media, picture_media
 from rounding import EPS, assert_near
 
@@ -424,7 +425,7 @@ def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
     plain, helped = train_with(), train_with('--workers=2')
     train_with('--workers=2', stop_at=OUT_OF_TIME)  # after two steps, at the evaluation; saved
     resumed = train_with('--workers=1',
-                         progress=train.checkpoint.load(str(tmp_path / 'training.pt'), 'training'))
+                         progress=checkpoint.load(str(tmp_path / 'training.pt'), 'training'))
     for name, value in plain.items():
         assert torch.equal(value, helped[name]) and torch.equal(value, resumed[name]), name
 

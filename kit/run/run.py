@@ -203,6 +203,8 @@ class Run:
         """Write NAME.pt. missing: names of the stages to be trained, this one first -> those that are left,
         which training.pt says, too."""
         content = distributed.whole(stage.content())  # all ranks gather it, ...
+        if stage.name == 'vision':  # of what it sees now; nothing unless --folders=words=N
+            content['words'] = class_words.find(self, stage.module.vision)
         if distributed.rank() == 0:                   # ... one writes it, ...
             checkpoint.save(self.path(stage.name + '.pt'), kind_of(stage.name),
                             config=asdict(self.model_config), tokenizer=self.tokenizer.state(),

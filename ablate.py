@@ -57,11 +57,12 @@ KEYS = {
 class Vision(train.VisionStage):
     def __init__(self, run, row):
         self.row = row
-        if row.stage == 'vision':
+        merged = row.stage == 'vision' and run.config.mixing == 'merged'
+        if row.stage == 'vision' and not merged:
             self.mixing = run.config.mixing
         super().__init__(run)
-        if self.mixing == 'merged':
-            self.data = MergedPairs(run)
+        if merged:  # one loss, of both sources
+            self.data, self.lambdas = MergedPairs(run), {'merged': 1.0}
 
     def load(self):
         return new_encoders(self.run, self.row)
@@ -83,6 +84,7 @@ class Bridge(train.FlamingoStage):
         super().__init__(run)
         if row.text:
             self.data, self.lambdas['text'] = WithText(run, self.data), 1.0  # its λ is not in the paper
+            self.sources.append('text')
         if row.text and row.language == 'pretrained':
             self.slow_down('lm.', 0.1)
         if row.model is OneStream:

@@ -237,6 +237,10 @@ class Batch:
     def n_token(self):  # padding included
         return self.tokens.numel()
 
+    @property
+    def shared(self):  # does any row hold several sequences?
+        return len(self.sequences) > len(self.tokens)
+
     def to(self, device):
         return replace(self, **{name: x.to(device) for name, x in vars(self).items() if torch.is_tensor(x)})
 

@@ -14,27 +14,26 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-How a batch of the Flamingo stage is made and used, indented as the calls are. (A source has endlessly many
-Documents, each with a number; batch i is n of them. A sample is what training makes of one, here a sequence,
-data.Encoded. All of a step, 24 + 8 + 8 + 4 in nano, go through the model in one pass.)
+The way of one step of the Flamingo stage, indented as the calls are. On the right: nano's first step.
 
-    train_stage                        train.py
-        mixture                        data.py    once: which batch i of which sources each step reads
-        Loop.read                      kit        each step:
-            SequenceData.of_source     train.py     numbers i·n to i·n + n - 1 of each source, and of each
-                Reader.document        kit          the Document (e.g. kit/world/pages.py), pictures decoded
-                encode                 data.py      its tokens (T,), φ (T,), which of them are learned
-        in_parts                       kit        --micro_batches and many GPUs; with one of each, only this:
-            gradients                  train.py     Σ λ L of all sources, differentiated
-                SequenceData.batch     train.py     sequences of all sources in tensors (B,T)
-                    collate            data.py      padded; short ones share a row
-                FlamingoStage.losses   train.py     L of each source: the mean of the losses of its targets
-                    .pictures          train.py     features of the pictures, less some channels
-                    Flamingo.forward   model.py     the loss of each target (K,)
-        Stage.clip, optimizer.step
+    train_stage                     train.py
+        Loop.read                   kit       reads batch i of each source: its n Documents from number i·n on
+            SequenceData.of_source  train.py  -> {source: sequences}                24 + 8 + 8 + 4 sequences
+                Reader.document     kit       number -> Document, pictures decoded    kit/world/pages.py draws
+                .sequence           train.py  -> data.Encoded, at a random place of the context
+                    encode          data.py   -> tokens (T,), φ (T,), which are learned          T: 5 to 128
+        gradients                   train.py  adds ∇ Σ λ L
+            SequenceData.batch      train.py  sequences of all sources -> tensors            tokens (16,128)
+                collate             data.py   pads; short sequences share a row
+            FlamingoStage.losses    train.py  L of each source, a mean over its targets
+                .pictures           train.py  -> features of their frames, less some channels    (403,9,384)
+                Flamingo.forward    model.py  -> the loss of each target                             (1456,)
+        Stage.clip                  kit
+        optimizer.step
 
-In kit: Loop (run/loop.py) resumes, logs, stops, lets workers read ahead; Stage (run/stage.py) clips; Reader
-(run/reading.py) replaces damaged Documents and keeps pixels; FrozenFeatures (features.py) keeps features.
+A *target* is a token to be predicted. In kit: Loop (run/loop.py) resumes, logs, stops, lets workers read
+ahead; Reader (run/reading.py) replaces damaged Documents and keeps pixels, FrozenFeatures (features.py)
+features. What a stage has: run/stage.py.
 """
 import math
 from dataclasses import dataclass, replace
@@ -48,7 +47,7 @@ from kit.cli import command, configure
 from kit.device import autocast
 from kit.features import drop_channels, FrozenFeatures
 from kit.run import begin, checks, distributed
-from kit.run.batches import FOR_PAGES, PairData, StageData, TextData, with_a_picture
+from kit.run.batches import FOR_PAGES, PairData, StageData, TextData, together
 from kit.run.driver import finish, session, stages_to_train
 from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
@@ -74,8 +73,7 @@ def train_stage(run, stage, missing, progress=None):
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        # = gradients(run, stage, samples, stage.loss_weights), where --micro_batches=1, on one GPU:
-        losses, n_token = in_parts(gradients, run, stage, samples)
+        losses, n_token = gradients(run, stage, samples, stage.lambdas)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):
             stage.optimizer.step()
@@ -88,9 +86,21 @@ def train_stage(run, stage, missing, progress=None):
     return loop.complete
 
 
+@in_parts  # one part after the other, with --micro_batches and on many GPUs: kit/run/parts.py
 def gradients(run, stage, samples, lambdas):
     """Adds the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) to every parameter's .grad. m: the sources.
-    -> ({source: L_m}, tokens read, padding included)"""
+    -> ({source: L_m}, tokens read, padding included)
+
+    The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
+    gives each of them more weight than a sum: λ must be smaller to say the same. For pairs ours is half of
+    that: a mean of few losses is noisy, and pairs are learned by heart (docs/results.md).
+
+        source   targets of a sequence   λ of sums (paper)   the same, of means     λ of means (ours)
+        m3w               45                   1                    1                     1
+        align              5                   0.2           0.2 · 5/45  ≈ 0.02           0.01
+        ltip              14                   0.2           0.2 · 14/45 ≈ 0.06           0.03
+        vtp               14                   0.03          0.03 · 14/45 ≈ 0.01          0.03, as it is there
+    """
     batch = stage.data.batch(samples)
     with autocast(run.device, run.dtype, cache=False):
         losses = stage.losses(batch)
@@ -102,14 +112,15 @@ def adamw(named_parameters, weight_decay, gate_scale=1.0):
     """AdamW; `train_stage` sets its learning rate. Only matrices decay, none of the resampler's (B.1.2):
     decay would work against gates, gains and norms, and shrink the two new embedding rows among frozen ones.
     Gates learn `gate_scale` times as fast, to the end: while they are shut, nothing behind them learns."""
+    kinds = {'matrix': {'weight_decay': weight_decay, 'scale': 1.0},
+             'gate': {'weight_decay': 0.0, 'scale': gate_scale},
+             'other': {'weight_decay': 0.0, 'scale': 1.0}}
     groups = {}
     for name, p in [x for x in named_parameters if x[1].requires_grad]:
         matrix = p.ndim >= 2 and not name.startswith(('resampler.', 'new_rows', 'soft_prompt'))
         kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
-        # Scalars and the encoder in groups of their own: they stay whole when the rest is sharded.
-        groups.setdefault((kind, p.ndim == 0, name.startswith('vision.')), []).append(p)
-    groups = [{'params': ps, 'weight_decay': weight_decay if kind == 'matrix' else 0.0,
-               'scale': gate_scale if kind == 'gate' else 1.0} for (kind, _, _), ps in groups.items()]
+        groups.setdefault((kind, *distributed.apart(name, p)), []).append(p)
+    groups = [{'params': ps} | kinds[kind] for (kind, *_), ps in groups.items()]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)  # betas: not in the paper
 
 
@@ -127,22 +138,20 @@ def schedule(kind, step, warmup, n):
 
 @dataclass
 class SequenceBatch(Batch):
-    """Sequences of several sources. source (B,T): of each token, as its place in `sources`; of padding -1"""
+    """Sequences of several sources. source (K,): which each of the K targets is from, as its place in
+    `sources`, in the order in which the targets stand in the rows"""
     source: torch.Tensor
     sources: list
 
 
 class SequenceData(StageData):
     """Documents of four sources -> sequences of tokens -> padded batches."""
-    change = None  # Encoded -> Encoded, for models that read something else (kit/run/finetuning.py)
 
     def of_source(self, source, i):
         """-> batch i of a source, [Encoded]: its Documents from number i·n on, n of them. Reading also
         decodes their pictures: reader.pixels keeps them for `FlamingoStage.pictures`."""
-        c = self.config
-        n = {'m3w': c.batch_m3w, 'align': c.batch_align, 'ltip': c.batch_ltip, 'vtp': c.batch_vtp}[source]
-        numbers = self.numbers(i, n, key='batch=' + source)  # key: named if n cannot be shared by all GPUs
-        return [self.sequence(self.reader.document(source, number), source, number) for number in numbers]
+        return [self.sequence(self.reader.document(source, number), source, number)
+                for number in self.numbers(i, 'batch_' + source)]
 
     def sequence(self, document, source, number):
         """Document of this number -> Encoded: a window of it, somewhere in the context"""
@@ -154,19 +163,16 @@ class SequenceData(StageData):
         # too: had they met examples near the beginning only, they could not use those late in a long prompt.
         if rng.random() < 0.5:
             start = int(rng.integers(c.n_context - len(sequence.tokens) + 1))
-        sequence = replace(sequence, source=source, seed=seed, start=start)
-        return self.change(sequence) if self.change else sequence
+        return replace(sequence, source=source, seed=seed, start=start)
 
     def batch(self, samples):
         """{source: [Encoded]} -> SequenceBatch of all sources: the gradients are those of one source after
         the other, and short sequences fill the gaps beside long ones."""
-        sequences = [s for of_source in samples.values() for s in of_source]
-        share, sources = one_image_per_token(self.model_config.attend), list(samples)
-        sequences = with_a_picture(sequences)  # on every GPU: all must run the same layers
-        batch = collate(sequences, self.tokenizer, share).to(self.device)
-        of_sequence = [-1, *(sources.index(s.source) for s in batch.sequences)]  # number 0 is padding
-        source = torch.tensor(of_sequence, device=self.device)[batch.sequence]                 # (B,T)
-        return SequenceBatch(**vars(batch), source=source, sources=sources)
+        share = one_image_per_token(self.model_config.attend)
+        batch, sources = collate(together(samples), self.tokenizer, share), list(samples)
+        of_sequence = torch.tensor([sources.index(s.source) for s in batch.sequences])
+        source = of_sequence[batch.sequence[batch.targets != -100] - 1]                         # (K,)
+        return SequenceBatch(**vars(batch), source=source, sources=sources).to(self.device)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -197,7 +203,8 @@ class VisionStage(Stage):
         v, l, beta = self.net(images, texts)          # (pictures,E), for each source (captions,E), β
         losses = {}
         for (source, captions), l_source in zip(batch.captions.items(), l):
-            v_source = v[captions.shows]              # (captions,E): the picture of each caption
+            # (captions,E): the picture of each. The drawn world gives a picture a caption of each source.
+            v_source = v[captions.shows]
             of_all_ranks = distributed.all_pairs(v_source, l_source)
             losses[source] = contrastive_loss(v_source, l_source, beta, of_all_ranks)
         return losses
@@ -282,14 +289,10 @@ class FlamingoStage(Stage):
 
     def losses(self, batch):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m targets of source m"""
-        one_per_row = len(batch.sequences) == len(batch.tokens)             # then causal attention is enough
-        sequence = None if one_per_row else batch.sequence
         _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
-                           sequence=sequence, per_target=True, **self.pictures(batch))          # (K,)
-        if self.mixing == 'merged':                                         # one batch of all, without λ
-            return {'merged': each.sum() / max(len(each), 1)}
-        source = batch.source[batch.targets != -100]                        # (K,), in the order of `each`
-        its = {m: source == k for k, m in enumerate(batch.sources)}         # (K,) bool: its targets
+                           sequence=batch.sequence if batch.shared else None,  # else causal attention will do
+                           per_target=True, **self.pictures(batch))                         # (K,)
+        its = {m: batch.source == k for k, m in enumerate(batch.sources)}                   # (K,) bool each
         return {m: (each * its[m]).sum() / its[m].sum().clamp(min=1) for m in its}
 
     def evaluate(self):
@@ -327,15 +330,7 @@ BATCH = {
 # Keys in groups, each with its default and its meaning. FIRST and RARE, all the others: kit/run/keys.py
 GROUPS = FIRST | {
     'How sources mix in the Flamingo stage (appendix B.1.2)': {
-        # The paper's losses are sums over a sequence's targets, ours are means. A caption has few targets, so
-        # a mean gives each of them more weight than a sum: λ must be smaller to say the same. For pairs ours
-        # is half of that: a mean of few losses is noisy, and pairs are learned by heart (docs/results.md).
-        #            targets of a sequence   paper's λ   the same, of means     ours
-        #    m3w              45               1          1                     1
-        #    align             5               0.2        0.2 · 5/45  ≈ 0.02    0.01
-        #    ltip             14               0.2        0.2 · 14/45 ≈ 0.06    0.03
-        #    vtp                               0.03       not converted         0.03
-        'lambda_m3w': (1.0, 'λ, weight of m3w in the loss'),
+        'lambda_m3w': (1.0, 'λ, weight of m3w in the loss; why these: see `gradients`'),
         'lambda_align': (0.01, 'of align (the paper: 0.2, of sums over tokens)'),
         'lambda_ltip': (0.03, 'of ltip (0.2)'),
         'lambda_vtp': (0.03, 'of vtp (0.03)'),
@@ -374,7 +369,8 @@ def main():
             torch.manual_seed(config.seed)
             stage = STAGES[missing[0]](run)
             if train_stage(run, stage, missing, progress):
-                missing, progress = run.save_stage(stage, missing), None
+                run.save_stage(stage, missing)
+                missing, progress = missing[1:], None
         if not missing and not run.stop:
             finish(run, FlamingoStage)                    # the few-shot table
 

@@ -20,7 +20,6 @@ from kit.run.ahead import Ahead, look_ahead
 from kit.run.batches import PairData, TextData
 from kit.run.keys import check_values
 from kit.run.loop import OUT_OF_TIME
-from kit.run.parts import in_parts
 from kit.run.run import Run
 from kit.weights import checkpoint
 from kit.world.draw import clip_media, picture_media
@@ -59,7 +58,7 @@ def exact_stage(flamingo_stage):
 
 def gradient(stage, names):
     stage.optimizer.zero_grad()
-    losses, _ = in_parts(train.gradients, stage.run, stage, stage.data.read(names, 0))
+    losses, _ = train.gradients(stage.run, stage, stage.data.read(names, 0), stage.lambdas)
     return losses, [p.grad.clone() for p in stage.module.parameters() if p.requires_grad]
 
 
@@ -95,8 +94,7 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
 def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monkeypatch):
     stage, asked = flamingo_stage, []
     stage.data.of_source = lambda source, i: i
-    monkeypatch.setattr(train, 'in_parts',
-                        lambda gradients, run, stage, samples:
+    monkeypatch.setattr(train, 'gradients', lambda run, stage, samples, lambdas:
                         asked.append(samples) or (dict.fromkeys(samples, 0.0), 1))
     stage.n_iter, stage.clip, stage.evaluate = 7, lambda: torch.tensor(0.0), lambda: {}
     in_turns = [{'m3w': 0}, {'align': 0}, {'ltip': 0}, {'vtp': 0}, {'m3w': 1}, {'align': 1}, {'ltip': 1}]
@@ -110,8 +108,7 @@ def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monke
 def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage, monkeypatch):
     stage, asked = flamingo_stage, []
     stage.data.of_source = lambda source, i: i
-    monkeypatch.setattr(train, 'in_parts',
-                        lambda gradients, run, stage, samples:
+    monkeypatch.setattr(train, 'gradients', lambda run, stage, samples, lambdas:
                         asked.append(samples) or (dict.fromkeys(samples, 0.0), 1))
     stage.name, stage.n_iter = 'finetune', 5
     stage.clip, stage.evaluate = lambda: torch.tensor(0.0), lambda: {}
@@ -123,15 +120,21 @@ def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage, monkeypa
 def test_merged_sources_count_as_one(exact_stage):
     """The mean over all tokens, whichever source they come from, and no λ."""
     stage, names = exact_stage, list(exact_stage.lambdas)
-    apart, _ = gradient(stage, names)
     counts = {name: sum(s.n_target for s in stage.data.of_source(name, 0))
               for name in names}
     stage.config.mixing = stage.mixing = 'merged'
-    together, _ = gradient(stage, names)
+    _, together = gradient(stage, names)
+    stage.optimizer.zero_grad()
     n = sum(counts.values())
-    expected = sum(apart[name] * counts[name] for name in names) / n
-    assert list(together) == ['merged']
-    assert together['merged'] == pytest.approx(expected, rel=n * EPS)  # a sum of this many float32 losses
+    for s in [s for name in names for s in stage.data.of_source(name, 0)]:
+        batch = collate([s], stage.run.tokenizer)
+        mean = stage.module(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
+                            **stage.pictures(batch))[1]
+        (mean * s.n_target / n).backward()
+    alone = [p.grad for p in stage.module.parameters() if p.requires_grad]
+    share = 4 * n ** 0.5 * EPS  # as above
+    for a, b in zip(together, alone, strict=True):
+        assert_near(a, b, share / torch.finfo(torch.float64).eps)
 
 
 @pytest.mark.parametrize('arguments, sources',
@@ -482,7 +485,8 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, argum
     assert n_picture == {(): [(once, 2)], ('--augment=strength=1',): [(16, 1)] * 2,
                          ('--augment=lines=0.5',): [(16, 1)] * 2,
                          ('--align=shapes:2',): [(once, 1)] * 2}[tuple(arguments)]
-    losses, _ = in_parts(train.gradients, run, train.VisionStage(run), samples)
+    stage = train.VisionStage(run)
+    losses, _ = train.gradients(run, stage, samples, stage.lambdas)
     assert set(losses) == {'align', 'ltip'} and all(1 < loss < 20 for loss in losses.values())
 
 

@@ -21,7 +21,6 @@ def pixels_of(media, pixels, normalise):
 class MaskedStage(Stage):
     """All of the masked system at once. optimizer_of, data_of: train.adamw, train.SequenceData"""
     name = 'flamingo'
-    loss_weights = {'words': 1.0, 'patches': 1.0, 'contrast': 1.0}  # of all sources together
 
     def __init__(self, run, row):
         c = run.model_config
@@ -31,6 +30,7 @@ class MaskedStage(Stage):
         self.data.change = spread(run, self.module.n_patch)
         self.net, self.decay = self.module, run.config.schedule_flamingo
         self.set_lambdas(dict.fromkeys(SOURCES, 1.0), 'nothing to learn from: give m3w, align, ltip or vtp')
+        self.lambdas = {'words': 1.0, 'patches': 1.0, 'contrast': 1.0}  # of all sources together
         self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr
         self.optimizer = self.optimizer_of(self.module.named_parameters(), self.config.weight_decay)
         self.normalise = NFNet('nano', per_image=c.per_image).normalise

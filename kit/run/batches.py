@@ -27,8 +27,8 @@ from vision import TEXT_CONTEXT
 
 
 class StageData:
-    """read(sources, i)    -> {source: samples of its batch i}, those of this rank
-    of_source(source, i) -> the samples of one source
+    """read(sources, i)     -> {source: samples of its batch i}, those of this rank
+    of_source(source, i) -> the samples of one source, before `change`
     media(samples)       -> all Media of one source's samples, for a worker to decode, too
     parts(samples)       -> {source: samples} of a step in parts, each of which goes through the model at one
                             time: --micro_batches of them, in the vision stage one for each source
@@ -38,17 +38,21 @@ class StageData:
     sent to worker processes, so it holds no model.
     """
 
+    change = None  # sample -> sample, for models that read something else: soft prompts, places for patches
+
     def __init__(self, run):
         self.config, self.reader, self.tokenizer = run.config, run.reader, run.tokenizer
         self.model_config, self.device = run.model_config, run.device
 
     def read(self, sources, i):
-        return {source: self.of_source(source, i) for source in sources}
+        samples = {source: self.of_source(source, i) for source in sources}
+        return {m: list(map(self.change, of)) for m, of in samples.items()} if self.change else samples
 
-    def numbers(self, i, n, key):
-        """-> the numbers of this rank's Documents in batch i, whose n the key sets; of one rank all:
-        i·n … i·n + n - 1"""
-        return [i * n + k for k in distributed.mine(n, key)]
+    def numbers(self, i, key):
+        """-> the numbers of this rank's Documents in batch i, which the key says the size n of: i·n, …,
+        i·n + n - 1, if there is one rank"""
+        n = getattr(self.config, key)
+        return [i * n + k for k in distributed.mine(n, key.replace('batch_', 'batch='))]  # as one types it
 
     def media(self, samples):
         return [one for sample in samples for one in sample.media]
@@ -58,9 +62,10 @@ class StageData:
         return [{source: of_source[k::n] for source, of_source in samples.items()} for k in range(n)]
 
 
-def with_a_picture(sequences):
-    """[data.Encoded] -> the same; without any picture, the first gets a blank one, which no token looks at:
-    all ranks must run the same layers, pictures or not."""
+def together(samples):
+    """{source: [data.Encoded]} -> [data.Encoded], one source after the other. If there is no picture at all,
+    the first gets a blank one, which no token looks at: all ranks must run the same layers."""
+    sequences = [s for of_source in samples.values() for s in of_source]
     if any(s.media for s in sequences):
         return sequences
     return [replace(sequences[0], media=[BLANK]), *sequences[1:]]
@@ -102,8 +107,7 @@ class Pair(NamedTuple):
 class PairData(StageData):
 
     def of_source(self, source, i):
-        numbers = self.numbers(i, self.config.vision_batch, 'vision_batch')
-        return [Pair(self.reader.document(source, number), i) for number in numbers]
+        return [Pair(self.reader.document(source, number), i) for number in self.numbers(i, 'vision_batch')]
 
     def parts(self, samples):
         """One for each source; or, where both show the same pictures with different captions, as in the

@@ -228,6 +228,12 @@ def accumulating(net, more):
     return net.no_sync() if more and isinstance(net, DistributedDataParallel) else contextlib.nullcontext()
 
 
+def apart(name, p):
+    """Of a named parameter: what must not stand in one group of the optimizer. With --shard scalars and the
+    vision encoder stay whole on every rank, and the optimizer wants whole ones and pieces apart."""
+    return p.ndim == 0, name.startswith('vision.')
+
+
 def average(module, shard):
     """Average over ranks the gradients that fully_shard does not handle (DDP averages all of its own)."""
     if shard:

@@ -8,7 +8,6 @@ from kit.device import autocast
 from kit.files import BadInput
 from kit.run import distributed
 from kit.run.ahead import look_ahead
-from kit.run.parts import in_parts
 
 OUT_OF_TIME = 1000  # a reason to stop; other reasons are numbers of signals
 MOST_SKIPPED = 10   # steps in a row that may be skipped
@@ -78,7 +77,7 @@ class Loop:
         self.skipped += 1
         for source in samples:
             stage.optimizer.zero_grad(set_to_none=True)
-            losses, _ = in_parts(gradients, run, stage, {source: samples[source]})
+            losses, _ = gradients(run, stage, {source: samples[source]}, stage.lambdas)
             if not math.isfinite(sum(losses.values()) + stage.clip().item()):
                 found.append(source)
         source = ' + '.join(found or samples)  # if each alone is finite, only their sum is not

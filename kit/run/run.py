@@ -200,8 +200,8 @@ class Run:
         return self.minutes_before + (time.time() - self.started) / 60
 
     def save_stage(self, stage, missing=()):
-        """Write NAME.pt. missing: names of the stages to be trained, this one first -> those that are left,
-        which training.pt says, too."""
+        """Write NAME.pt. missing: names of the stages to be trained, this one first; training.pt then says
+        that the others are left."""
         content = distributed.whole(stage.content())  # all ranks gather it, ...
         if stage.name == 'vision':  # of what it sees now; nothing unless --folders=words=N
             content['words'] = class_words.find(self, stage.module.vision)
@@ -212,7 +212,6 @@ class Run:
         distributed.barrier()                         # ... and all read it next
         if missing:
             self.save_progress(missing[1:], 0)
-        return missing[1:]
 
     def load_stage(self, name, module):
         """-> the content of NAME.pt. Raises BadInput if it lacks `module`, or was made with another tokenizer

@@ -7,7 +7,8 @@ class Stage:
     """A stage has, besides what follows,
 
         name                 of its file and its lines in the log
-        sources, lambdas     the names of what it learns from, and of each its weight λ
+        sources              the names of what it learns from
+        lambdas              {name of a loss: its weight λ}; as a rule each source has one loss, of its name
         mixing               how these mix: data.mixture
         data                 reads the samples of its sources (kit/run/batches.py)
         module, net          what it trains; what training calls: the same, or DDP around it on many GPUs
@@ -21,7 +22,7 @@ class Stage:
 
     def __init__(self, run, data):
         self.run, self.config, self.data = run, run.config, data
-        self.lambdas = {}
+        self.sources, self.lambdas = [], {}
         if self.name != 'vision':
             class_words.use(run)  # nothing unless --folders=words=N
 
@@ -32,15 +33,7 @@ class Stage:
                         if weight and getattr(self.config, source)}
         if not self.lambdas:
             raise BadInput(without_any)
-
-    @property
-    def sources(self):
-        return list(self.lambdas)
-
-    @property
-    def loss_weights(self):
-        """{name of a loss: how much it counts}: λ of each source; merged, they are one batch without λ"""
-        return self.lambdas if self.mixing != 'merged' else {**self.lambdas, 'merged': 1.0}
+        self.sources = list(self.lambdas)
 
     def clip(self):
         """Clips the gradient -> its norm before"""

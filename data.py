@@ -53,10 +53,12 @@ class EndOfChunk:
 class Document:
     """Ordered pieces: `str` (learned), `Given` (read, not learned), `Media`, and seldom an `EndOfChunk`.
 
-    kind: 'page'      a web page: a picture may belong to the text before it or after it, nobody knows
-          'examples'  picture, then its text, several times: a few-shot prompt with all its answers
-          'pair'      one picture or clip and its caption
-          'prompt'    like examples, but the last text is unfinished
+    kind: 'page'      a web page: a picture may belong to the text before it or after it, nobody knows; so
+                      `encode` tosses a coin
+          'examples'  picture, then its text, several times: a few-shot prompt with all its answers (a
+                      damaged picture takes its text with it: kit/run/reading.py)
+          'pair'      one picture or clip and its caption, sometimes with a space before it
+          'prompt'    like examples, but the last text is unfinished: no <EOC> at the end
     """
     pieces: list
     kind: str = 'page'
@@ -109,7 +111,7 @@ class Encoded:
     media: list
     # train.SequenceData.sequence says the rest:
     source: str = ''         # which of the sources it came from
-    seed: int = 0            # for the dropout of its pictures' channels
+    seed: int = 0            # says which channels of its pictures are left out (kit.features.drop_channels)
     start: int = 0           # where in the context its first token stands
 
     @property
@@ -180,8 +182,10 @@ def window(tokens, image_index, learned, media, tags, n_token, n_image, rng):
     """Cut a window of at most n_token tokens and n_image pictures out of a longer sequence, at a random place
     (at its beginning without an rng). Its pictures are counted from 1 again.
 
-        <BOS> <image> a <EOC> <image> b <EOC>       φ   0 1 1 1 2 2 2
-                      a <EOC> <image> b                     0 0 1 1      what stands in the window
+        the whole    <BOS> <image>  a  <EOC> <image>  b  <EOC>
+            φ          0      1     1    1      2     2    2
+        a window                    a  <EOC> <image>  b
+            φ                       0    0      1     1
 
     A picture stays with its tag, one token. But text may lose its picture: at the beginning one that came
     before the window, at the end, if it looks ahead, one that comes after it. Such text sees none.

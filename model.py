@@ -61,7 +61,7 @@ class Flamingo(nn.Module):
         # <image> and <EOC>: the only words that the frozen model does not know. Their rows serve as input and
         # output, as those of its own table do, and are trained (untrained, OpenFlamingo lost 12 points).
         self.new_rows = nn.Parameter(torch.randn(2, c.lm_dim) * 0.02)
-        self.image, self.eoc = c.n_vocab, c.n_vocab + 1
+        self.image, self.eoc = c.n_vocab, c.n_vocab + 1  # their ids
         self.freeze()
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
@@ -112,7 +112,9 @@ class Flamingo(nn.Module):
             return None
         # Ours, not the paper's: each place gets mean 0 and variance 1. An encoder's grid can be of any size
         # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost: clips
-        # would be pictures.
+        # would be pictures. (Here, too, channels that training leaves out are made up for, as dropout does by
+        # 1/(1-p). The norms of resampler and gated layers that follow are the paper's, but for the last one
+        # in the resampler.)
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 

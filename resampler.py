@@ -107,7 +107,8 @@ class PerceiverResampler(nn.Module):
         after = (before + 1).clamp(max=n_trained - 1)
         share = (moment - before).unsqueeze(-1).to(self.time_embedding.dtype)        # (n,1)
         # F.embedding, not an index, whose gradient adds up in the order in which threads come.
-        return torch.lerp(*(F.embedding(at, self.time_embedding) for at in (before, after)), share)   # (n,D)
+        before, after = (F.embedding(at, self.time_embedding) for at in (before, after))
+        return torch.lerp(before, after, share)                                      # (n,D)
 
     def perceive(self, features):
         """(M,F,S,D) features of M images that have equally many frames -> (M,R,D)"""

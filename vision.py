@@ -148,9 +148,11 @@ class NFNet(nn.Module):
         for stage, (width, depth) in enumerate(zip(spec['widths'], spec['depths'])):
             for i in range(depth):
                 beta = 1 / math.sqrt(variance)  # of the stream as it enters the block
-                # A block adds α² to it. The first of a stage (i = 0) passes on what it has divided by its
-                # standard deviation, so there it is 1 + α² again. (nano, three stages of one block, α = 1:
-                # the variances on entering are 1, 2, 2, and β = 1, 1/√2, 1/√2.)
+                # A block adds α² to it (at most: skip_gain begins at 0). The first of a stage (i = 0) passes
+                # on what it has divided by its standard deviation, so behind it the variance is 1 + α² again.
+                #     F0, second stage, two blocks:  enters with 1.04, 1.04     β = 0.98, 0.98
+                #         third stage, six blocks:   1.08, 1.04, 1.08, … 1.20       0.96, 0.98, … 0.91
+                #     nano, three stages of one:     1, 2, 2                        1, 1/√2, 1/√2
                 variance = (1.0 if i == 0 else variance) + spec['alpha'] ** 2
                 stride = 2 if i == 0 and stage > 0 else 1
                 drop_path = spec['drop_path'] * len(blocks) / n_block

@@ -59,10 +59,10 @@ def masked_attention(q, k, v, seen):
     """q (B,T,H,d), k and v (B,N,H,R,d), seen (B,T,N) bool: which images each token sees -> (B,T,H,d)
 
     This is the definition. Where each token sees one image, by default, `routed_attention` (kit/fast) gives
-    the same without what is masked.
+    the same without what is masked (tests/test_xattn.py).
 
     A token that sees no image gets exactly zero. That has to be said: a softmax over a fully masked row is
-    not empty but *uniform* (or NaN), and would leak a mixture of every image, later ones too.
+    not empty but NaN (masked by −∞) or *uniform* (by −10⁹): a mixture of every image, later ones too.
     """
     k, v = (x.transpose(1, 2).flatten(2, 3) for x in (k, v))                          # (B,H,N*R,d) each
     # A token that sees none may see all, so that its softmax is finite; then its row is set to zero.
@@ -120,8 +120,8 @@ class GatedCrossAttention(nn.Module):
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
-        if self.routed:
-            out = routed_attention(q, k, v, image_index)          # = masked_attention, without what is masked
+        if self.routed:  # faster; to understand it, read the other: both give the same
+            out = routed_attention(q, k, v, image_index)                              # (B,T,H,d)
         else:
             out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)
         return self.to_out(out.flatten(2))                                            # (B,T,D)

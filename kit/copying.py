@@ -11,6 +11,11 @@ training goes on from there. (docs/results.md: what they are worth.)
     A B C … A B    the first head notes, beside each token, the one before it, and the second the one before
                    that: so C bears the notes B and A. The last B is itself B, and bears the note A. It looks
                    for a token that bears B and A, finds C, and C is said.
+
+With pictures. A gated layer stands before the first block, so what is noted of a token holds what it saw. In
+a prompt every name comes after "Output" and ":". These two words say nothing, as they are the same for all
+names; but each bears the mark of its picture, and so the last ":" finds the name whose ":" saw one like its
+own. A name of several tokens goes on by its own words: the second token is what came after ":" and the first.
 """
 import math
 
@@ -18,7 +23,8 @@ import torch
 from torch import nn
 
 LOOK, NOTE, MATCH = 3.0, 0.2, 3.0  # how sharply it looks back, how loudly it notes, how strictly it compares
-LOOK_S, MATCH_S = 50.0, 20.0       # with scores that are cosines (qk_norm), instead of LOOK and MATCH
+# With scores that are cosines (qk_norm) lengths do not count, and these do instead of LOOK and MATCH.
+LOOK_S, MATCH_S = 50.0, 20.0
 
 
 @torch.no_grad()
@@ -60,9 +66,9 @@ def find_predecessors(lm):
 def copy_what_followed(lm, n):
     """The first head of the second block finds what came after the same two tokens, and says it.
 
-    P, R, R': orthonormal rows, blind to positions and to each other. Of a token x, the heads of the first
-    block leave this in the stream: P x is itself, R x its predecessor, R' x the one before that. The score of
-    the token y at hand with an earlier one s is
+    P, R, R': orthonormal rows, blind to positions and to each other. The heads of the first block have added
+    notes to each token x: x ← x + Rᵀ P x₋₁ + R'ᵀ P x₋₂. So P reads the token itself off the stream, R its
+    predecessor, R' the one before that. The score of the token y at hand with an earlier one s is
 
         (P y + T R y)ᵀ (R s + T R' s)  ≈  ⟨P y, R s⟩ + ⟨R y, R' s⟩
 

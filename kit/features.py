@@ -93,7 +93,7 @@ class FrozenFeatures:
                 if m.key:
                     self.kept.keep(name, found[name])
         features = [[found[m.key or id(m)] for m in row] for row in media]           # each (F,S,D_v)
-        mask = frame_mask([[len(f) for f in row] for row in features])               # (B,N,F)
+        mask = mask_of([[len(f) for f in row] for row in features])                  # (B,N,F)
         if mask is None:
             return None, None
         return torch.cat([f for row in features for f in row]).to(self.device), mask.to(self.device)
@@ -106,7 +106,7 @@ def stack_frames(media, frames):
     None).
     """
     arrays = [[frames(m) for m in row] for row in media]
-    mask = frame_mask([[len(a) for a in row] for row in arrays])
+    mask = mask_of([[len(a) for a in row] for row in arrays])
     if mask is None:
         return None, None
     real = torch.cat([a for row in arrays for a in row])                          # one frame after the other
@@ -115,7 +115,7 @@ def stack_frames(media, frames):
     return stacked, mask
 
 
-def frame_mask(lengths):
+def mask_of(lengths):
     """How many frames each picture has, in B lists -> (B,N,F) bool, True where there is a frame; None
     without any."""
     n = max(len(row) for row in lengths)
@@ -135,6 +135,7 @@ def drop_channels(features, frame_mask, sequences, share):
 
     *Why at unit variance first*, as Flamingo.resample will see them: features as they come are all above
     zero. Leaving some out would move the mean of a place, and the norm would pass that on to all channels.
+    (That norm comes again after this, and brings what is left back to unit variance: no 1/(1-p) is needed.)
     """
     if features is None or share == 0:
         return features

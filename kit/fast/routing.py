@@ -27,7 +27,11 @@ class Route:
 
 
 def route_tokens(image_index, n_image):
-    """image_index (B,T) int, N images a sequence -> Route. An index below 1 or above N sees nothing."""
+    """image_index (B,T) int, N images a sequence -> Route. An index below 1 or above N sees nothing.
+
+        tokens       a  b  c  d  e      image_index 0 1 1 2 2, two images: a sees nothing, chunks hold C = 2
+        chunks       (b c) of image 1, (d e) of image 2:  token = b c d e,  place of b c d e = 0 1 2 3
+    """
     b, t = image_index.shape
     device = image_index.device
     seen = (image_index >= 1) & (image_index <= n_image)                                  # (B,T)

@@ -192,7 +192,8 @@ FOR_PAGES, FOR_TEXT, FOR_RANDOM_TEXT = 7, 8, 9  # tell their random numbers from
 
 class Row(NamedTuple):
     """tokens: T+1 ids, texts one after the other, each after a <BOS>. start: position of the first of them.
-    Short rows at random places train all positions of a long context for the price of a short one."""
+    Short rows at random places train all positions of a long context for the price of a short one. As usual
+    for language models, a text may read those before it in its row."""
     tokens: list
     start: int
     media = ()

@@ -34,7 +34,7 @@ from kit.files import BadInput, only_run
 from kit.masked import MaskedSystem
 from kit.run import begin
 from kit.run.batches import TextBatch
-from kit.run.driver import session, stages_to_train
+from kit.run.driver import find_missing, session
 from kit.run.keys import check_values
 from kit.show import canvas
 from kit.tasks.encoders import zero_shot
@@ -174,15 +174,16 @@ def run_cell(config, row, seed):
             continue  # the encoder, in an earlier session
         config.stage = name
         with session(config, train.KEYS) as run:
-            missing, progress = stages_to_train(run, train.STAGES)
+            find_missing(run, train.STAGES)
+            done = (run.progress or {'iter': 0})['iter']  # steps of an earlier session
             torch.manual_seed(seed)
             kind = Masked if row.model is MaskedSystem else STAGES[name]
             stage, begun = kind(run, row), time.time()
-            if not train.train_stage(run, stage, missing, progress):
+            if not train.train_stage(run, stage):
                 continue  # a signal: session ends the process
-            step_time = (time.time() - begun) / max(stage.n_iter - (progress or {'iter': 0})['iter'], 1)
+            step_time = (time.time() - begun) / max(stage.n_iter - done, 1)
             if name != row.stage:
-                run.save_stage(stage, missing)
+                run.save_stage(stage)
                 continue
             with autocast(run.device, run.dtype):
                 found = stage.ask(n)

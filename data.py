@@ -287,8 +287,8 @@ def mixture(sources, mixing, n_step):
     B.1.2).
 
     'accumulate': a batch of every source, and a step on Σ_m λ_m ∇L_m (all in one pass, which adds up the
-    same). 'merged': the same batches count as one, without λ. 'round_robin': one source a step, in turns,
-    which cost the paper 7.8 points (Table 3).
+    same). 'merged': the same batches, in which each target counts the same, without λ (kit/run/parts.py).
+    'round_robin': one source a step, in turns, which cost the paper 7.8 points (Table 3).
     """
     if mixing == 'round_robin':
         return [(i // len(sources), [sources[i % len(sources)]]) for i in range(n_step)]

@@ -33,10 +33,10 @@ class Flamingo(nn.Module):
 
     tokens:       ids V and V+1 are <image> and <EOC>
     image_index:  the paper's φ, which image each token may look at, counted from 1; 0 = none
-    media:        (B,N,F,3,height,width), uint8 pixels or normalised floats; None for text alone. Or, instead,
-                  `features` of the encoder, as `see` makes them: (B,N,F,S,D_v), or, with a frame_mask, those
-                  of the real frames alone, one after the other (frames,S,D_v), as in training
-    frame_mask:   (B,N,F) bool, which frames are real
+    media:        (B,N,F,3,height,width), uint8 pixels or normalised floats; None for text alone
+    frame_mask:   (B,N,F) bool, which frames are real; None: all
+    features:     instead of media, what `see` makes of it: (B,N,F,S,D_v); if there is a frame_mask, of the
+                  real frames alone, one after the other (frames,S,D_v), as in training
     targets:      (B,T), the next token, or -100 where there is nothing to learn. Of no targets the loss is 0
     position:     (B,T), where in the context each token stands; by default its place in the row
     sequence:     (B,T), where several share a row, which of them a token belongs to; none sees another
@@ -112,9 +112,8 @@ class Flamingo(nn.Module):
             return None
         # Ours, not the paper's: each place gets mean 0 and variance 1. An encoder's grid can be of any size
         # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost: clips
-        # would be pictures. (Here, too, channels that training leaves out are made up for, as dropout does by
-        # 1/(1-p). The norms of resampler and gated layers that follow are the paper's, but for the last one
-        # in the resampler.)
+        # would be pictures. (The norms that follow, in resampler and gated layers, are the paper's, but for
+        # that of what the resampler gives.)
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 

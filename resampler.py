@@ -126,8 +126,11 @@ class PerceiverResampler(nn.Module):
         return visual.unflatten(0, features.shape[:2])                               # (B,N,R,D)
 
     def perceive_real(self, features, frame_mask):
-        """perceive(its real frames) of each image, zeros for one without any. Those with equally many frames
-        go together. (Training comes this way: it has pictures beside clips.)"""
+        """Of each image `perceive(its real frames)`, or zeros if there are none. (Training comes this way: it
+        has pictures beside clips.) by_length takes those of one length together; the results are those of
+
+            [self.perceive(clip[None]) for clip in self.project(frames).split(length.tolist())]
+        """
         frames = features[frame_mask] if features.ndim == 5 else features            # (frames,S,D_v)
         length = frame_mask.flatten(0, 1).sum(1)                                     # (B*N,) of each image
         visual = by_length(self.perceive, self.project(frames), length, empty=torch.zeros_like(self.latents))

@@ -17,23 +17,26 @@ finetune.pt after --stage=finetune). Run it again, and it continues where it was
 The way of one step of the Flamingo stage, indented as the calls are. On the right: nano's first step.
 
     train_stage                     train.py
-        Loop.read                   kit       reads batch i of each source: its n Documents from number i·n on
+        Loop                        kit       reads batch i of each source: its n Documents from number i·n on
             SequenceData.of_source  train.py  -> {source: sequences}                24 + 8 + 8 + 4 sequences
-                Reader.document     kit       number -> Document, pictures decoded    kit/world/pages.py draws
+                Reader.document     kit       number -> Document, e.g. drawn by kit/world/pages.py;
+                                              its pictures go into reader.pixels
                 .sequence           train.py  -> data.Encoded, at a random place of the context
                     encode          data.py   -> tokens (T,), φ (T,), which are learned          T: 5 to 128
+        Parts                       kit       the samples as they are; or some after the others
         gradients                   train.py  adds ∇ Σ λ L
             SequenceData.batch      train.py  sequences of all sources -> tensors            tokens (16,128)
                 collate             data.py   pads; short sequences share a row
             FlamingoStage.losses    train.py  L of each source, a mean over its targets
-                .pictures           train.py  -> features of their frames, less some channels    (403,9,384)
+                .pictures           train.py  features of the frames in reader.pixels, less some channels
+                                                                                                (403,9,384)
                 Flamingo.forward    model.py  -> the loss of each target                             (1456,)
         Stage.clip                  kit
         optimizer.step
 
-A *target* is a token to be predicted. In kit: Loop (run/loop.py) resumes, logs, stops, lets workers read
-ahead; Reader (run/reading.py) replaces damaged Documents and keeps pixels, FrozenFeatures (features.py)
-features. What a stage has: run/stage.py.
+A *target* is a token to be predicted. In kit/run: Loop (loop.py) resumes, logs, stops, lets workers read
+ahead; Reader (reading.py) replaces damaged Documents; Parts (parts.py) is for --micro_batches and many GPUs;
+what a stage has is in stage.py. docs/one_step.md follows a step of two short Documents number by number.
 """
 import math
 from dataclasses import dataclass, replace
@@ -53,7 +56,7 @@ from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.parts import in_parts
+from kit.run.parts import Parts
 from kit.run.stage import Stage
 from model import Flamingo
 from vision import contrastive_loss
@@ -64,42 +67,43 @@ from xattn import one_image_per_token
 # The loop
 
 
-def train_stage(run, stage, missing, progress=None):
-    """Train one stage, from where `progress` left it -> whether it was finished (see kit/run/loop.py).
-    run: kit.run.run.Run, with config (the keys), model_config, reader (of all sources), tokenizer, device"""
-    loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter), missing, progress)
-    for step, (i, sources) in loop:                       # from where it stopped
-        samples = loop.read(sources, i)                   # {source: stage.data.of_source(source, i)}
+def train_stage(run, stage):
+    """Train one stage -> whether it was finished. run (kit/run/run.py) has config, the keys; model_config;
+    reader, of all sources; tokenizer; device."""
+    loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter))
+    for step, samples in loop:                            # from where it stopped; samples of each source
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = gradients(run, stage, samples, stage.lambdas)
+        parts = Parts(run, stage, samples)                # by default one: all samples, and the stage's λ
+        for part, lambdas in parts:
+            parts.add(gradients(run, stage, part, lambdas))
         norm = stage.clip().item()                        # once: clipping each source would change the mix
-        if loop.finite(losses, norm):
+        if loop.finite(parts.losses, norm):
             stage.optimizer.step()
         else:
             loop.skip(gradients, samples)                 # asks each source by itself: which of them was it?
         stage.optimizer.zero_grad(set_to_none=True)
-        loop.log(losses, norm, n_token)
+        loop.log(parts.losses, norm, parts.n_token)
         if loop.time_to_evaluate():
             loop.evaluate()
     return loop.complete
 
 
-@in_parts  # one part after the other, with --micro_batches and on many GPUs: kit/run/parts.py
 def gradients(run, stage, samples, lambdas):
     """Adds the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) to every parameter's .grad. m: the sources.
     -> ({source: L_m}, tokens read, padding included)
 
     The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
     gives each of them more weight than a sum: λ must be smaller to say the same. For pairs ours is half of
-    that: a mean of few losses is noisy, and pairs are learned by heart (docs/results.md).
+    that: a mean of few losses is noisy, and pairs are learned by heart (docs/results.md). Of clips, one step
+    has four; their λ was left as it is in the paper.
 
         source   targets of a sequence   λ of sums (paper)   the same, of means     λ of means (ours)
         m3w               45                   1                    1                     1
         align              5                   0.2           0.2 · 5/45  ≈ 0.02           0.01
         ltip              14                   0.2           0.2 · 14/45 ≈ 0.06           0.03
-        vtp               14                   0.03          0.03 · 14/45 ≈ 0.01          0.03, as it is there
+        vtp               14                   0.03          0.03 · 14/45 ≈ 0.01          0.03
     """
     batch = stage.data.batch(samples)
     with autocast(run.device, run.dtype, cache=False):
@@ -170,8 +174,9 @@ class SequenceData(StageData):
         the other, and short sequences fill the gaps beside long ones."""
         share = one_image_per_token(self.model_config.attend)
         batch, sources = collate(together(samples), self.tokenizer, share), list(samples)
-        of_sequence = torch.tensor([sources.index(s.source) for s in batch.sequences])
-        source = of_sequence[batch.sequence[batch.targets != -100] - 1]                         # (K,)
+        of_sequence = torch.tensor([sources.index(s.source) for s in batch.sequences])   # the source of each
+        sequence = batch.sequence[batch.targets != -100] - 1          # (K,) in which sequence each target is
+        source = of_sequence[sequence]                                # (K,)
         return SequenceBatch(**vars(batch), source=source, sources=sources).to(self.device)
 
 
@@ -364,15 +369,12 @@ def main():
     config = configure(KEYS, usage=__doc__, groups=GROUPS, gone=GONE)
     check_values(config, KEYS)
     with session(config, KEYS) as run:
-        missing, progress = stages_to_train(run, STAGES)  # progress: of a stage that was interrupted
-        while missing and not run.stop:
+        for name in stages_to_train(run, STAGES):         # those that are missing, until a signal comes
             torch.manual_seed(config.seed)
-            stage = STAGES[missing[0]](run)
-            if train_stage(run, stage, missing, progress):
-                run.save_stage(stage, missing)
-                missing, progress = missing[1:], None
-        if not missing and not run.stop:
-            finish(run, FlamingoStage)                    # the few-shot table
+            stage = STAGES[name](run)
+            if train_stage(run, stage):
+                run.save_stage(stage)
+        finish(run, FlamingoStage)                        # the few-shot table
 
 
 if __name__ == '__main__':

@@ -14,8 +14,9 @@ frozen blocks expect to be clean (the paper: −4.2 points, unstable). How far a
 little, and whether above or below 0 says nothing: `to_out` can scale and turn around what passes.
 
 *How a shut gate learns.* ∂L/∂α = (1 − tanh²α) ⟨∂L/∂y, what was found⟩ is not zero at α = 0, so the gate moves
-first. The gradients of the weights behind it are tanh(α) times what they would be without it: 0 at first, and
-small while it is nearly shut. So our gates learn 15 times as fast as the rest.
+first. The gradients of the weights behind it are tanh(α) times what they would be without it, 0 at first.
+(Once it is ajar, Adam makes up for that factor. But Adam moves a number by about the learning rate a step,
+however large its gradient, and a gate is one number. So ours learn 15 times as fast as the rest.)
 
 *Which picture.* Token ℓ sees the R visual tokens of one image only, `image_index[ℓ]`: the paper's φ, counted
 from 1, 0 for none. It is the last image before it (on some pages the next: p_next in data.encode). *How an

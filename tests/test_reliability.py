@@ -37,6 +37,7 @@ from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
 from kit.run.batches import PairData
 from kit.run.keys import check_values
+from kit.run.parts import whole_step
 from kit.run.run import Run
 from kit.tasks.asker import load
 from kit.tasks.episodes import can_ask
@@ -432,7 +433,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_pat
 
     stage.data.batch, stage.losses, stage.evaluate = numbered, spoilt, lambda: {}
     stage.module.vision.blocks[1].conv2.weight.register_hook(lambda g: g * float('inf') if stage.hurt else g)
-    assert train.train_stage(run, stage, ['vision'])
+    assert train.train_stage(run, stage)
     run.write_log()
     with open(run.path('log.csv'), newline='') as f:
         assert [(row['iter'], row['skipped']) for row in csv.DictReader(f)
@@ -451,9 +452,9 @@ def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_state(tmp_path):
     stage.losses = lambda batch: {s: loss * (float('inf') if at['i'] > 1 else 1)
                                   for s, loss in losses(batch).items()}
     save = run.save_progress
-    run.save_progress = lambda missing, i, stage=None: save(missing, i, stage) if i <= 2 else None
+    run.save_progress = lambda i, stage=None: save(i, stage) if i <= 2 else None
     with pytest.raises(BadInput, match=r'ten steps in a row .*align \+ ltip.*training\.pt'):
-        train.train_stage(run, stage, ['vision'])
+        train.train_stage(run, stage)
     good = checkpoint.load(run.path('training.pt'), 'training')
     assert good['iter'] == 2 and all(x.isfinite().all() for x in good['module'].values())
 
@@ -472,7 +473,8 @@ def out(tmp_path_factory):
     for name in ('vision', 'language', 'flamingo'):
         run.save_stage(train.STAGES[name](run))
     stage = train.VisionStage(run)
-    run.save_progress(['vision'], 1, stage)
+    run.missing = ['vision']
+    run.save_progress(1, stage)
     return folder
 
 
@@ -638,8 +640,8 @@ def test_a_damaged_state_of_training_is_one_line(out, tmp_path, change):
     torch.save(content, tmp_path / 'training.pt')
     run = small_run(tmp_path)
     with pytest.raises(BadInput) as e:
-        progress = run.load_progress(train.STAGES)
-        train.train_stage(run, train.VisionStage(run), ['vision'], progress)
+        run.missing, run.progress = ['vision'], run.load_progress(train.STAGES)
+        train.train_stage(run, train.VisionStage(run))
     assert '\n' not in str(e.value)
 
 
@@ -1123,7 +1125,7 @@ def test_every_key_of_training_at_its_edges(tmp_path, monkeypatch):
     line."""
     monkeypatch.chdir(tmp_path)
     reached = []
-    monkeypatch.setattr(train, 'stages_to_train', lambda run, stages: (reached.append(run), ([], None))[1])
+    monkeypatch.setattr(train, 'stages_to_train', lambda run, stages: (reached.append(run), [])[1])
     monkeypatch.setattr(train, 'finish', lambda run, stage: None)
     statuses = []
     for argument in [*edges(train.KEYS), '--dtype=float16', '--device=meta', '--m3w=', '--m3w=align',
@@ -1151,10 +1153,10 @@ def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
     def one_step(run, stages):
         for name in ('vision', 'language', 'flamingo'):
             stage = train.STAGES[name](run)
-            train.gradients(run, stage, stage.data.read(stage.sources, 0), stage.lambdas)
+            whole_step(train.gradients, run, stage, stage.data.read(stage.sources, 0))
             stage.clip()
             run.save_stage(stage)
-        return [], None
+        return []
 
     monkeypatch.setattr(train, 'stages_to_train', one_step)
     monkeypatch.setattr(train, 'finish', lambda run, stage: None)

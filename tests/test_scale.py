@@ -27,6 +27,7 @@ from kit.files import BadInput
 from kit.measure import accounting
 from kit.run import begin, distributed
 from kit.run.keys import check_values, SOURCES
+from kit.run.parts import whole_step
 from kit.run.run import Run
 from kit.tasks.results import measure
 from kit.weights import checkpoint
@@ -193,7 +194,7 @@ def flamingo_gradient(folder, *arguments, exact=False):
         stage.module.double()
         stage.pictures = lambda batch: {k: v.double() if v.is_floating_point() else v
                                         for k, v in pictures(batch).items()}
-    losses, _ = train.gradients(run, stage, stage.data.read(['m3w'], 0), stage.lambdas)
+    losses, _ = whole_step(train.gradients, run, stage, stage.data.read(['m3w'], 0))
     gradient = torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad])
     return losses['m3w'], gradient, stage
 
@@ -208,7 +209,8 @@ def test_micro_batches_and_activation_checkpointing_change_nothing(untrained):
         assert_near(other, gradient, 16 * EPS / torch.finfo(torch.float64).eps)
     a, b = (train.LanguageStage(small_run(untrained, f'--micro_batches={n}')) for n in (1, 2))
     b.module.load_state_dict(a.module.state_dict())
-    whole, parts = (train.gradients(s.run, s, s.data.read(['text'], 0), s.lambdas)[0]['text'] for s in (a, b))
+    whole, parts = (whole_step(train.gradients, s.run, s, s.data.read(['text'], 0))[0]['text']
+                    for s in (a, b))
     assert parts == pytest.approx(whole, rel=128 * EPS)  # a mean over 4 · 32 targets
 
 
@@ -269,14 +271,14 @@ def test_pretrained_weights_are_taken_as_they_are(tmp_path, tiny_nfnet):
     assert (c.n_vocab, c.lm_layer, c.lm_dim, c.lm_head, c.lm_eps, c.n_context) == (264, 2, 128, 4, 1e-3, 64)
     assert c.vision == 'tiny' and run.tokenizer.image == 264
     for stage in (train.VisionStage(run), train.LanguageStage(run)):
-        assert train.train_stage(run, stage, [])
+        assert train.train_stage(run, stage)
         run.save_stage(stage)
     flamingo = train.FlamingoStage(run)
     lm = flamingo.module.lm
     torch.testing.assert_close(lm.h[1].mlp.c_fc.weight, state['transformer.h.1.mlp.c_fc.weight'].T)
     assert lm.h[0].attn.n_head == 4 and lm.h[1].ln_2.eps == lm.ln_f.eps == 1e-3
     assert torch.equal(flamingo.module.vision.stem[0].weight, timm_state()['stem.conv1.weight'])
-    losses, _ = train.gradients(run, flamingo, flamingo.data.read(['m3w'], 0), flamingo.lambdas)
+    losses, _ = whole_step(train.gradients, run, flamingo, flamingo.data.read(['m3w'], 0))
     assert math.isfinite(losses['m3w'])
     # The same is fine.
     published_run(tmp_path / 'out', *given, '--lm_layer=2', '--vision=tiny', '--sizes=lm_head=4')
@@ -348,13 +350,14 @@ def train_all(out_dir, other=None, *arguments):
         stage.evaluate = dict  # what the stages say about themselves is tested elsewhere
         save = run.save_progress
 
-        def keep_one(missing, i, stage=None):
-            Run.save_progress(run, missing, i, stage)
+        def keep_one(i, stage=None):
+            Run.save_progress(run, i, stage)
             if i == 15 and distributed.rank() == 0:
                 shutil.copy(run.path('training.pt'), run.path(f'{stage.name}.15.pt'))
 
         run.save_progress, run.log = keep_one, []
-        assert train.train_stage(run, stage, [name])
+        run.missing = [name]
+        assert train.train_stage(run, stage)
         run.save_progress = save
         run.save_stage(stage)
         first |= losses(run.log)
@@ -372,7 +375,8 @@ def go_on(run, name, path):
     stage = train.STAGES[name](run)
     stage.evaluate = dict
     run.log = []
-    assert train.train_stage(run, stage, [name], checkpoint.load(path, 'training'))
+    run.missing, run.progress = [name], checkpoint.load(path, 'training')
+    assert train.train_stage(run, stage)
     return losses(run.log)
 
 

@@ -20,6 +20,7 @@ from kit.run.ahead import Ahead, look_ahead
 from kit.run.batches import PairData, TextData
 from kit.run.keys import check_values
 from kit.run.loop import OUT_OF_TIME
+from kit.run.parts import whole_step
 from kit.run.run import Run
 from kit.weights import checkpoint
 from kit.world.draw import clip_media, picture_media
@@ -58,7 +59,7 @@ def exact_stage(flamingo_stage):
 
 def gradient(stage, names):
     stage.optimizer.zero_grad()
-    losses, _ = train.gradients(stage.run, stage, stage.data.read(names, 0), stage.lambdas)
+    losses, _ = whole_step(train.gradients, stage.run, stage, stage.data.read(names, 0))
     return losses, [p.grad.clone() for p in stage.module.parameters() if p.requires_grad]
 
 
@@ -94,26 +95,24 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
 def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monkeypatch):
     stage, asked = flamingo_stage, []
     stage.data.of_source = lambda source, i: i
-    monkeypatch.setattr(train, 'gradients', lambda run, stage, samples, lambdas:
-                        asked.append(samples) or (dict.fromkeys(samples, 0.0), 1))
+    stage.data.parts = lambda samples: asked.append(samples) or []
     stage.n_iter, stage.clip, stage.evaluate = 7, lambda: torch.tensor(0.0), lambda: {}
     in_turns = [{'m3w': 0}, {'align': 0}, {'ltip': 0}, {'vtp': 0}, {'m3w': 1}, {'align': 1}, {'ltip': 1}]
     together = [dict.fromkeys(('m3w', 'align', 'ltip', 'vtp'), i) for i in range(7)]
     for mixing, expected in (('round_robin', in_turns), ('accumulate', together)):
         stage.mixing = mixing
         asked.clear()
-        assert train.train_stage(stage.run, stage, ['flamingo']) and asked == expected
+        assert train.train_stage(stage.run, stage) and asked == expected
 
 
 def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage, monkeypatch):
     stage, asked = flamingo_stage, []
     stage.data.of_source = lambda source, i: i
-    monkeypatch.setattr(train, 'gradients', lambda run, stage, samples, lambdas:
-                        asked.append(samples) or (dict.fromkeys(samples, 0.0), 1))
+    stage.data.parts = lambda samples: asked.append(samples) or []
     stage.name, stage.n_iter = 'finetune', 5
     stage.clip, stage.evaluate = lambda: torch.tensor(0.0), lambda: {}
     stage.mixing = 'round_robin'
-    assert train.train_stage(stage.run, stage, ['finetune'])
+    assert train.train_stage(stage.run, stage)
     assert asked == [{'m3w': 0}, {'align': 0}, {'ltip': 0}, {'vtp': 0}, {'m3w': 1}]
 
 
@@ -423,7 +422,8 @@ def test_a_run_with_workers_ends_with_the_same_weights(tmp_path):
         if stop_at:
             evaluate, run_stop = stage.evaluate, stop_at
             stage.evaluate = lambda: (setattr(run, 'stop', run_stop), evaluate())[1]
-        train.train_stage(run, stage, ['vision'], progress)
+        run.missing, run.progress = ['vision'], progress
+        train.train_stage(run, stage)
         return stage.module.state_dict()
     plain, helped = train_with(), train_with('--workers=2')
     train_with('--workers=2', stop_at=OUT_OF_TIME)  # after two steps, at the evaluation; saved
@@ -485,8 +485,7 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, argum
     assert n_picture == {(): [(once, 2)], ('--augment=strength=1',): [(16, 1)] * 2,
                          ('--augment=lines=0.5',): [(16, 1)] * 2,
                          ('--align=shapes:2',): [(once, 1)] * 2}[tuple(arguments)]
-    stage = train.VisionStage(run)
-    losses, _ = train.gradients(run, stage, samples, stage.lambdas)
+    losses, _ = whole_step(train.gradients, run, train.VisionStage(run), samples)
     assert set(losses) == {'align', 'ltip'} and all(1 < loss < 20 for loss in losses.values())
 
 

@@ -113,8 +113,8 @@ class PairData(StageData):
         """One for each source; or, where both show the same pictures with different captions, as in the
         drawn world, one for the two, in which each picture is encoded once. (Of different pictures that
         would gain nothing and take twice the memory.)"""
-        together = self.config.align == self.config.ltip and not self.augmented
-        return [samples] if together else [{source: pairs} for source, pairs in samples.items()]
+        once = self.config.align == self.config.ltip and not self.augmented
+        return [samples] if once else [{source: pairs} for source, pairs in samples.items()]
 
     def batch(self, samples):
         """{source: Pairs} -> PairBatch, in which a picture that several of them show is there once"""

@@ -45,14 +45,21 @@ def session(config, keys):
 
 
 def stages_to_train(run, stages):
-    """-> (names of the stages that are asked for and missing, in order; content of training.pt or None).
-    Nothing is written before all ranks have been here. Raises BadInput."""
-    missing, progress = what_is_missing(run, stages)
-    check_batches(run.config, missing)
+    """Yields the names of the stages that are asked for and missing, in order, until a signal comes or time
+    is up. run.save_stage says that one is not missing any more. Raises BadInput."""
+    find_missing(run, stages)
+    while run.missing and not run.stop:
+        yield run.missing[0]
+
+
+def find_missing(run, stages):
+    """Sets run.missing and run.progress. Nothing is written before all ranks have been here. Raises
+    BadInput."""
+    run.missing, run.progress = what_is_missing(run, stages)
+    check_batches(run.config, run.missing)
     distributed.barrier()  # until all ranks have seen the same files, none may change them
     signal.signal(signal.SIGINT, run.on_signal)
     signal.signal(signal.SIGTERM, run.on_signal)
-    return missing, progress
 
 
 def wanted(run):
@@ -92,8 +99,10 @@ def check_batches(config, missing):
 
 
 def finish(run, flamingo_stage):
-    """When nothing is missing any more: the few-shot table, and what was left out on the way.
+    """If nothing is missing any more: the few-shot table, and what was left out on the way.
     flamingo_stage(run) -> a FlamingoStage, into which flamingo.pt is loaded."""
+    if run.missing or run.stop:
+        return
     if run.complete:
         if distributed.rank() == 0:
             print(f'{run.config.out_dir} is complete. --init_from=scratch starts over; '

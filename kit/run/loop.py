@@ -8,36 +8,36 @@ from kit.device import autocast
 from kit.files import BadInput
 from kit.run import distributed
 from kit.run.ahead import look_ahead
+from kit.run.parts import whole_step
 
 OUT_OF_TIME = 1000  # a reason to stop; other reasons are numbers of signals
 MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
-    """for step, (i, sources) in Loop(run, stage, steps, missing, progress): of all steps those from where it
-    stopped, and which batch i of which sources each reads, as data.mixture says it.
+    """for step, samples in Loop(run, stage, steps): of all steps those from where it stopped, and what each
+    reads, {source: samples}. steps: which batch i of which sources each reads, as data.mixture says it.
 
-    missing:  names of the stages still to be trained, this one first
-    progress: the content of training.pt, if there is one
     After a signal, or when time is up, the current step is finished and saved and is the last one. `complete`
     then says whether the stage came to its end.
     """
 
-    def __init__(self, run, stage, steps, missing, progress=None):
-        self.run, self.stage, self.steps, self.missing = run, stage, steps, missing
-        self.start = run.restore(stage, progress) if progress is not None and 'module' in progress else 0
+    def __init__(self, run, stage, steps):
+        self.run, self.stage, self.steps = run, stage, steps
+        self.start = run.restore(stage)
         self.step, self.saved, self.complete = self.start - 1, self.start, False
         self.skipped, self.last_evaluation = 0, ''
         self.clock, self.n_token = time.time(), 0  # of the last line of the log, and tokens read since
         if self.start == 0:
-            run.save_progress(missing, 0)  # from here on, training.pt says what is left to do
+            run.save_progress(0)  # from here on, training.pt says what is left to do
 
     def __iter__(self):
         run, stage, steps = self.run, self.stage, self.steps[self.start:]
-        self.ahead = look_ahead(stage.data, steps) if run.config.workers else None
+        each = (look_ahead(stage.data, steps) if run.config.workers else
+                (stage.data.read(sources, i) for i, sources in steps))
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
-            for self.step, batch in enumerate(steps, self.start):
-                yield self.step, batch
+            for self.step, samples in enumerate(each, self.start):
+                yield self.step, samples
                 self.bar.update()
                 self.find_out_whether_to_stop()
                 if run.stop and self.saved != self.step + 1:
@@ -45,10 +45,6 @@ class Loop:
                 if run.stop:
                     break
         self.complete = self.is_last
-
-    def read(self, sources, i):
-        """stage.data.read(sources, i), by worker processes ahead of time with --workers"""
-        return self.stage.data.read(sources, i) if self.ahead is None else next(self.ahead)
 
     @property
     def is_last(self):
@@ -77,7 +73,7 @@ class Loop:
         self.skipped += 1
         for source in samples:
             stage.optimizer.zero_grad(set_to_none=True)
-            losses, _ = gradients(run, stage, {source: samples[source]}, stage.lambdas)
+            losses, _ = whole_step(gradients, run, stage, {source: samples[source]})
             if not math.isfinite(sum(losses.values()) + stage.clip().item()):
                 found.append(source)
         source = ' + '.join(found or samples)  # if each alone is finite, only their sum is not
@@ -126,5 +122,5 @@ class Loop:
         self.clock = time.time()
 
     def save(self):
-        self.run.save_progress(self.missing, self.step + 1, self.stage)
+        self.run.save_progress(self.step + 1, self.stage)
         self.saved = self.step + 1

@@ -1,33 +1,49 @@
 """A step in parts: of a batch too large for one pass, and of many ranks."""
-import functools
 from collections import Counter
 
 from kit.run import distributed
 
 
-def in_parts(gradients):
-    """Decorates train.gradients(run, stage, samples, lambdas): the samples of a step go through it one part
-    after the other (StageData.parts), on every rank. What comes back is of the whole step, too.
+class Parts:
+    """for part, lambdas in Parts(run, stage, samples): the samples of a step in parts, as StageData.parts
+    cuts them, and of each the weights of its losses. `add` what train.gradients says of each; then `losses`
+    {source: L_m} and `n_token` are those of the whole step, of all ranks.
 
     The mean L_m of a whole step is the sum of its parts' means, each times the part's share of the targets:
-    of two parts with 30 and 10 targets, L = ¾ L_1 + ¼ L_2. So each part's λ_m is multiplied by its share;
+    of two parts with 30 and 10 targets, L = ¾ L_1 + ¼ L_2. So of each part λ_m is multiplied by its share;
     with one part, on one GPU, by 1. Ranks average their gradients, so a share is of the ranks' mean.
     """
-    @functools.wraps(gradients)
-    def of_whole_step(run, stage, samples, lambdas):
-        parts = stage.data.parts(samples)
+
+    def __init__(self, run, stage, samples):
+        self.run, self.stage, self.samples = run, stage, samples
+        self.losses, self.n_token, self.share = Counter(), 0, {}
+
+    def __iter__(self):
+        run, stage, parts = self.run, self.stage, self.stage.data.parts(self.samples)
         in_part = [{m: sum(s.n_target for s in part[m]) for m in part} for part in parts]
-        in_step = distributed.mean_of({m: sum(n.get(m, 0) for n in in_part) for m in samples})
+        in_step = distributed.mean_of({m: sum(n.get(m, 0) for n in in_part) for m in self.samples})
+        lambdas = stage.lambdas
         if stage.mixing == 'merged':  # one batch of all sources: each target counts the same
             lambdas = {m: n / (sum(in_step.values()) or 1) for m, n in in_step.items()}
-        losses, n_token = Counter(), 0
         for k, (part, n) in enumerate(zip(parts, in_part)):
-            of_all = sum(n.values()) / (sum(in_step[m] for m in n) or 1)  # for a loss of all sources together
-            share = dict.fromkeys(lambdas, of_all) | {m: n[m] / (in_step[m] or 1) for m in n}
+            self.share = {m: n[m] / (in_step[m] or 1) for m in n}
+            of_all = sum(n.values()) / (sum(in_step[m] for m in n) or 1)
+            self.share |= {name: of_all for name in lambdas if name not in n}  # a loss of all sources
             with distributed.accumulating(stage.net, more=k + 1 < len(parts)):  # exchanged after the last
-                found, n_token_part = gradients(run, stage, part, {m: lambdas[m] * share[m] for m in lambdas})
-            losses.update({m: loss * share[m] for m, loss in found.items()})  # a Counter adds up
-            n_token += n_token_part
+                yield part, {m: weight * self.share[m] for m, weight in lambdas.items()}
         distributed.average(stage.module, run.config.shard)  # with --shard; else the ranks have averaged
-        return distributed.mean_of(losses), n_token
-    return of_whole_step
+        self.losses = distributed.mean_of(self.losses)
+
+    def add(self, found):
+        """found: ({source: L_m}, tokens read) of the part at hand"""
+        losses, n_token = found
+        self.losses.update({m: loss * self.share[m] for m, loss in losses.items()})  # a Counter adds up
+        self.n_token += n_token
+
+
+def whole_step(gradients, run, stage, samples):
+    """train.gradients of all parts -> ({source: L_m}, tokens read) of the whole step"""
+    parts = Parts(run, stage, samples)
+    for part, lambdas in parts:
+        parts.add(gradients(run, stage, part, lambdas))
+    return parts.losses, parts.n_token

@@ -78,8 +78,10 @@ class Run:
         self.model_config = self.check_model_config()
         self.reader = Reader(self.sources, self.model_config, self.report)
         self.held_out = self.held_out and readable_pairs(self.held_out, self.reader.pixels, self.report)
+        self.missing = []          # names of the stages to be trained, the one at hand first
+        self.progress = None       # of one that was interrupted: the content of training.pt
         self.log = []              # lines of log.csv, {column: value}
-        self.complete = False  # was everything there when this session began?
+        self.complete = False      # was everything there when this session began?
         self.stop = None           # why to stop after this step: a signal's number, or loop.OUT_OF_TIME
         self.training = True       # would anything be lost by leaving at once?
         self.started = time.time()
@@ -199,9 +201,8 @@ class Run:
         """Minutes of training, all sessions together."""
         return self.minutes_before + (time.time() - self.started) / 60
 
-    def save_stage(self, stage, missing=()):
-        """Write NAME.pt. missing: names of the stages to be trained, this one first; training.pt then says
-        that the others are left."""
+    def save_stage(self, stage):
+        """Write NAME.pt. It is not missing any more, and training.pt says so."""
         content = distributed.whole(stage.content())  # all ranks gather it, ...
         if stage.name == 'vision':  # of what it sees now; nothing unless --folders=words=N
             content['words'] = class_words.find(self, stage.module.vision)
@@ -210,8 +211,9 @@ class Run:
                             config=asdict(self.model_config), tokenizer=self.tokenizer.state(),
                             keys=vars(self.config), given=self.given, **content)
         distributed.barrier()                         # ... and all read it next
-        if missing:
-            self.save_progress(missing[1:], 0)
+        if self.missing:
+            self.missing = self.missing[1:]
+            self.save_progress(0)
 
     def load_stage(self, name, module):
         """-> the content of NAME.pt. Raises BadInput if it lacks `module`, or was made with another tokenizer
@@ -242,11 +244,11 @@ class Run:
         if again or not self.training:
             raise KeyboardInterrupt
 
-    def save_progress(self, missing, i, stage=None):
-        """Write training.pt: everything needed to continue with step i of stage missing[0] as if nothing had
-        happened."""
+    def save_progress(self, i, stage=None):
+        """Write training.pt: everything needed to continue with step i of the first missing stage as if
+        nothing had happened."""
         self.reader.share_left_out()
-        state = {'missing': missing, 'iter': i, 'keys': vars(self.config), 'rows': self.log,
+        state = {'missing': self.missing, 'iter': i, 'keys': vars(self.config), 'rows': self.log,
                  'minutes': self.minutes(), 'left_out': self.reader.left_out}
         if stage is not None:
             state |= {'module': distributed.whole(stage.module.state_dict()),
@@ -282,8 +284,12 @@ class Run:
                 raise BadInput(f'{path} was made with {theirs}, now {ours}: give the same, '
                                'another --out_dir, or --init_from=scratch to start over')
 
-    def restore(self, stage, progress):
-        """Put weights, optimizer and random state back -> the number of the step to continue with."""
+    def restore(self, stage):
+        """Put weights, optimizer and random state of an interrupted stage back -> the number of the step to
+        continue with; 0 of one that begins."""
+        progress, self.progress = self.progress, None
+        if progress is None or 'module' not in progress:
+            return 0
         path = self.path('training.pt')
         distributed.load_module(stage.module, progress['module'], path)
         distributed.load_optimizer(stage.optimizer, progress['optimizer'], path)

@@ -18,9 +18,10 @@ The way of one step of the Flamingo stage, indented as the calls are. On the rig
 
     train_stage                     train.py
         Loop                        kit       reads batch i of each source: its n Documents from number i·n on
-            SequenceData.of_source  train.py  -> {source: sequences}                24 + 8 + 8 + 4 sequences
-                Reader.document     kit       number -> Document, e.g. drawn by kit/world/pages.py;
-                                              its pictures go into reader.pixels
+            SequenceData.read       kit       -> {source: sequences}                24 + 8 + 8 + 4 sequences
+              .of_source            train.py  -> the sequences of one
+                Reader.document     kit       number -> Document: Source.document, which asks for a page of
+                                              kit/world/pages.py, or of a folder
                 .sequence           train.py  -> data.Encoded, at a random place of the context
                     encode          data.py   -> tokens (T,), φ (T,), which are learned          T: 5 to 128
         Parts                       kit       the samples as they are; or some after the others
@@ -28,15 +29,19 @@ The way of one step of the Flamingo stage, indented as the calls are. On the rig
             SequenceData.batch      train.py  sequences of all sources -> tensors            tokens (16,128)
                 collate             data.py   pads; short sequences share a row
             FlamingoStage.losses    train.py  L of each source, a mean over its targets
-                .pictures           train.py  features of the frames in reader.pixels, less some channels
-                                                                                                (403,9,384)
+                .pictures           train.py  features of batch.media, less some channels        (403,9,384)
                 Flamingo.forward    model.py  -> the loss of each target                             (1456,)
         Stage.clip                  kit
         optimizer.step
 
 A *target* is a token to be predicted. In kit/run: Loop (loop.py) resumes, logs, stops, lets workers read
 ahead; Reader (reading.py) replaces damaged Documents; Parts (parts.py) is for --micro_batches and many GPUs;
-what a stage has is in stage.py. docs/one_step.md follows a step of two short Documents number by number.
+what a stage has is in stage.py. Pictures and features are kept, not made twice (kit/features.py).
+docs/one_step.md follows two steps on three short Documents. The other stages do the same, but for
+
+    VisionStage     PairData of kit/run/batches.py: pictures (M,3,48,48), captions of each source (96,T)
+                    NFNet.embed, TextTower.embed -> v, l (96,128) -> contrastive_loss         vision.py
+    LanguageStage   TextData: tokens (8,448) -> GPT.forward                                   model.py
 """
 import math
 from dataclasses import dataclass, replace
@@ -78,13 +83,14 @@ def train_stage(run, stage):
         parts = Parts(run, stage, samples)                # by default one: all samples, and the stage's λ
         for part, lambdas in parts:
             parts.add(gradients(run, stage, part, lambdas))
+        losses, n_token = parts.total()
         norm = stage.clip().item()                        # once: clipping each source would change the mix
-        if loop.finite(parts.losses, norm):
+        if loop.finite(losses, norm):
             stage.optimizer.step()
         else:
             loop.skip(gradients, samples)                 # asks each source by itself: which of them was it?
         stage.optimizer.zero_grad(set_to_none=True)
-        loop.log(parts.losses, norm, parts.n_token)
+        loop.log(losses, norm, n_token)
         if loop.time_to_evaluate():
             loop.evaluate()
     return loop.complete
@@ -96,8 +102,8 @@ def gradients(run, stage, samples, lambdas):
 
     The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
     gives each of them more weight than a sum: λ must be smaller to say the same. For pairs ours is half of
-    that: a mean of few losses is noisy, and pairs are learned by heart (docs/results.md). Of clips, one step
-    has four; their λ was left as it is in the paper.
+    that: a mean of few losses is noisy, and pairs are learned by heart (docs/results.md). That of clips we
+    left as it is in the paper. (In the drawn world λ hardly matters: pages show all that the others show.)
 
         source   targets of a sequence   λ of sums (paper)   the same, of means     λ of means (ours)
         m3w               45                   1                    1                     1
@@ -152,8 +158,7 @@ class SequenceData(StageData):
     """Documents of four sources -> sequences of tokens -> padded batches."""
 
     def of_source(self, source, i):
-        """-> batch i of a source, [Encoded]: its Documents from number i·n on, n of them. Reading also
-        decodes their pictures: reader.pixels keeps them for `FlamingoStage.pictures`."""
+        """-> batch i of a source, [Encoded]: its Documents from number i·n on, n of them"""
         return [self.sequence(self.reader.document(source, number), source, number)
                 for number in self.numbers(i, 'batch_' + source)]
 
@@ -287,7 +292,7 @@ class FlamingoStage(Stage):
         return begin.frozen(self.run, kind=kind)      # (Contrastive, Flamingo): trained encoders, trained GPT
 
     def pictures(self, batch):
-        """Frozen features of the pixels that `of_source` left in run.reader, less some channels"""
+        """The frozen encoder's features of batch.media, less some channels"""
         features, frame_mask = self.features(batch.media)
         features = drop_channels(features, frame_mask, batch.sequences, self.config.feature_dropout)
         return {'features': features, 'frame_mask': frame_mask}

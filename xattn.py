@@ -18,6 +18,9 @@ first. The gradients of the weights behind it are tanh(α) times what they would
 (Once it is ajar, Adam makes up for that factor. But Adam moves a number by about the learning rate a step,
 however large its gradient, and a gate is one number. So ours learn 15 times as fast as the rest.)
 
+*Without a picture* a token gets 0 from attention. The feed-forward acts on it all the same: once its gate is
+open, text alone is not the language model's own stream any more.
+
 *Which picture.* Token ℓ sees the R visual tokens of one image only, `image_index[ℓ]`: the paper's φ, counted
 from 1, 0 for none. It is the last image before it (on some pages the next: p_next in data.encode). *How an
 earlier image still matters:* the text tokens that stood next to it have seen it, and the language model's own

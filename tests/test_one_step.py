@@ -25,4 +25,4 @@ def test_the_step_of_the_documentation_prints_what_is_said_there(monkeypatch):
         decimal = r'\d+\.\d\d\b'
         assert re.sub(decimal, '_', printed) == re.sub(decimal, '_', expected)
         numbers = [[float(x) for x in re.findall(decimal, which)] for which in (printed, expected)]
-        assert numbers[0] == pytest.approx(numbers[1], abs=0.011)
+        assert numbers[0] == pytest.approx(numbers[1], abs=0.011, rel=1e-3)

@@ -6,8 +6,8 @@ from kit.run import distributed
 
 class Parts:
     """for part, lambdas in Parts(run, stage, samples): the samples of a step in parts, as StageData.parts
-    cuts them, and of each the weights of its losses. `add` what train.gradients says of each; then `losses`
-    {source: L_m} and `n_token` are those of the whole step, of all ranks.
+    cuts them, and of each the weights of its losses. `add` what train.gradients says of each; then `total` is
+    that of the whole step, of all ranks.
 
     The mean L_m of a whole step is the sum of its parts' means, each times the part's share of the targets:
     of two parts with 30 and 10 targets, L = ¾ L_1 + ¼ L_2. So of each part λ_m is multiplied by its share;
@@ -16,10 +16,11 @@ class Parts:
 
     def __init__(self, run, stage, samples):
         self.run, self.stage, self.samples = run, stage, samples
-        self.losses, self.n_token, self.share = Counter(), 0, {}
+        self.losses, self.n_token = Counter(), 0
+        self.share = {}  # of the part at hand: {loss: its part of the step's targets}
 
     def __iter__(self):
-        run, stage, parts = self.run, self.stage, self.stage.data.parts(self.samples)
+        stage, parts = self.stage, self.stage.data.parts(self.samples)
         in_part = [{m: sum(s.n_target for s in part[m]) for m in part} for part in parts]
         in_step = distributed.mean_of({m: sum(n.get(m, 0) for n in in_part) for m in self.samples})
         lambdas = stage.lambdas
@@ -31,8 +32,6 @@ class Parts:
             self.share |= {name: of_all for name in lambdas if name not in n}  # a loss of all sources
             with distributed.accumulating(stage.net, more=k + 1 < len(parts)):  # exchanged after the last
                 yield part, {m: weight * self.share[m] for m, weight in lambdas.items()}
-        distributed.average(stage.module, run.config.shard)  # with --shard; else the ranks have averaged
-        self.losses = distributed.mean_of(self.losses)
 
     def add(self, found):
         """found: ({source: L_m}, tokens read) of the part at hand"""
@@ -40,10 +39,15 @@ class Parts:
         self.losses.update({m: loss * self.share[m] for m, loss in losses.items()})  # a Counter adds up
         self.n_token += n_token
 
+    def total(self):
+        """-> ({source: L_m}, tokens read) of the whole step. The ranks exchange what they have not yet."""
+        distributed.average(self.stage.module, self.run.config.shard)  # with --shard; else DDP has done it
+        return distributed.mean_of(self.losses), self.n_token
+
 
 def whole_step(gradients, run, stage, samples):
     """train.gradients of all parts -> ({source: L_m}, tokens read) of the whole step"""
     parts = Parts(run, stage, samples)
     for part, lambdas in parts:
         parts.add(gradients(run, stage, part, lambdas))
-    return parts.losses, parts.n_token
+    return parts.total()

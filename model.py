@@ -41,7 +41,7 @@ class Flamingo(nn.Module):
     position:     (B,T), where in the context each token stands; by default its place in the row
     sequence:     (B,T), where several share a row, which of them a token belongs to; none sees another
 
-    Raises ValueError where T is longer than the context.
+    Raises ValueError where T is longer than the context. Its config: FlamingoConfig, below.
     """
     Resampler, Gated = PerceiverResampler, GatedCrossAttention  # others, for comparison: kit/variants.py
 
@@ -73,8 +73,8 @@ class Flamingo(nn.Module):
               in past.text for each block those of earlier tokens, in past.visual for each gated layer those
               of the pictures
         """
-        every, none = self.config.xattn_every, [None] * len(self.lm.h)
-        text, kept = (past.text, past.visual) if past else (none, none)
+        every, nothing = self.config.xattn_every, [None] * len(self.lm.h)
+        text, kept = past or (nothing, nothing)
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:

@@ -215,8 +215,8 @@ class VisionStage(Stage):
         for (source, captions), l_source in zip(batch.captions.items(), l):
             # (captions,E): the picture of each. The drawn world gives a picture a caption of each source.
             v_source = v[captions.shows]
-            of_all_ranks = distributed.all_pairs(v_source, l_source)
-            losses[source] = contrastive_loss(v_source, l_source, beta, of_all_ranks)
+            of_all_gpus = distributed.gather_rows(v_source), distributed.gather_rows(l_source)
+            losses[source] = contrastive_loss(*of_all_gpus, beta)
         return losses
 
     def clip(self):

@@ -253,17 +253,16 @@ class Contrastive(nn.Module):
         return v, captions, self.log_beta.exp()
 
 
-def contrastive_loss(v, l, beta, of_all_ranks=None, label_smoothing=0.1):
+def contrastive_loss(v, l, beta, label_smoothing=0.1):
     """v (B,E) pictures, l (B,E) texts, unit length, row i of one belonging to row i of the other -> scalar.
 
     L_txt2im = −1/B Σ_i log [ exp(β l_iᵀv_i) / Σ_j exp(β l_iᵀv_j) ]   and L_im2txt with the roles swapped.
     The paper minimises their *sum* (CLIP halves it). β is the inverse temperature. Labels are smoothed, as in
     the paper: a tenth of each goes to all pairs alike, for in a large batch a caption may well fit another
-    picture. of_all_ranks: on many GPUs v and l of all of them, and where this one's rows begin there.
+    picture.
     """
-    all_v, all_l, first = of_all_ranks or (v, l, 0)
-    pair = first + torch.arange(len(v), device=v.device)
+    pair = torch.arange(len(v), device=v.device)
     with torch.autocast(v.device.type, enabled=False):
-        txt2im = F.cross_entropy(beta * l @ all_v.T, pair, label_smoothing=label_smoothing)
-        im2txt = F.cross_entropy(beta * v @ all_l.T, pair, label_smoothing=label_smoothing)
+        txt2im = F.cross_entropy(beta * l @ v.T, pair, label_smoothing=label_smoothing)
+        im2txt = F.cross_entropy(beta * v @ l.T, pair, label_smoothing=label_smoothing)
     return txt2im + im2txt

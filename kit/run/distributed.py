@@ -146,7 +146,8 @@ def gather(thing):
 
 class GatherRows(torch.autograd.Function):
     """x (N,…) of each rank -> (W·N,…) of all. Backward: the gradients of all ranks' losses with respect to
-    this rank's rows, summed.
+    this rank's rows, summed. (Where every rank has the same loss of all rows, that is W times what it should
+    be; gradients are then averaged over ranks, and so it is right.)
 
     (The plain all_gather cuts the graph: a caption would not learn from the pictures of other ranks.)
     """
@@ -167,12 +168,6 @@ class GatherRows(torch.autograd.Function):
 def gather_rows(x):
     """(N,…) -> (W·N,…), differentiable; rows N·rank … N·(rank+1) are this rank's own."""
     return x if world() == 1 else GatherRows.apply(x)
-
-
-def all_pairs(v, l):
-    """Pictures v and texts l (N,E) of this rank -> those of all ranks, (W·N,E) each, and this rank's first
-    row among them."""
-    return gather_rows(v), gather_rows(l), rank() * len(v)
 
 
 # ---------------------------------------------------------------------------------------------

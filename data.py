@@ -188,7 +188,8 @@ def window(tokens, image_index, learned, media, tags, n_token, n_image, rng):
             φ                       0    0      1     1
 
     A picture stays with its tag, one token. But text may lose its picture: at the beginning one that came
-    before the window, at the end, if it looks ahead, one that comes after it. Such text sees none.
+    before the window, at the end, if it looks ahead, one that comes after it. Such text sees none,
+    and is learned all the same.
     """
     start, stop = 0, len(tokens)
     if n_token is not None and stop > n_token:

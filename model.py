@@ -112,8 +112,7 @@ class Flamingo(nn.Module):
             return None
         # Ours, not the paper's: each place gets mean 0 and variance 1. An encoder's grid can be of any size
         # (our nano NFNet's has an rms of 16), and the time embedding that is added to it would be lost: clips
-        # would be pictures. (The norms that follow, in resampler and gated layers, are the paper's, but for
-        # that of what the resampler gives.)
+        # would be pictures.
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
 
@@ -247,8 +246,9 @@ class GPT(nn.Module):
     def stream(self, x, position=None, mask=None, past=None):
         """Embedded tokens (B,T,D) -> (B,T,D); position, mask and past as in Flamingo.stream"""
         x = self.add_positions(x, position)
-        for block, kept in zip(self.h, past.text if past else [None] * len(self.h)):
-            x = block(x, mask, kept)
+        text, _ = past or ([None] * len(self.h), None)
+        for i, block in enumerate(self.h):
+            x = block(x, mask, text[i])
         return self.ln_f(x)
 
     def forward(self, tokens, targets=None, position=None):

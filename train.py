@@ -179,9 +179,9 @@ class SequenceData(StageData):
         the other, and short sequences fill the gaps beside long ones."""
         share = one_image_per_token(self.model_config.attend)
         batch, sources = collate(together(samples), self.tokenizer, share), list(samples)
-        of_sequence = torch.tensor([sources.index(s.source) for s in batch.sequences])   # the source of each
-        sequence = batch.sequence[batch.targets != -100] - 1          # (K,) in which sequence each target is
-        source = of_sequence[sequence]                                # (K,)
+        of_sequence = torch.tensor([sources.index(s.source) for s in batch.sequences])    # e.g. 0 0 1 2
+        sequence = batch.sequence[batch.targets != -100] - 1          # (K,) each target's, e.g. 0 0 0 1 1 2 3
+        source = of_sequence[sequence]                                # (K,)                     0 0 0 0 0 1 2
         return SequenceBatch(**vars(batch), source=source, sources=sources).to(self.device)
 
 

@@ -237,8 +237,8 @@ class Cache:
         mask = torch.zeros(hidden.shape, dtype=self.text[0].dtype, device=place.device)
         mask.masked_fill_(hidden, -torch.inf)
         row = torch.arange(len(place), device=place.device)[:, None] * self.text[0].shape[1]
-        text = [Past(held, (row + place).flatten(), n_key) for held in self.text]
-        past = Kept(text, self.visual or [None] * len(text))
+        text = [BlockPast(held, (row + place).flatten(), n_key) for held in self.text]
+        past = Past(text, self.visual or [None] * len(text))
         # A row that has ended goes on beside the others, maybe beyond the context; nobody reads what it says.
         return place.clamp(max=self.config.n_context - 1), mask[:, None], past
 
@@ -290,13 +290,14 @@ class Cache:
         return other
 
 
-class Kept(NamedTuple):
-    """text: of each block a Past. visual: of each gated layer the keys and values of all pictures, or None"""
+class Past(NamedTuple):
+    """text: a BlockPast for each block. visual: keys and values of all pictures for each gated layer, or
+    None"""
     text: list
     visual: list
 
 
-class Past:
+class BlockPast:
     """Keys and values of the tokens that one block has read: held (B,K,2,H,d), of which n_key are in sight
     of any token at hand; place (B*T,) of the tokens at hand, in its first two dimensions."""
 

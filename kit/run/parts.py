@@ -7,7 +7,9 @@ from kit.run import distributed
 class Parts:
     """for part, lambdas in Parts(run, stage, samples): the samples of a step in parts, as StageData.parts
     cuts them, and of each the weights of its losses. `add` what train.gradients says of each; then `total` is
-    that of the whole step, of all ranks.
+    that of the whole step, of all ranks. By default there is one part, and all of this is no more than
+
+        losses, n_token = gradients(run, stage, samples, stage.lambdas)
 
     The mean L_m of a whole step is the sum of its parts' means, each times the part's share of the targets:
     of two parts with 30 and 10 targets, L = ¾ L_1 + ¼ L_2. So of each part λ_m is multiplied by its share;

@@ -57,12 +57,12 @@ KEYS = {
 class Vision(train.VisionStage):
     def __init__(self, run, row):
         self.row = row
-        merged = row.stage == 'vision' and run.config.mixing == 'merged'
-        if row.stage == 'vision' and not merged:
-            self.mixing = run.config.mixing
+        mixing = run.config.mixing if row.stage == 'vision' else self.mixing
         super().__init__(run)
-        if merged:  # one loss, of both sources
+        if mixing == 'merged':  # one loss, of both sources
             self.data, self.lambdas = MergedPairs(run), {'merged': 1.0}
+        else:
+            self.mixing = mixing
 
     def load(self):
         return new_encoders(self.run, self.row)

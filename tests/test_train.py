@@ -92,7 +92,7 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
         assert_near(a, b, share / torch.finfo(torch.float64).eps)
 
 
-def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monkeypatch):
+def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage):
     stage, asked = flamingo_stage, []
     stage.data.of_source = lambda source, i: i
     stage.data.parts = lambda samples: asked.append(samples) or []
@@ -105,7 +105,7 @@ def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage, monke
         assert train.train_stage(stage.run, stage) and asked == expected
 
 
-def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage, monkeypatch):
+def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage):
     stage, asked = flamingo_stage, []
     stage.data.of_source = lambda source, i: i
     stage.data.parts = lambda samples: asked.append(samples) or []
@@ -119,17 +119,22 @@ def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage, monkeypa
 def test_merged_sources_count_as_one(exact_stage):
     """The mean over all tokens, whichever source they come from, and no λ."""
     stage, names = exact_stage, list(exact_stage.lambdas)
+    apart, _ = gradient(stage, names)
     counts = {name: sum(s.n_target for s in stage.data.of_source(name, 0))
               for name in names}
     stage.config.mixing = stage.mixing = 'merged'
-    _, together = gradient(stage, names)
+    losses, together = gradient(stage, names)
     stage.optimizer.zero_grad()
-    n = sum(counts.values())
+    n, expected = sum(counts.values()), 0.0
     for s in [s for name in names for s in stage.data.of_source(name, 0)]:
         batch = collate([s], stage.run.tokenizer)
         mean = stage.module(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                             **stage.pictures(batch))[1]
         (mean * s.n_target / n).backward()
+        expected += mean.item() * s.n_target / n
+    # Said of each source, as always; together they are the mean over all. A sum of this many float32 losses.
+    assert losses == apart
+    assert sum(losses[name] * counts[name] for name in names) / n == pytest.approx(expected, rel=n * EPS)
     alone = [p.grad for p in stage.module.parameters() if p.requires_grad]
     share = 4 * n ** 0.5 * EPS  # as above
     for a, b in zip(together, alone, strict=True):

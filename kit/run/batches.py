@@ -52,7 +52,7 @@ class StageData:
         """-> the numbers of this rank's Documents in batch i, which the key says the size n of: i·n, …,
         i·n + n - 1, if there is one rank"""
         n = getattr(self.config, key)
-        return [i * n + k for k in distributed.mine(n, key.replace('batch_', 'batch='))]  # as one types it
+        return [i * n + k for k in distributed.mine(n, key)]
 
     def media(self, samples):
         return [one for sample in samples for one in sample.media]

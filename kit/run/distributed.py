@@ -81,13 +81,14 @@ def barrier():
 # The data of each rank
 
 
-def mine(n, what, n_part=1):
+def mine(n, key, n_part=1):
     """The samples of a batch of n that are this rank's -> range. Raises BadInput if n cannot be divided
-    evenly. what: the key that sets n, for the message."""
+    evenly. key: the one that sets n, for the message."""
     w = world()
     if n % (w * n_part):
         parts = f' times {n_part} micro-batches' if n_part > 1 else ''
-        raise BadInput(f'--{what}={n} cannot be divided by {w} process{"es" if w > 1 else ""}{parts}')
+        typed = key.replace('batch_', 'batch=')  # --batch=m3w=24 is config.batch_m3w
+        raise BadInput(f'--{typed}={n} cannot be divided by {w} process{"es" if w > 1 else ""}{parts}')
     return range(rank() * n // w, (rank() + 1) * n // w)
 
 

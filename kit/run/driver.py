@@ -95,7 +95,7 @@ def check_batches(config, missing):
             continue
         for source in SOURCES:
             if getattr(config, source):
-                distributed.mine(getattr(config, 'batch_' + source), 'batch=' + source, config.micro_batches)
+                distributed.mine(getattr(config, 'batch_' + source), 'batch_' + source, config.micro_batches)
 
 
 def finish(run, flamingo_stage):

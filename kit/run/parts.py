@@ -48,7 +48,8 @@ class Parts:
 
 
 def whole_step(gradients, run, stage, samples):
-    """train.gradients of all parts -> ({source: L_m}, tokens read) of the whole step"""
+    """train.gradients of all parts -> ({source: L_m}, tokens read) of the whole step. (In train.train_stage
+    it is written out, to be read.)"""
     parts = Parts(run, stage, samples)
     for part, lambdas in parts:
         parts.add(gradients(run, stage, part, lambdas))

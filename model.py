@@ -181,12 +181,12 @@ class SelfAttention(nn.Module):
         b, t, _ = x.shape
         q, k, v = self.c_attn(x).view(b, t, 3, self.n_head, -1).unbind(2)             # (B,T,H,d) each
         if self.log_s is not None:
-            s = self.log_s.exp().unsqueeze(-1) * q.shape[-1] ** 0.5            # `attention` divides by √d
-            q, k = (s * F.normalize(q, dim=-1)).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype)
+            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1).to(v.dtype)
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))                              # (B,H,T,d) each
         if past is not None:
             k, v = past.extend(k, v)                                              # those of all tokens so far
-        out = attention(q, k, v, mask, causal=mask is None)                           # (B,H,T,d)
+        s = None if self.log_s is None else self.log_s.exp()[:, None, None]           # (H,1,1)
+        out = attention(q, k, v, mask, causal=mask is None, scale=s)                  # (B,H,T,d)
         return self.c_proj(out.transpose(1, 2).reshape(b, t, -1))
 
 

@@ -24,7 +24,7 @@ The way of one step of the Flamingo stage, indented as the calls are. On the rig
                                               kit/world/pages.py, or of a folder
                 .sequence           train.py  -> data.Encoded, at a random place of the context
                     encode          data.py   -> tokens (T,), φ (T,), which are learned          T: 5 to 128
-        Parts                       kit       the samples as they are; or some after the others
+        in_parts                    kit       for all samples at once; or for some after the others:
         gradients                   train.py  adds ∇ Σ λ L
             SequenceData.batch      train.py  sequences of all sources -> tensors            tokens (16,128)
                 collate             data.py   pads; short sequences share a row
@@ -35,7 +35,7 @@ The way of one step of the Flamingo stage, indented as the calls are. On the rig
         optimizer.step
 
 A *target* is a token to be predicted. In kit/run: Loop (loop.py) resumes, logs, stops, lets workers read
-ahead; Reader (reading.py) replaces damaged Documents; Parts (parts.py) is for --micro_batches and many GPUs;
+ahead; Reader (reading.py) replaces damaged Documents; in_parts (parts.py) is for --micro_batches and GPUs;
 what a stage has is in stage.py. Pictures and features are kept, not made twice (kit/features.py).
 docs/one_step.md follows two steps on three short Documents. The other stages do the same, but for
 
@@ -61,7 +61,7 @@ from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.parts import Parts
+from kit.run.parts import in_parts
 from kit.run.stage import Stage
 from model import Flamingo
 from vision import contrastive_loss
@@ -75,20 +75,16 @@ from xattn import one_image_per_token
 def train_stage(run, stage):
     """Train one stage -> whether it was finished. run (kit/run/run.py) has config, the keys; model_config;
     reader, of all sources; tokenizer; device."""
-    loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter))
+    loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter), gradients)
     for step, samples in loop:                            # from where it stopped; samples of each source
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        parts = Parts(run, stage, samples)                # by default one: all samples, and the stage's λ
-        for part, lambdas in parts:
-            parts.add(gradients(run, stage, part, lambdas))
-        losses, n_token = parts.total()
+        # By default there is one part, and this is gradients(run, stage, samples, stage.lambdas).
+        losses, n_token = in_parts(gradients, run, stage, samples)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
-        if loop.finite(losses, norm):
+        if loop.finite(losses, norm):                     # else skipped; the log says whose fault it was
             stage.optimizer.step()
-        else:
-            loop.skip(gradients, samples)                 # asks each source by itself: which of them was it?
         stage.optimizer.zero_grad(set_to_none=True)
         loop.log(losses, norm, n_token)
         if loop.time_to_evaluate():

@@ -8,22 +8,23 @@ from kit.device import autocast
 from kit.files import BadInput
 from kit.run import distributed
 from kit.run.ahead import look_ahead
-from kit.run.parts import whole_step
+from kit.run.parts import in_parts
 
 OUT_OF_TIME = 1000  # a reason to stop; other reasons are numbers of signals
 MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
-    """for step, samples in Loop(run, stage, steps): of all steps those from where it stopped, and what each
-    reads, {source: samples}. steps: which batch i of which sources each reads, as data.mixture says it.
+    """for step, samples in Loop(run, stage, steps, gradients): of all steps those from where it stopped, and
+    what each reads, {source: samples}. steps: which batch i of which sources each reads, as data.mixture says
+    it. gradients: that of train.py, for `finite`.
 
     After a signal, or when time is up, the current step is finished and saved and is the last one. `complete`
     then says whether the stage came to its end.
     """
 
-    def __init__(self, run, stage, steps):
-        self.run, self.stage, self.steps = run, stage, steps
+    def __init__(self, run, stage, steps, gradients):
+        self.run, self.stage, self.steps, self.gradients = run, stage, steps, gradients
         self.start = run.restore(stage)
         self.step, self.saved, self.complete = self.start - 1, self.start, False
         self.skipped, self.last_evaluation = 0, ''
@@ -36,8 +37,8 @@ class Loop:
         each = (look_ahead(stage.data, steps) if run.config.workers else
                 (stage.data.read(sources, i) for i, sources in steps))
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
-            for self.step, samples in enumerate(each, self.start):
-                yield self.step, samples
+            for self.step, self.samples in enumerate(each, self.start):
+                yield self.step, self.samples
                 self.bar.update()
                 self.find_out_whether_to_stop()
                 if run.stop and self.saved != self.step + 1:
@@ -60,23 +61,13 @@ class Loop:
     # A step that is not finite would ruin the weights
 
     def finite(self, losses, norm):
-        """Whether every source's loss and the gradient's norm are finite."""
+        """Whether every source's loss and the gradient's norm are finite. If not, the log and the screen say
+        which sources it was. Raises BadInput after MOST_SKIPPED such steps in a row."""
         if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
             self.skipped = 0
             return True
-        return False
-
-    def skip(self, gradients, samples):
-        """Say in the log and on the screen which sources made a step not finite: `gradients` (of train.py) is
-        asked again, for each alone. Raises BadInput after MOST_SKIPPED such steps in a row."""
-        run, stage, name, found = self.run, self.stage, self.stage.name, []
-        self.skipped += 1
-        for source in samples:
-            stage.optimizer.zero_grad(set_to_none=True)
-            losses, _ = whole_step(gradients, run, stage, {source: samples[source]})
-            if not math.isfinite(sum(losses.values()) + stage.clip().item()):
-                found.append(source)
-        source = ' + '.join(found or samples)  # if each alone is finite, only their sum is not
+        run, name, self.skipped = self.run, self.stage.name, self.skipped + 1
+        source = ' + '.join(filter(self.not_finite, self.samples)) or ' + '.join(self.samples)  # their sum
         run.log.append({'stage': name, 'iter': self.step + 1, 'skipped': source})
         if distributed.rank() == 0:
             tqdm.write(f'{name} step {self.step + 1}: loss or gradient of {source} is not finite; skipped')
@@ -85,6 +76,14 @@ class Loop:
                 run.write_log()
             raise BadInput(f'{name}: ten steps in a row were not finite ({source}); '
                            f'the last good state is in {run.path("training.pt")}')
+        return False
+
+    def not_finite(self, source):
+        """Whether a source's loss or gradient is not, in this step, by itself."""
+        stage = self.stage
+        stage.optimizer.zero_grad(set_to_none=True)
+        losses, _ = in_parts(self.gradients, self.run, stage, {source: self.samples[source]})
+        return not math.isfinite(sum(losses.values()) + stage.clip().item())
 
     # -----------------------------------------------------------------------------------------
     # The log

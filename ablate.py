@@ -93,7 +93,7 @@ class Bridge(train.FlamingoStage):
 
     def load(self):
         run, row = self.run, self.row
-        contrastive, model = begin.frozen(run, new_encoders(run, row), row.model)
+        contrastive, model = begin.load_trained(run, new_encoders(run, row), row.model)
         if row.language == 'random':  # as the language stage begins
             model.lm.load_state_dict(wire_copying(GPT.from_config(run.model_config)).state_dict())
         if row.vision == 'random':

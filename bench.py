@@ -35,7 +35,6 @@ from kit.files import BadInput, whole_file
 from kit.measure import accounting, peers
 from kit.measure.clock import matmul_rate, measure, Work
 from kit.run.keys import check_values
-from kit.run.parts import in_parts
 from kit.run.run import Run, SIZE_FIELDS
 from kit.show import lettering
 from kit.tasks.episodes import episodes_of
@@ -144,9 +143,9 @@ class SmallModel:
     def generate_uncached(self):
         """The plain forward for every new word. The frozen encoder still looks only once."""
         self.model.eval()
-        tokens, index, features = self.tokens, self.index, self.model.see(self.media)
+        tokens, index, (features, mask) = self.tokens, self.index, self.model.see(self.media)
         for _ in range(self.n_new):
-            logits = self.model(tokens, index, features=features)[0][:, -1]
+            logits = self.model(tokens, index, features=features, frame_mask=mask)[0][:, -1]
             word = answers.forbid(self.model, logits).argmax(-1, keepdim=True)
             tokens, index = torch.cat([tokens, word], 1), torch.cat([index, index[:, -1:]], 1)
         return self.n_new * len(self.tokens)
@@ -189,7 +188,7 @@ def stage_step(run, stage, numbers):
     """A step as in train.train_stage, at the next place in the data."""
     def call():
         i = next(numbers)
-        _, n_token = in_parts(train.gradients, run, stage, stage.data.read(stage.sources, i))
+        _, n_token = train.gradients(run, stage, stage.data.read(stage.sources, i))
         stage.clip()
         stage.optimizer.step()
         stage.optimizer.zero_grad()

@@ -35,9 +35,9 @@ class Flamingo(nn.Module):
     image_index:  the paper's φ, which image each token may look at, counted from 1; 0 = none
     media:        (B,N,F,3,height,width), uint8 pixels or normalised floats; None for text alone
     frame_mask:   (B,N,F) bool, which frames are real; None: all
-    features:     instead of media, what `see` makes of it: (B,N,F,S,D_v); if there is a frame_mask, of the
-                  real frames alone, one after the other (frames,S,D_v), as in training
-    targets:      (B,T), the next token, or -100 where there is nothing to learn. Of no targets the loss is 0
+    features:     instead of media, what `see` makes of it: (frames,S,D_v), the real frames of all images, one
+                  after the other; which is whose, frame_mask says
+    targets:      (B,T), the next token, or -100 where there is nothing to learn; if nowhere, the loss is 0
     position:     (B,T), where in the context each token stands; by default its place in the row
     sequence:     (B,T), where several share a row, which of them a token belongs to; none sees another
 
@@ -69,17 +69,16 @@ class Flamingo(nn.Module):
 
         visual (B,N,R,D_r): visual tokens, the same for all gated layers; None for text alone
         position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it
-        past: while text is written, what is kept instead of computed again (kit/answers.py): keys and values,
-              in past.text for each block those of earlier tokens, in past.visual for each gated layer those
-              of the pictures
+        past: only while text is written, the cache of keys and values (kit/answers.py): past.text has for
+              each block those of earlier tokens, past.visual for each gated layer those of the pictures
         """
-        every, nothing = self.config.xattn_every, [None] * len(self.lm.h)
-        text, kept = past or (nothing, nothing)
-        y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
+        every = self.config.xattn_every
+        y = self.lm.add_positions(self.embed(tokens), position)                        # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
-                y = self.gated[i // every](y, visual, image_index, kept[i // every])
-            y = block(y, mask, text[i])                                  # (B,T,D)
+                n = i // every
+                y = self.gated[n](y, visual, image_index, past and past.visual[n])     # (B,T,D)
+            y = block(y, mask, past and past.text[i])                                  # (B,T,D)
         return self.lm.ln_f(y)
 
     def embed(self, tokens):
@@ -95,19 +94,20 @@ class Flamingo(nn.Module):
         return torch.cat([y @ self.lm.wte.weight.T, y @ self.new_rows.T.to(y.dtype)], dim=-1)
 
     def see(self, media, frame_mask=None):
-        """media (B,N,F,3,height,width) -> features (B,N,F,S,D_v); with a frame_mask (frames,S,D_v), without
-        padding. (Training keeps those of a frozen encoder: kit.features.FrozenFeatures.)"""
-        frames = media.flatten(0, 2) if frame_mask is None else media[frame_mask]   # (frames,3,height,width)
+        """media (B,N,F,3,height,width) -> features (frames,S,D_v) of its real frames, frame_mask (B,N,F).
+        (Training keeps those of a frozen encoder: kit.features.FrozenFeatures.)"""
+        if frame_mask is None:
+            frame_mask = torch.ones(media.shape[:3], dtype=torch.bool, device=media.device)
+        frames = media[frame_mask]                                                  # (frames,3,height,width)
         if not media.is_floating_point():
             frames = self.vision.normalise(frames)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.vision not in self.frozen):
-            grid = self.vision(frames)                                              # (frames,S,D_v)
-        return grid.unflatten(0, media.shape[:3]) if frame_mask is None else grid
+            return self.vision(frames), frame_mask
 
     def resample(self, media=None, features=None, frame_mask=None):
         """-> visual tokens (B,N,R,D_r), or None for text alone"""
         if features is None and media is not None and media.shape[1] > 0:
-            features = self.see(media, frame_mask)
+            features, frame_mask = self.see(media, frame_mask)
         if features is None or features.numel() == 0:
             return None
         # Ours, not the paper's: each place gets mean 0 and variance 1. An encoder's grid can be of any size
@@ -167,8 +167,8 @@ def same_sequence(sequence):
 
 
 class SelfAttention(nn.Module):
-    """x (B,T,D) -> (B,T,D); mask and past as in Flamingo.stream. With qk_norm, which GPT-2 has not, scores
-    are s·cos(q, k) instead of q·k/√d, with an s that each head learns (Henry et al. 2020)."""
+    """x (B,T,D) -> (B,T,D); mask as in Flamingo.stream; past: its own part of it. With qk_norm, which GPT-2
+    lacks, scores are s·cos(q, k) instead of q·k/√d, with an s that each head learns (Henry et al. 2020)."""
 
     def __init__(self, dim, n_head, qk_norm=False):
         super().__init__()
@@ -246,9 +246,8 @@ class GPT(nn.Module):
     def stream(self, x, position=None, mask=None, past=None):
         """Embedded tokens (B,T,D) -> (B,T,D); position, mask and past as in Flamingo.stream"""
         x = self.add_positions(x, position)
-        text, _ = past or ([None] * len(self.h), None)
         for i, block in enumerate(self.h):
-            x = block(x, mask, text[i])
+            x = block(x, mask, past and past.text[i])
         return self.ln_f(x)
 
     def forward(self, tokens, targets=None, position=None):

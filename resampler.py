@@ -68,10 +68,11 @@ class ResamplerLayer(nn.Module):
 class PerceiverResampler(nn.Module):
     """Visual features of any size -> exactly `n_latent` visual tokens per image or clip (§2.1).
 
-    forward(features (B,N,F,S,D_v), frame_mask (B,N,F) bool or None) -> visual (B,N,R,D), float.
-    `frame_mask` is True where a frame is real. A frame that is padding has no influence on the result,
-    and what comes out for an image whose frames are all padding is never looked at by any text token.
-    With a frame_mask, features may be those of the real frames alone, one after the other: (frames,S,D_v).
+    forward(features, frame_mask (B,N,F) bool or None) -> visual (B,N,R,D), float.
+
+    frame_mask is True where a frame is real. features are those of the real frames, one after the other
+    (frames,S,D_v), or padded (B,N,F,S,D_v); without a mask all are real. A frame that is padding has no
+    influence, and what comes out for an image without any real frame, zeros, no text token ever looks at.
 
     dim:       width D of the visual tokens;  dim_media: width of the features, projected to D if it differs
     head_dim:  D / n_head by default. (The paper contradicts itself: 96 by Table 4, 128 by its text and by
@@ -120,18 +121,11 @@ class PerceiverResampler(nn.Module):
         return self.norm(x)
 
     def forward(self, features, frame_mask=None):
-        if frame_mask is not None:
-            return self.perceive_real(features, frame_mask)
-        visual = self.perceive(self.project(features).flatten(0, 1))                 # (B*N,R,D)
-        return visual.unflatten(0, features.shape[:2])                               # (B,N,R,D)
-
-    def perceive_real(self, features, frame_mask):
-        """Of each image `perceive(its real frames)`, or zeros if there are none. (Training comes this way: it
-        has pictures beside clips.) by_length takes those of one length together; the results are those of
-
-            [self.perceive(clip[None]) for clip in self.project(frames).split(length.tolist())]
-        """
+        if frame_mask is None:
+            frame_mask = torch.ones(features.shape[:3], dtype=torch.bool, device=features.device)
         frames = features[frame_mask] if features.ndim == 5 else features            # (frames,S,D_v)
         length = frame_mask.flatten(0, 1).sum(1)                                     # (B*N,) of each image
+        # [self.perceive(clip[None]) for clip in self.project(frames).split(length.tolist())], but images that
+        # have equally many frames go together. Training has pictures beside clips.
         visual = by_length(self.perceive, self.project(frames), length, empty=torch.zeros_like(self.latents))
         return visual.unflatten(0, frame_mask.shape[:2])                             # (B,N,R,D)

@@ -14,18 +14,17 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-The way of one step of the Flamingo stage, indented as the calls are. On the right: nano's first step.
+One step of the Flamingo stage, indented as the calls are. On the right: nano's first step.
 
     train_stage                     train.py
         Loop                        kit       reads batch i of each source: its n Documents from number i·n on
             SequenceData.read       kit       -> {source: sequences}                24 + 8 + 8 + 4 sequences
               .of_source            train.py  -> the sequences of one
-                Reader.document     kit       number -> Document: Source.document, which asks for a page of
-                                              kit/world/pages.py, or of a folder
+                Reader.document     kit       number -> Document, drawn by kit/world/pages.py (`Shapes`),
+                                              or read from a folder
                 .sequence           train.py  -> data.Encoded, at a random place of the context
                     encode          data.py   -> tokens (T,), φ (T,), which are learned          T: 5 to 128
-        in_parts                    kit       for all samples at once; or for some after the others:
-        gradients                   train.py  adds ∇ Σ λ L
+        gradients                   train.py  adds ∇ Σ λ L. Once; with --micro_batches once for each:
             SequenceData.batch      train.py  sequences of all sources -> tensors            tokens (16,128)
                 collate             data.py   pads; short sequences share a row
             FlamingoStage.losses    train.py  L of each source, a mean over its targets
@@ -35,7 +34,7 @@ The way of one step of the Flamingo stage, indented as the calls are. On the rig
         optimizer.step
 
 A *target* is a token to be predicted. In kit/run: Loop (loop.py) resumes, logs, stops, lets workers read
-ahead; Reader (reading.py) replaces damaged Documents; in_parts (parts.py) is for --micro_batches and GPUs;
+ahead; Reader (reading.py) replaces damaged Documents; Parts (parts.py) is for --micro_batches and many GPUs;
 what a stage has is in stage.py. Pictures and features are kept, not made twice (kit/features.py).
 docs/one_step.md follows two steps on three short Documents. The other stages do the same, but for
 
@@ -55,13 +54,13 @@ from kit.cli import command, configure
 from kit.device import autocast
 from kit.features import drop_channels, FrozenFeatures
 from kit.run import begin, checks, distributed
-from kit.run.batches import FOR_PAGES, PairData, StageData, TextData, together
+from kit.run.batches import all_sequences, FOR_PAGES, PairData, StageData, TextData
 from kit.run.driver import finish, session, stages_to_train
 from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.parts import in_parts
+from kit.run.parts import Parts
 from kit.run.stage import Stage
 from model import Flamingo
 from vision import contrastive_loss
@@ -80,10 +79,9 @@ def train_stage(run, stage):
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        # By default there is one part, and this is gradients(run, stage, samples, stage.lambdas).
-        losses, n_token = in_parts(gradients, run, stage, samples)
+        losses, n_token = gradients(run, stage, samples)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
-        if loop.finite(losses, norm):                     # else skipped; the log says whose fault it was
+        if loop.finite(losses, norm):                     # else skipped; the log says which source it was
             stage.optimizer.step()
         stage.optimizer.zero_grad(set_to_none=True)
         loop.log(losses, norm, n_token)
@@ -92,14 +90,13 @@ def train_stage(run, stage):
     return loop.complete
 
 
-def gradients(run, stage, samples, lambdas):
+def gradients(run, stage, samples):
     """Adds the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) to every parameter's .grad. m: the sources.
     -> ({source: L_m}, tokens read, padding included)
 
     The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
-    gives each of them more weight than a sum: λ must be smaller to say the same. For pairs ours is half of
-    that: a mean of few losses is noisy, and pairs are learned by heart (docs/results.md). That of clips we
-    left as it is in the paper. (In the drawn world λ hardly matters: pages show all that the others show.)
+    gives each of them more weight than a sum does: λ must be smaller to say the same. Of align and ltip we
+    take half of that, because a mean of few losses is noisy; vtp has the number of the paper.
 
         source   targets of a sequence   λ of sums (paper)   the same, of means     λ of means (ours)
         m3w               45                   1                    1                     1
@@ -107,27 +104,31 @@ def gradients(run, stage, samples, lambdas):
         ltip              14                   0.2           0.2 · 14/45 ≈ 0.06           0.03
         vtp               14                   0.03          0.03 · 14/45 ≈ 0.01          0.03
     """
-    batch = stage.data.batch(samples)
-    with autocast(run.device, run.dtype, cache=False):
-        losses = stage.losses(batch)
-    sum(lambdas[source] * loss for source, loss in losses.items()).backward()
-    return {source: loss.item() for source, loss in losses.items()}, batch.n_token
+    parts = Parts(run, stage, samples)                    # by default one: all samples, and the stage's λ
+    for part, lambdas in parts:
+        batch = stage.data.batch(part)
+        with autocast(run.device, run.dtype, cache=False):
+            losses = stage.losses(batch)
+        sum(lambdas[source] * loss for source, loss in losses.items()).backward()
+        parts.add(losses, batch.n_token)
+    return parts.total()
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
     """AdamW; `train_stage` sets its learning rate. Only matrices decay, none of the resampler's (B.1.2):
     decay would work against gates, gains and norms, and shrink the two new embedding rows among frozen ones.
-    Gates learn `gate_scale` times as fast, to the end: while they are shut, nothing behind them learns."""
+    Gates learn `gate_scale` times as fast, to the end (why: xattn.py)."""
     kinds = {'matrix': {'weight_decay': weight_decay, 'scale': 1.0},
              'gate': {'weight_decay': 0.0, 'scale': gate_scale},
              'other': {'weight_decay': 0.0, 'scale': 1.0}}
     groups = {}
-    for name, p in [x for x in named_parameters if x[1].requires_grad]:
-        matrix = p.ndim >= 2 and not name.startswith(('resampler.', 'new_rows', 'soft_prompt'))
-        kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
-        groups.setdefault((kind, *distributed.apart(name, p)), []).append(p)
-    groups = [{'params': ps} | kinds[kind] for (kind, *_), ps in groups.items()]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)  # betas: not in the paper
+    for name, p in named_parameters:
+        if p.requires_grad:
+            matrix = p.ndim >= 2 and not name.startswith(('resampler.', 'new_rows', 'soft_prompt'))
+            kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
+            key = kind, distributed.apart(name, p)        # only with --shard: whole ones and pieces apart
+            groups.setdefault(key, {'params': []} | kinds[kind])['params'].append(p)
+    return torch.optim.AdamW(groups.values(), betas=(0.9, 0.95), fused=True)  # betas: not in the paper
 
 
 def schedule(kind, step, warmup, n):
@@ -171,20 +172,22 @@ class SequenceData(StageData):
         return replace(sequence, source=source, seed=seed, start=start)
 
     def batch(self, samples):
-        """{source: [Encoded]} -> SequenceBatch of all sources: the gradients are those of one source after
-        the other, and short sequences fill the gaps beside long ones."""
+        """{source: [Encoded]} -> SequenceBatch of all sources: one pass for all. `losses` tells them apart
+        again, so the gradients are those of a pass for each."""
+        sources = list(samples)                                                 # e.g. m3w, align, ltip
         share = one_image_per_token(self.model_config.attend)
-        batch, sources = collate(together(samples), self.tokenizer, share), list(samples)
+        batch = collate(all_sequences(samples), self.tokenizer, share)
         of_sequence = torch.tensor([sources.index(s.source) for s in batch.sequences])    # e.g. 0 0 1 2
-        sequence = batch.sequence[batch.targets != -100] - 1          # (K,) each target's, e.g. 0 0 0 1 1 2 3
+        learned = batch.targets != -100                                                   # (B,T)
+        sequence = batch.sequence[learned] - 1                        # (K,) each target's, e.g. 0 0 0 1 1 2 3
         source = of_sequence[sequence]                                # (K,)                     0 0 0 0 0 1 2
         return SequenceBatch(**vars(batch), source=source, sources=sources).to(self.device)
 
 
 # ---------------------------------------------------------------------------------------------
-# The stages: three, and fine-tuning. Each has the λ of its sources, `data` to read them, a `module` to train,
-# its optimizer, n_iter, lr and decay; losses(batch) -> {source: mean loss}; content(), for its file. (Whole
-# list: kit/run/stage.py.)
+# The stages: three, and fine-tuning. Each has the λ of its sources; `data`, which reads them; a `module` to
+# train, and `net`, the same as it is called (on many GPUs DDP around it); an optimizer, n_iter, lr and decay;
+# losses(batch) -> {source: mean loss}; content(), for its file. (Whole list: kit/run/stage.py.)
 
 
 class VisionStage(Stage):
@@ -201,7 +204,7 @@ class VisionStage(Stage):
         self.optimizer = adamw(self.module.named_parameters(), weight_decay=0.0)  # the paper: Adam
 
     def load(self):
-        return begin.encoders(self.run)
+        return begin.new_encoders(self.run)
 
     def losses(self, batch):
         images = self.module.vision.normalise(batch.images)
@@ -240,7 +243,7 @@ class LanguageStage(Stage):
         super().__init__(run, TextData(run))
         if self.config.language_iters:  # GPT-2 as it was published needs none
             self.set_lambdas({'text': 1.0}, 'the language stage needs text: give text')
-        self.module = begin.language(run)             # random weights, a few heads wired to copy; or GPT-2
+        self.module = begin.new_language(run)         # random weights, a few heads wired to copy; or GPT-2
         self.net = parallel_language(run, self.module)
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
         self.decay = self.config.schedule_language
@@ -260,7 +263,7 @@ class LanguageStage(Stage):
 class FlamingoStage(Stage):
     """The resampler, the gated layers and two embedding rows learn, between two frozen models (§2.4).
 
-    What lets a small one learn this in minutes is not in the paper, and stands elsewhere:
+    What lets a small model learn this in minutes is ours, not the paper's, and stands elsewhere:
         the first pages have captions only             kit/world/pages.py, FIRST_PAGES
         the language model starts with heads that copy kit/copying.py
         gates learn 15 times as fast as the rest       --gate_scale, `adamw`
@@ -285,7 +288,8 @@ class FlamingoStage(Stage):
         self.module.train()
 
     def load(self, kind=Flamingo):
-        return begin.frozen(self.run, kind=kind)      # (Contrastive, Flamingo): trained encoders, trained GPT
+        """-> Contrastive and, around its vision encoder and the trained GPT, a new Flamingo"""
+        return begin.load_trained(self.run, kind=kind)
 
     def pictures(self, batch):
         """The frozen encoder's features of batch.media, less some channels"""
@@ -295,11 +299,15 @@ class FlamingoStage(Stage):
 
     def losses(self, batch):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m targets of source m"""
-        _, each = self.net(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
-                           sequence=batch.sequence if batch.shared else None,  # else causal attention will do
-                           per_target=True, **self.pictures(batch))                         # (K,)
-        its = {m: batch.source == k for k, m in enumerate(batch.sources)}                   # (K,) bool each
-        return {m: (each * its[m]).sum() / its[m].sum().clamp(min=1) for m in its}
+        sequence = batch.sequence if batch.shared else None      # else every row is one sequence
+        _, of_target = self.net(
+            batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
+            sequence=sequence, per_target=True, **self.pictures(batch))                     # (K,) −log p
+        losses = {}
+        for k, m in enumerate(batch.sources):
+            of_m = batch.source == k                                                        # (K,) bool
+            losses[m] = (of_target * of_m).sum() / of_m.sum().clamp(min=1)
+        return losses
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)
@@ -370,10 +378,10 @@ def main():
     config = configure(KEYS, usage=__doc__, groups=GROUPS, gone=GONE)
     check_values(config, KEYS)
     with session(config, KEYS) as run:
-        for name in stages_to_train(run, STAGES):         # those that are missing, until a signal comes
+        for name in stages_to_train(run, STAGES):         # those without a file; none after a signal
             torch.manual_seed(config.seed)
             stage = STAGES[name](run)
-            if train_stage(run, stage):
+            if train_stage(run, stage):                   # else a signal came, or time was up
                 run.save_stage(stage)
         finish(run, FlamingoStage)                        # the few-shot table
 

@@ -16,21 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# What each size is made of. F0–F6 share everything but depth; `nano` is small enough for two cores.
-#   stem: channels of the four 3x3 convolutions in front    widths, depths: of the four (three) stages
-#   group: channels per group of the 3x3 convolutions       drop_path: stochastic depth of the last block
-#   alpha: how much of each residual branch is added, so that the variance of the stream grows by α² a block.
-#          0.2 keeps the 84 blocks of F6 tame. nano has only three, and α = 1.
-_SMALL = dict(depths=(1, 1, 1), alpha=1.0, drop_path=0.0)
-_PAPER = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), group=128, alpha=0.2, drop_path=0.25)
-SIZES = {
-    'nano': dict(_SMALL, stem=(8, 8, 8, 32), widths=(64, 128, 192), group=16),
-    **{f'F{f}': dict(_PAPER, depths=tuple(n * (f + 1) for n in (1, 2, 6, 3))) for f in range(7)},
-    'half': dict(_SMALL, stem=(4, 4, 4, 16), widths=(32, 64, 96), group=8),
-    'quarter': dict(_SMALL, stem=(2, 2, 2, 8), widths=(16, 32, 48), group=4),
-    'nano16': dict(_SMALL, stem=(8, 16, 16, 32), widths=(64, 128, 192), group=16),  # in old checkpoints
-}
-
 TEXT_CONTEXT = 64  # tokens of a caption that the text tower reads
 
 # GELU leaves a third of the variance of a Gaussian signal. γ = 1/std of what is left, so that γ·gelu(x) has
@@ -69,8 +54,8 @@ class WSConv2d(nn.Conv2d):
             padding = kernel // 2
         else:
             padding = 0
-            total = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:]]
-            x = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
+            high, wide = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:])
+            x = F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
         return F.conv2d(x, self.standardised_weight(), self.bias, stride, padding, 1, self.groups)
 
 
@@ -97,7 +82,7 @@ class NFBlock(nn.Module):
 
     β = 1/(expected std of x), as if all branches before had skip_gain = 1: so this one sees about unit
     variance although the stream's grows. skip_gain begins at 0, and the branches fade in (SkipInit).
-    (α and β are the NFNet paper's: other ones than in the gates and the contrastive loss.)
+    (α and β are the NFNet paper's, not those of the gates and of the contrastive loss.)
     """
 
     def __init__(self, n_in, n_out, group, stride, alpha, beta, drop_path):
@@ -147,9 +132,9 @@ class NFNet(nn.Module):
         blocks, n_in, variance, n_block = [], spec['stem'][-1], 1.0, sum(spec['depths'])
         for stage, (width, depth) in enumerate(zip(spec['widths'], spec['depths'])):
             for i in range(depth):
-                beta = 1 / math.sqrt(variance)  # of the stream as it enters the block
-                # A block adds α² to it (at most: skip_gain begins at 0). The first of a stage (i = 0) passes
-                # on what it has divided by its standard deviation, so behind it the variance is 1 + α² again.
+                beta = 1 / math.sqrt(variance)  # the expected variance of x, as it enters the block
+                # A branch adds α² to it (at most: skip_gain begins at 0). The first block of a stage (i = 0)
+                # has a shortcut of β · γ·gelu(x), of variance 1: so behind it the variance is 1 + α².
                 #     F0, second stage, two blocks:  enters with 1.04, 1.04     β = 0.98, 0.98
                 #         third stage, six blocks:   1.08, 1.04, 1.08, … 1.20       0.96, 0.98, … 0.91
                 #     nano, three stages of one:     1, 2, 2                        1, 1/√2, 1/√2
@@ -266,3 +251,23 @@ def contrastive_loss(v, l, beta, label_smoothing=0.1):
         txt2im = F.cross_entropy(beta * l @ v.T, pair, label_smoothing=label_smoothing)
         im2txt = F.cross_entropy(beta * v @ l.T, pair, label_smoothing=label_smoothing)
     return txt2im + im2txt
+
+
+# ---------------------------------------------------------------------------------------------
+# Sizes
+
+
+# What each size is made of. F0–F6 share everything but depth; `nano` is small enough for two cores.
+#   stem: channels of the four 3x3 convolutions in front    widths, depths: of the four (three) stages
+#   group: channels per group of the 3x3 convolutions       drop_path: stochastic depth of the last block
+#   alpha: how much of each residual branch is added, so that the variance of the stream grows by α² a block.
+#          0.2 keeps the 84 blocks of F6 tame. nano has only three, and α = 1.
+_SMALL = dict(depths=(1, 1, 1), alpha=1.0, drop_path=0.0)
+_PAPER = dict(stem=(16, 32, 64, 128), widths=(256, 512, 1536, 1536), group=128, alpha=0.2, drop_path=0.25)
+SIZES = {
+    'nano': dict(_SMALL, stem=(8, 8, 8, 32), widths=(64, 128, 192), group=16),
+    **{f'F{f}': dict(_PAPER, depths=tuple(n * (f + 1) for n in (1, 2, 6, 3))) for f in range(7)},
+    'half': dict(_SMALL, stem=(4, 4, 4, 16), widths=(32, 64, 96), group=8),
+    'quarter': dict(_SMALL, stem=(2, 2, 2, 8), widths=(16, 32, 48), group=4),
+    'nano16': dict(_SMALL, stem=(8, 16, 16, 32), widths=(64, 128, 192), group=16),  # in old checkpoints
+}

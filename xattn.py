@@ -15,8 +15,9 @@ little, and whether above or below 0 says nothing: `to_out` can scale and turn a
 
 *How a shut gate learns.* ∂L/∂α = (1 − tanh²α) ⟨∂L/∂y, what was found⟩ is not zero at α = 0, so the gate moves
 first. The gradients of the weights behind it are tanh(α) times what they would be without it, 0 at first.
-(Once it is ajar, Adam makes up for that factor. But Adam moves a number by about the learning rate a step,
-however large its gradient, and a gate is one number. So ours learn 15 times as fast as the rest.)
+(Once it is ajar, Adam makes up for that factor. But Adam moves every number by about the learning rate a
+step. A matrix changes what it gives through thousands of them at once, a gate through one. So ours learn 15
+times as fast as the rest: train.adamw.)
 
 *Without a picture* a token gets 0 from attention. The feed-forward acts on it all the same: once its gate is
 open, text alone is not the language model's own stream any more.
@@ -124,7 +125,7 @@ class GatedCrossAttention(nn.Module):
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
-        if self.routed:  # faster; to understand it, read the other: both give the same
+        if self.routed:  # the same, faster. To change what `masked_attention` does, set self.routed = False
             out = routed_attention(q, k, v, image_index)                              # (B,T,H,d)
         else:
             out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)

@@ -325,7 +325,7 @@ def test_kept_features_say_the_same_as_their_pixels():
     media = pictures(2, 2, 2)
     real = torch.tensor([[[True, True], [True, False]], [[True, False], [False, False]]])
     with torch.no_grad():
-        features = model.see(media, real)
+        features, _ = model.see(media, real)
     assert len(features) == real.sum()                                             # padding is not there
     for frame, grid in zip(media[real], features):
         assert_near(grid, model.vision(model.vision.normalise(frame[None]))[0], 1000)
@@ -422,7 +422,7 @@ def test_training_from_shut_gates_learns_to_tell_pictures_apart():
     """The same prompt under two pictures, with two answers: only the picture can say which."""
     model = flamingo(1, opened=False).train()
     prompts = read(model, '^#0', '^#0')
-    features, targets = model.see(pictures(2, 1)), torch.tensor([[-100, -100, 3], [-100, -100, 5]])
+    features, targets = grids(model, 2, 1), torch.tensor([[-100, -100, 3], [-100, -100, 5]])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
@@ -474,6 +474,14 @@ def test_an_unfrozen_encoder_learns_through_padding_too():
 
 PROMPTS = ('^#12$#34$#5', '^12#34', '^#1', '^1234')  # different lengths, 3, 1, 1 and 0 pictures
 ROW_IMAGES = (3, 1, 1, 0)
+
+
+def grids(model, *shape):
+    """Features (B,N,F,S,D_v) of `pictures` of this shape."""
+    media = pictures(*shape)
+    features, frame_mask = model.see(media)
+    assert frame_mask.all()
+    return features.detach().unflatten(0, media.shape[:3])
 
 
 def shown_to(b, **seen):
@@ -624,7 +632,7 @@ def test_a_wide_beam_finds_the_best_of_all_answers(shown):
     for seed in range(4):
         model = flamingo(seed, n_vocab=5, bos=3, pad=4)
         prompts = read(model, '^#12$#01$#2', '^12#01', '^#1', '^120')
-        seen = dict(features=model.see(pictures(4, 3)).detach()) if shown else {}
+        seen = dict(features=grids(model, 4, 3)) if shown else {}
         wanted = []
         for b in range(4):
             prompt, every = alone(prompts, b), []
@@ -648,7 +656,7 @@ def test_a_narrow_beam_is_a_beam(k):
     lengths, overtaken = set(), 0
     for seed in range(6):
         model = flamingo(seed, eoc=0.2)
-        prompts, seen = read(model, *PROMPTS), dict(features=model.see(pictures(4, 3)).detach())
+        prompts, seen = read(model, *PROMPTS), dict(features=grids(model, 4, 3))
         wanted = [slow_beam(model, alone(prompts, b), 6, shown_to(b, **seen), k) for b in range(4)]
         assert_answers(generate(model, **prompts, max_new_tokens=6, beam_size=k, **seen), wanted)
         greedy = [slow_greedy(model, alone(prompts, b), 6, shown_to(b, **seen)) for b in range(4)]
@@ -756,7 +764,7 @@ def test_a_sampled_answer_comes_with_the_models_own_log_probability():
     lengths = set()
     for seed in range(4):
         model = flamingo(seed)
-        prompts, seen = read(model, *PROMPTS), dict(features=model.see(pictures(4, 3)).detach())
+        prompts, seen = read(model, *PROMPTS), dict(features=grids(model, 4, 3))
         answers = generate(model, **prompts, max_new_tokens=6, temperature=1.5,
                            generator=torch.Generator().manual_seed(seed), **seen)
         for b, (words, total) in enumerate(answers):
@@ -780,7 +788,7 @@ def test_samples_come_as_often_as_the_model_says(temperature, top_k):
         p[log_p.argsort(descending=True)[top_k:]] = 0
     p /= p.sum()
     many = {name: value.expand(4000, *value.shape[1:]) for name, value in prompt.items()}
-    features = model.see(media).detach().expand(4000, -1, -1, -1, -1)
+    features = grids(model, 1, 1).expand(4000, -1, -1, -1, -1)
     answers = generate(model, **many, max_new_tokens=1, temperature=temperature, top_k=top_k,
                        features=features, generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(torch.tensor([words[0] if words else model.eoc for words, _ in answers]),

@@ -10,8 +10,10 @@ def by_length(function, frames, length, empty):
     otherwise pay for all 8, and time is counted in a clip's own frames.
     """
     of_frame = length.repeat_interleave(length)                       # (frames,) that of its clip
-    results, place = [], []
-    for n in length.unique().tolist():                                         # seldom more than two or three
+    lengths, results, place = length.unique().tolist(), [], []                 # seldom more than two or three
+    if len(lengths) == 1 and lengths[0]:
+        return function(frames.unflatten(0, (-1, lengths[0])))
+    for n in lengths or [0]:
         place.append((length == n).nonzero().squeeze(1))
         clips = frames[of_frame == n].unflatten(0, (-1, n)) if n else None
         results.append(function(clips) if n else empty.expand(len(place[-1]), *empty.shape))

@@ -49,7 +49,7 @@ class StageData:
         return {m: list(map(self.change, of)) for m, of in samples.items()} if self.change else samples
 
     def numbers(self, i, key):
-        """-> the numbers of this rank's Documents in batch i, which the key says the size n of: i·n, …,
+        """-> the numbers of this rank's Documents in batch i, of n = config[key] Documents: i·n, …,
         i·n + n - 1, if there is one rank"""
         n = getattr(self.config, key)
         return [i * n + k for k in distributed.mine(n, key)]
@@ -62,7 +62,7 @@ class StageData:
         return [{source: of_source[k::n] for source, of_source in samples.items()} for k in range(n)]
 
 
-def together(samples):
+def all_sequences(samples):
     """{source: [data.Encoded]} -> [data.Encoded], one source after the other. If there is no picture at all,
     the first gets a blank one, which no token looks at: all ranks must run the same layers."""
     sequences = [s for of_source in samples.values() for s in of_source]

@@ -7,7 +7,7 @@ from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT, Flamingo
 
 
-def encoders(run):
+def new_encoders(run):
     """-> the Contrastive that the vision stage trains: random, but for the NFNet of --nfnet"""
     contrastive = new_contrastive(run.model_config)
     if run.config.nfnet:
@@ -15,14 +15,14 @@ def encoders(run):
     return contrastive
 
 
-def language(run):
+def new_language(run):
     """-> the GPT that the language stage trains: --gpt2, or random with a few heads wired to copy; with
     captions that people wrote, its words begin as the text tower's."""
     lm = gpt2(run.config.gpt2) if run.config.gpt2 else wire_copying(GPT.from_config(run.model_config))
     return shared_words.begin(run, lm)
 
 
-def frozen(run, contrastive=None, kind=Flamingo):
+def load_trained(run, contrastive=None, kind=Flamingo):
     """-> the trained Contrastive, and a Flamingo around its encoder and the trained GPT. Raises BadInput.
     contrastive, kind: other ones to load them into (ablate.py)."""
     contrastive, lm = contrastive or new_contrastive(run.model_config), GPT.from_config(run.model_config)

@@ -8,7 +8,6 @@ from kit.device import autocast
 from kit.files import BadInput
 from kit.run import distributed
 from kit.run.ahead import look_ahead
-from kit.run.parts import in_parts
 
 OUT_OF_TIME = 1000  # a reason to stop; other reasons are numbers of signals
 MOST_SKIPPED = 10   # steps in a row that may be skipped
@@ -82,7 +81,7 @@ class Loop:
         """Whether a source's loss or gradient is not, in this step, by itself."""
         stage = self.stage
         stage.optimizer.zero_grad(set_to_none=True)
-        losses, _ = in_parts(self.gradients, self.run, stage, {source: self.samples[source]})
+        losses, _ = self.gradients(self.run, stage, {source: self.samples[source]})
         return not math.isfinite(sum(losses.values()) + stage.clip().item())
 
     # -----------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def question_example(rng):
 
 def story_page(rng, n_image=(3, 7)):
     """Running text with pictures in it. It speaks of the one above or of the one below, as people do; and as
-    nobody marks web pages so, `encode` tosses its coin (p_next): half of the stories see the wrong one."""
+    web pages do not say which, `encode` tosses its coin (p_next): half of the stories see the wrong one."""
     above = rng.random() < 0.5
     pieces = ['Some things I saw.']
     for _ in range(int(rng.integers(*n_image))):

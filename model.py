@@ -1,6 +1,6 @@
 """Flamingo: a frozen encoder and a frozen language model, and between them what is trained (§2).
 
-    media ─► NFNet (frozen) ─► features (B,N,F,S,D_v) ─► PerceiverResampler ─► visual (B,N,R,D_r)
+    media ─► NFNet (frozen) ─► features (frames,S,D_v) ─► PerceiverResampler ─► visual (B,N,R,D_r)
     tokens ─► embed ─► [ GatedCrossAttention(visual, image_index) ─► GPT block (frozen) ] × blocks
            ─► logits (B,T,V+2)
 
@@ -37,7 +37,7 @@ class Flamingo(nn.Module):
     frame_mask:   (B,N,F) bool, which frames are real; None: all
     features:     instead of media, what `see` makes of it: (frames,S,D_v), the real frames of all images, one
                   after the other; which is whose, frame_mask says
-    targets:      (B,T), the next token, or -100 where there is nothing to learn; if nowhere, the loss is 0
+    targets:      (B,T), the next token, or -100 where there is nothing to learn; of none the loss is 0
     position:     (B,T), where in the context each token stands; by default its place in the row
     sequence:     (B,T), where several share a row, which of them a token belongs to; none sees another
 
@@ -94,7 +94,7 @@ class Flamingo(nn.Module):
         return torch.cat([y @ self.lm.wte.weight.T, y @ self.new_rows.T.to(y.dtype)], dim=-1)
 
     def see(self, media, frame_mask=None):
-        """media (B,N,F,3,height,width) -> features (frames,S,D_v) of its real frames, frame_mask (B,N,F).
+        """media (B,N,F,3,height,width) -> (features (frames,S,D_v) of its real frames, frame_mask (B,N,F)).
         (Training keeps those of a frozen encoder: kit.features.FrozenFeatures.)"""
         if frame_mask is None:
             frame_mask = torch.ones(media.shape[:3], dtype=torch.bool, device=media.device)
@@ -167,8 +167,8 @@ def same_sequence(sequence):
 
 
 class SelfAttention(nn.Module):
-    """x (B,T,D) -> (B,T,D); mask as in Flamingo.stream; past: its own part of it. With qk_norm, which GPT-2
-    lacks, scores are s·cos(q, k) instead of q·k/√d, with an s that each head learns (Henry et al. 2020)."""
+    """x (B,T,D) -> (B,T,D); mask as in Flamingo.stream; past: this block's part of it. With qk_norm, which
+    GPT-2 lacks, scores are s·cos(q, k), not q·k/√d, with an s that each head learns (Henry et al. 2020)."""
 
     def __init__(self, dim, n_head, qk_norm=False):
         super().__init__()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit.fast.attention import attention
-from kit.fast.ragged import by_length
+from kit.fast.ragged import for_each_clip
 
 
 class FeedForward(nn.Module):
@@ -70,9 +70,9 @@ class PerceiverResampler(nn.Module):
 
     forward(features, frame_mask (B,N,F) bool or None) -> visual (B,N,R,D), float.
 
-    frame_mask is True where a frame is real. features are those of the real frames, one after the other
-    (frames,S,D_v), or padded (B,N,F,S,D_v); without a mask all are real. A frame that is padding has no
-    influence, and what comes out for an image without any real frame, zeros, no text token ever looks at.
+    frame_mask is True where a frame is real; without a mask all are. features are those of the real frames,
+    one after the other (frames,S,D_v), or padded (B,N,F,S,D_v). A frame that is padding has no influence. An
+    image without real frames gives zeros, and no text token looks at it.
 
     dim:       width D of the visual tokens;  dim_media: width of the features, projected to D if it differs
     head_dim:  D / n_head by default. (The paper contradicts itself: 96 by Table 4, 128 by its text and by
@@ -107,7 +107,7 @@ class PerceiverResampler(nn.Module):
         before = moment.floor().long()
         after = (before + 1).clamp(max=n_trained - 1)
         share = (moment - before).unsqueeze(-1).to(self.time_embedding.dtype)        # (n,1)
-        # F.embedding, not an index, whose gradient adds up in the order in which threads come.
+        # F.embedding, not an index: its gradient adds up in the same order every time.
         before, after = (F.embedding(at, self.time_embedding) for at in (before, after))
         return torch.lerp(before, after, share)                                      # (n,D)
 
@@ -125,7 +125,7 @@ class PerceiverResampler(nn.Module):
             frame_mask = torch.ones(features.shape[:3], dtype=torch.bool, device=features.device)
         frames = features[frame_mask] if features.ndim == 5 else features            # (frames,S,D_v)
         length = frame_mask.flatten(0, 1).sum(1)                                     # (B*N,) of each image
-        # [self.perceive(clip[None]) for clip in self.project(frames).split(length.tolist())], but images that
-        # have equally many frames go together. Training has pictures beside clips.
-        visual = by_length(self.perceive, self.project(frames), length, empty=torch.zeros_like(self.latents))
+        # Of each image by itself, perceive(its frames). (Where several have equally many: of these at once.)
+        none = torch.zeros_like(self.latents)                                        # of an image without any
+        visual = for_each_clip(self.perceive, self.project(frames), length, none)    # (B*N,R,D)
         return visual.unflatten(0, frame_mask.shape[:2])                             # (B,N,R,D)

@@ -20,8 +20,8 @@ One step of the Flamingo stage, indented as the calls are. On the right: nano's 
         Loop                        kit       reads batch i of each source: its n Documents from number i·n on
             SequenceData.read       kit       -> {source: sequences}                24 + 8 + 8 + 4 sequences
               .of_source            train.py  -> the sequences of one
-                Reader.document     kit       number -> Document, drawn by kit/world/pages.py (`Shapes`),
-                                              or read from a folder
+                Reader.document     kit       number -> Document: Source.document, which asks
+                                              Shapes.document of kit/world/pages.py, or a folder
                 .sequence           train.py  -> data.Encoded, at a random place of the context
                     encode          data.py   -> tokens (T,), φ (T,), which are learned          T: 5 to 128
         gradients                   train.py  adds ∇ Σ λ L. Once; with --micro_batches once for each:
@@ -74,14 +74,14 @@ from xattn import one_image_per_token
 def train_stage(run, stage):
     """Train one stage -> whether it was finished. run (kit/run/run.py) has config, the keys; model_config;
     reader, of all sources; tokenizer; device."""
-    loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter), gradients)
+    loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter))
     for step, samples in loop:                            # from where it stopped; samples of each source
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
         losses, n_token = gradients(run, stage, samples)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
-        if loop.finite(losses, norm):                     # else skipped; the log says which source it was
+        if loop.finite(losses, norm):                     # else the step is skipped, and logged
             stage.optimizer.step()
         stage.optimizer.zero_grad(set_to_none=True)
         loop.log(losses, norm, n_token)
@@ -94,9 +94,12 @@ def gradients(run, stage, samples):
     """Adds the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) to every parameter's .grad. m: the sources.
     -> ({source: L_m}, tokens read, padding included)
 
+    By default there is one part: all samples, with stage.lambdas. (--micro_batches makes several, which add
+    up to the same. Many GPUs have one each.)
+
     The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
-    gives each of them more weight than a sum does: λ must be smaller to say the same. Of align and ltip we
-    take half of that, because a mean of few losses is noisy; vtp has the number of the paper.
+    gives each of them more weight than a sum does, and an equal λ is smaller. For align and ltip we take half
+    of that, since means of few targets are noisy; vtp keeps the paper's number, three times its equal.
 
         source   targets of a sequence   λ of sums (paper)   the same, of means     λ of means (ours)
         m3w               45                   1                    1                     1
@@ -104,7 +107,7 @@ def gradients(run, stage, samples):
         ltip              14                   0.2           0.2 · 14/45 ≈ 0.06           0.03
         vtp               14                   0.03          0.03 · 14/45 ≈ 0.01          0.03
     """
-    parts = Parts(run, stage, samples)                    # by default one: all samples, and the stage's λ
+    parts = Parts(run, stage, samples)
     for part, lambdas in parts:
         batch = stage.data.batch(part)
         with autocast(run.device, run.dtype, cache=False):
@@ -145,8 +148,8 @@ def schedule(kind, step, warmup, n):
 
 @dataclass
 class SequenceBatch(Batch):
-    """Sequences of several sources. source (K,): which each of the K targets is from, as its place in
-    `sources`, in the order in which the targets stand in the rows"""
+    """Sequences of several sources. source (B,T): which source each token is from, an index into `sources`;
+    anything for padding"""
     source: torch.Tensor
     sources: list
 
@@ -178,9 +181,7 @@ class SequenceData(StageData):
         share = one_image_per_token(self.model_config.attend)
         batch = collate(all_sequences(samples), self.tokenizer, share)
         of_sequence = torch.tensor([sources.index(s.source) for s in batch.sequences])    # e.g. 0 0 1 2
-        learned = batch.targets != -100                                                   # (B,T)
-        sequence = batch.sequence[learned] - 1                        # (K,) each target's, e.g. 0 0 0 1 1 2 3
-        source = of_sequence[sequence]                                # (K,)                     0 0 0 0 0 1 2
+        source = of_sequence[batch.sequence - 1]                                          # (B,T)
         return SequenceBatch(**vars(batch), source=source, sources=sources).to(self.device)
 
 
@@ -288,8 +289,8 @@ class FlamingoStage(Stage):
         self.module.train()
 
     def load(self, kind=Flamingo):
-        """-> Contrastive and, around its vision encoder and the trained GPT, a new Flamingo"""
-        return begin.load_trained(self.run, kind=kind)
+        contrastive, lm = begin.load_trained(self.run)                       # of vision.pt and language.pt
+        return contrastive, begin.freeze(self.run, kind(self.run.model_config, contrastive.vision, lm))
 
     def pictures(self, batch):
         """The frozen encoder's features of batch.media, less some channels"""
@@ -303,9 +304,9 @@ class FlamingoStage(Stage):
         _, of_target = self.net(
             batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
             sequence=sequence, per_target=True, **self.pictures(batch))                     # (K,) −log p
-        losses = {}
+        source, losses = batch.source[batch.targets != -100], {}                            # (K,)
         for k, m in enumerate(batch.sources):
-            of_m = batch.source == k                                                        # (K,) bool
+            of_m = source == k                                                              # (K,) bool
             losses[m] = (of_target * of_m).sum() / of_m.sum().clamp(min=1)
         return losses
 

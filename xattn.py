@@ -11,7 +11,7 @@ it. (Cross-attention alone, inside each block, cost the paper 3.8 points: VANILL
 *Why the gates start shut.* α = 0 at the start, tanh(0) = 0: the very first stream is the language model's
 own, to the last bit. Without gates, layers that have learned nothing would add noise to a stream that the
 frozen blocks expect to be clean (the paper: −4.2 points, unstable). How far a gate opens in training says
-little, and whether above or below 0 says nothing: `to_out` can scale and turn around what passes.
+little, and its sign nothing: `to_out` can scale and turn around what passes.
 
 *How a shut gate learns.* ∂L/∂α = (1 − tanh²α) ⟨∂L/∂y, what was found⟩ is not zero at α = 0, so the gate moves
 first. The gradients of the weights behind it are tanh(α) times what they would be without it, 0 at first.
@@ -63,8 +63,8 @@ def gate(alpha):
 def masked_attention(q, k, v, seen):
     """q (B,T,H,d), k and v (B,N,H,R,d), seen (B,T,N) bool: which images each token sees -> (B,T,H,d)
 
-    This is the definition. Where each token sees one image, by default, `routed_attention` (kit/fast) gives
-    the same without what is masked (tests/test_xattn.py).
+    This is the definition, but not what runs by default: where each token sees one image, `routed_attention`
+    (kit/fast) gives the same without what is masked. To change this one, set `routed` below to False.
 
     A token that sees no image gets exactly zero. That has to be said: a softmax over a fully masked row is
     not empty but NaN (masked by −∞) or *uniform* (by −10⁹): a mixture of every image, later ones too.
@@ -125,7 +125,7 @@ class GatedCrossAttention(nn.Module):
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
-        if self.routed:  # the same, faster. To change what `masked_attention` does, set self.routed = False
+        if self.routed:  # the same as below, faster
             out = routed_attention(q, k, v, image_index)                              # (B,T,H,d)
         else:
             out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)

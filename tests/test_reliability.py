@@ -436,7 +436,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_logged_with_its_source(tmp_pat
     run.write_log()
     with open(run.path('log.csv'), newline='') as f:
         assert [(row['iter'], row['skipped']) for row in csv.DictReader(f)
-                if row['skipped']] == [('2', 'ltip'), ('4', 'align')]
+                if row['skipped']] == [('2', 'ltip'), ('4', 'align + ltip')]
     moved = [any(not torch.equal(weights[i][n], weights[i + 1][n]) for n in weights[i] if n != 'log_beta')
              for i in range(4)]
     assert moved == [True, False, True, False] and all(p.isfinite().all() for p in stage.module.parameters())

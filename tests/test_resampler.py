@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kit.fast.attention import attention
-from kit.fast.ragged import by_length
+from kit.fast.ragged import for_each_clip
 from resampler import PerceiverResampler
 
 JUNK = 1e4  # what padding holds in these tests: nothing may depend on it
@@ -279,7 +279,7 @@ def test_padded_images_have_no_influence_on_others(n_frame):
 
 
 @pytest.mark.parametrize('lengths', [[2, 2, 2], [1, 3, 0, 1, 2], [0, 0], [5]])
-def test_clips_by_length_are_the_same_clips_one_by_one(lengths):
+def test_clips_of_one_length_together_are_the_same_clips_one_by_one(lengths):
     """kit.fast.ragged, forward and gradients: a function that is not the same for all, of frames in their
     order."""
     torch.manual_seed(0)
@@ -290,7 +290,7 @@ def test_clips_by_length_are_the_same_clips_one_by_one(lengths):
         moment = torch.arange(1.0, 1 + clips.shape[1], dtype=torch.float64)
         return torch.einsum('mfsd,f->md', clips, moment).unsqueeze(1).expand(-1, 2, -1).sin()
 
-    fast = by_length(function, frames, torch.tensor(lengths), empty)
+    fast = for_each_clip(function, frames, torch.tensor(lengths), empty)
     plain = torch.stack([function(clip.unsqueeze(0))[0] if len(clip) else empty
                          for clip in frames.split(lengths)])
     torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)

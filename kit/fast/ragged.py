@@ -2,7 +2,7 @@
 import torch
 
 
-def by_length(function, frames, length, empty):
+def for_each_clip(function, frames, length, empty):
     """The frames of M clips, one clip after the other (frames,S,D), and how many each has (M,) -> (M,R,D)
 
     function makes (clips,R,D) of clips that have equally many frames (clips,F,S,D); of a clip without any

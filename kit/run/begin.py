@@ -4,7 +4,7 @@ from kit.copying import wire_copying
 from kit.device import frozen_dtype
 from kit.run import shared_words
 from kit.weights import checkpoint, gpt2, nfnet
-from model import GPT, Flamingo
+from model import GPT
 
 
 def new_encoders(run):
@@ -22,15 +22,18 @@ def new_language(run):
     return shared_words.begin(run, lm)
 
 
-def load_trained(run, contrastive=None, kind=Flamingo):
-    """-> the trained Contrastive, and a Flamingo around its encoder and the trained GPT. Raises BadInput.
-    contrastive, kind: other ones to load them into (ablate.py)."""
+def load_trained(run, contrastive=None):
+    """-> the trained Contrastive and GPT. Raises BadInput. contrastive: another one to load into (ablate.py)
+    """
     contrastive, lm = contrastive or new_contrastive(run.model_config), GPT.from_config(run.model_config)
     trained, text = run.load_stage('vision', 'contrastive'), run.load_stage('language', 'lm')
     checkpoint.load_into(contrastive, trained['contrastive'], run.path('vision.pt'))
     checkpoint.load_into(lm, text['lm'], run.path('language.pt'))
-    contrastive.to(run.device)
-    flamingo = kind(run.model_config, contrastive.vision, lm)
+    return contrastive.to(run.device), lm
+
+
+def freeze(run, flamingo):
+    """Its frozen parts in the number format that trains fastest -> the Flamingo"""
     for part in flamingo.frozen:
         part.to(frozen_dtype(run.dtype, run.device, run.model_config.lm_dim))
-    return contrastive, flamingo
+    return flamingo

@@ -14,16 +14,15 @@ MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
-    """for step, samples in Loop(run, stage, steps, gradients): of all steps those from where it stopped, and
-    what each reads, {source: samples}. steps: which batch i of which sources each reads, as data.mixture says
-    it. gradients: that of train.py, for `finite`.
+    """for step, samples in Loop(run, stage, steps): of all steps those from where it stopped, and what each
+    reads, {source: samples}. steps: which batch i of which sources each reads, as data.mixture says it.
 
     After a signal, or when time is up, the current step is finished and saved and is the last one. `complete`
     then says whether the stage came to its end.
     """
 
-    def __init__(self, run, stage, steps, gradients):
-        self.run, self.stage, self.steps, self.gradients = run, stage, steps, gradients
+    def __init__(self, run, stage, steps):
+        self.run, self.stage, self.steps = run, stage, steps
         self.start = run.restore(stage)
         self.step, self.saved, self.complete = self.start - 1, self.start, False
         self.skipped, self.last_evaluation = 0, ''
@@ -36,8 +35,8 @@ class Loop:
         each = (look_ahead(stage.data, steps) if run.config.workers else
                 (stage.data.read(sources, i) for i, sources in steps))
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
-            for self.step, self.samples in enumerate(each, self.start):
-                yield self.step, self.samples
+            for self.step, samples in enumerate(each, self.start):
+                yield self.step, samples
                 self.bar.update()
                 self.find_out_whether_to_stop()
                 if run.stop and self.saved != self.step + 1:
@@ -60,13 +59,15 @@ class Loop:
     # A step that is not finite would ruin the weights
 
     def finite(self, losses, norm):
-        """Whether every source's loss and the gradient's norm are finite. If not, the log and the screen say
-        which sources it was. Raises BadInput after MOST_SKIPPED such steps in a row."""
-        if math.isfinite(norm) and all(map(math.isfinite, losses.values())):
+        """Whether every loss and the gradient's norm are finite. If not, the log and the screen say which
+        losses are not; or all, if it is the gradient alone. Raises BadInput after MOST_SKIPPED such steps in
+        a row."""
+        wrong = [source for source, loss in losses.items() if not math.isfinite(loss)]
+        if math.isfinite(norm) and not wrong:
             self.skipped = 0
             return True
         run, name, self.skipped = self.run, self.stage.name, self.skipped + 1
-        source = ' + '.join(filter(self.not_finite, self.samples)) or ' + '.join(self.samples)  # their sum
+        source = ' + '.join(wrong or losses)
         run.log.append({'stage': name, 'iter': self.step + 1, 'skipped': source})
         if distributed.rank() == 0:
             tqdm.write(f'{name} step {self.step + 1}: loss or gradient of {source} is not finite; skipped')
@@ -76,13 +77,6 @@ class Loop:
             raise BadInput(f'{name}: ten steps in a row were not finite ({source}); '
                            f'the last good state is in {run.path("training.pt")}')
         return False
-
-    def not_finite(self, source):
-        """Whether a source's loss or gradient is not, in this step, by itself."""
-        stage = self.stage
-        stage.optimizer.zero_grad(set_to_none=True)
-        losses, _ = self.gradients(self.run, stage, {source: self.samples[source]})
-        return not math.isfinite(sum(losses.values()) + stage.clip().item())
 
     # -----------------------------------------------------------------------------------------
     # The log

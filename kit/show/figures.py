@@ -108,7 +108,7 @@ def shapes(n, batch=1, images=2, frames=1):
         'tokens': (b, t),
         'image_index': (b, t),
         'pixels': (b, images, frames, 3, n['image_size'], n['image_size']),
-        'features': (b, images, frames, n['places'], n['vision_dim']),
+        'features': (b * images * frames, n['places'], n['vision_dim']),
         'visual tokens': (b, images, n['n_latent'], n['dim']),
         'keys, values': (b, images, n['head'], n['n_latent'], n['head_dim']),
         'stream': (b, t, n['dim']),

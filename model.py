@@ -6,6 +6,7 @@
 
 The second line is `Flamingo.stream`. Text is written by functions over a Flamingo, in kit/answers.py.
 
+Media are pictures, and clips of frames; an *image* is one of them at its place in a sequence, as φ counts.
 Shapes, in all files: B batch, T tokens, N images in the sequence, F frames, S places, R visual tokens per
 image, D width (D_v of the encoder's features, D_r of visual tokens), V vocabulary of the language model, H
 heads, d head width, E common embedding of pictures and texts. Sections (§), tables, figures and appendices
@@ -243,16 +244,11 @@ class GPT(nn.Module):
             raise ValueError(f'{t} tokens are more than the context of {self.n_context}')
         return x + self.wpe(torch.arange(t, device=x.device) if position is None else position)
 
-    def stream(self, x, position=None, mask=None, past=None):
-        """Embedded tokens (B,T,D) -> (B,T,D); position, mask and past as in Flamingo.stream"""
-        x = self.add_positions(x, position)
-        for i, block in enumerate(self.h):
-            x = block(x, mask, past and past.text[i])
-        return self.ln_f(x)
-
     def forward(self, tokens, targets=None, position=None):
-        x = self.stream(self.wte(tokens), position)                                   # (B,T,D)
-        logits = x @ self.wte.weight.T                                                # (B,T,V)
+        x = self.add_positions(self.wte(tokens), position)                            # (B,T,D)
+        for block in self.h:
+            x = block(x)
+        logits = self.ln_f(x) @ self.wte.weight.T                                     # (B,T,V)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)

@@ -129,7 +129,7 @@ def adamw(named_parameters, weight_decay, gate_scale=1.0):
         if p.requires_grad:
             matrix = p.ndim >= 2 and not name.startswith(('resampler.', 'new_rows', 'soft_prompt'))
             kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
-            key = kind, distributed.apart(name, p)        # only with --shard: whole ones and pieces apart
+            key = kind, distributed.apart(name, p)        # --shard: whole and sharded ones need groups apart
             groups.setdefault(key, {'params': []} | kinds[kind])['params'].append(p)
     return torch.optim.AdamW(groups.values(), betas=(0.9, 0.95), fused=True)  # betas: not in the paper
 

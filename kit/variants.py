@@ -93,6 +93,15 @@ class VanillaXattn(Flamingo):
         return self.lm.ln_f(y)
 
 
+def plain_stream(lm, y, position, mask, past):
+    """Embedded tokens (B,T,D) through a GPT by itself -> (B,T,D); position, mask and past as in
+    Flamingo.stream"""
+    y = lm.add_positions(y, position)
+    for i, block in enumerate(lm.h):
+        y = block(y, mask, past and past.text[i])
+    return lm.ln_f(y)
+
+
 class Grafting(Flamingo):
     """Table 3 (iv), GRAFTING (−7.6; VC-GPT, Luo et al. 2022): the language model stays untouched, and a new
     stack of self- and cross-attention layers in turn reads its outputs, before its own output embedding.
@@ -113,7 +122,7 @@ class Grafting(Flamingo):
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         n = len(self.lm.h)
-        y = self.lm.stream(self.embed(tokens), position, mask, past)                         # (B,T,D)
+        y = plain_stream(self.lm, self.embed(tokens), position, mask, past)                  # (B,T,D)
         for k, (block, gated) in enumerate(zip(self.grafted, self.gated)):
             y = block(y, mask, past and past.text[n + k])
             y = gated(y, visual, image_index, past and past.visual[k])
@@ -229,7 +238,7 @@ class OneStream(Flamingo):
         if visual is not None:
             y = torch.where(self.places(tokens, image_index).unsqueeze(-1),
                             self.at_places(tokens, image_index, visual), y)
-        return self.lm.stream(y, position, mask, past)                                       # (B,T,D)
+        return plain_stream(self.lm, y, position, mask, past)                                # (B,T,D)
 
     def places(self, tokens, image_index):
         """(B,T) bool: where visual tokens stand"""

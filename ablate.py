@@ -34,7 +34,7 @@ from kit.files import BadInput, only_run
 from kit.masked import MaskedSystem
 from kit.run import begin
 from kit.run.batches import TextBatch
-from kit.run.driver import find_missing, session
+from kit.run.driver import missing_stages, session
 from kit.run.keys import check_values
 from kit.show import canvas
 from kit.tasks.encoders import zero_shot
@@ -175,7 +175,7 @@ def run_cell(config, row, seed):
             continue  # the encoder, in an earlier session
         config.stage = name
         with session(config, train.KEYS) as run:
-            find_missing(run, train.STAGES)
+            missing_stages(run, train.STAGES)
             done = (run.progress or {'iter': 0})['iter']  # steps of an earlier session
             torch.manual_seed(seed)
             kind = Masked if row.model is MaskedSystem else STAGES[name]

@@ -81,7 +81,8 @@ class Example:
     def pieces(self, learned=True, answered=True):
         """-> Document pieces. The answer follows the prompt after a space, in training and in prompts
         alike."""
-        answer = [' ' + self.answer if learned else Given(' ' + self.answer)] if answered else []
+        text = ' ' + self.answer
+        answer = [] if not answered else [text] if learned else [Given(text)]
         # A picture closes the example before it by itself; a text-only example must be closed by hand.
         closed = [EndOfChunk()] if self.media is None and answered else []
         return [*([] if self.media is None else [self.media]), Given(self.prompt), *answer, *closed]
@@ -128,8 +129,8 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
         or          0    1    1      1      2    2      2      2    2      … the next (see p_next)
         learned          ✓    ✓             ✓    ✓             ✓    ✓
 
-    An <EOC> stands before each image but one that begins the text, and at the end. (The paper's pairs end in
-    <EOC><EOS>.) Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
+    An <EOC> stands at the end, and before each image unless the text begins with it. (The paper's pairs end
+    in <EOC><EOS>.) Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
 
     n_token, n_image: the most tokens (L) and pictures (N); None for no limit. See `window`.
     rng:     a numpy Generator; without one, nothing is left to chance: previous picture, no added space

@@ -38,7 +38,7 @@ class Flamingo(nn.Module):
     frame_mask:   (B,N,F) bool, which frames are real; None: all
     features:     instead of media, what `see` makes of it: (frames,S,D_v), the real frames of all images, one
                   after the other; which is whose, frame_mask says
-    targets:      (B,T), the next token, or -100 where there is nothing to learn; of none the loss is 0
+    targets:      (B,T), the next token, or -100 where there is nothing to learn (if nowhere, the loss is 0)
     position:     (B,T), where in the context each token stands; by default its place in the row
     sequence:     (B,T), where several share a row, which of them a token belongs to; none sees another
 
@@ -74,16 +74,16 @@ class Flamingo(nn.Module):
               each block those of earlier tokens, past.visual for each gated layer those of the pictures
         """
         every = self.config.xattn_every
-        y = self.lm.add_positions(self.embed(tokens), position)                        # (B,T,D)
+        text, kept = past or ([None] * len(self.lm.h), [None] * len(self.gated))
+        y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
-                n = i // every
-                y = self.gated[n](y, visual, image_index, past and past.visual[n])     # (B,T,D)
-            y = block(y, mask, past and past.text[i])                                  # (B,T,D)
+                y = self.gated[i // every](y, visual, image_index, kept[i // every])
+            y = block(y, mask, text[i])                                  # (B,T,D)
         return self.lm.ln_f(y)
 
     def embed(self, tokens):
-        """(B,T) -> (B,T,D): the frozen table for its own words, the trained rows for the two new ones."""
+        """(B,T) -> (B,T,D): both tables are asked, the frozen one and the trained rows, and one is taken."""
         new = tokens >= self.image
         known = self.lm.wte(tokens.masked_fill(new, 0))
         # F.embedding, not an index: its gradient adds up in the same order every time.
@@ -136,8 +136,8 @@ class Flamingo(nn.Module):
         return logits, losses
 
     def freeze(self, vision=True, lm=True):
-        """Says what is trained. (With --adapt, less is: kit/adapt.py.) The language model is not: it would
-        forget what it knew from text alone (−8.0 points, Table 3; −12.9 begun at random; see ablate.py).
+        """Chooses what is trained. (With --adapt, less is: kit/adapt.py.) Not the language model: trained
+        too, it would forget what it knew from text (−8.0 points, Table 3; −12.9 from random weights).
         The vision encoder is trained only when fine-tuning at the very end (appendix B.2)."""
         self.requires_grad_(True)
         self.lm.requires_grad_(not lm)

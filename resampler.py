@@ -122,7 +122,7 @@ class PerceiverResampler(nn.Module):
 
     def forward(self, features, frame_mask=None):
         if frame_mask is None:
-            frame_mask = torch.ones(features.shape[:3], dtype=torch.bool, device=features.device)
+            return self.perceive(self.project(features).flatten(0, 1)).unflatten(0, features.shape[:2])
         frames = features[frame_mask] if features.ndim == 5 else features            # (frames,S,D_v)
         length = frame_mask.flatten(0, 1).sum(1)                                     # (B*N,) of each image
         # Of each image by itself, perceive(its frames). (Where several have equally many: of these at once.)

@@ -23,8 +23,8 @@ One step of the Flamingo stage, indented as the calls are. On the right: nano's 
                 Reader.document     kit       number -> Document: Source.document, which asks
                                               Shapes.document of kit/world/pages.py, or a folder
                 .sequence           train.py  -> data.Encoded, at a random place of the context
-                    encode          data.py   -> tokens (T,), φ (T,), which are learned          T: 5 to 128
-        gradients                   train.py  adds ∇ Σ λ L. Once; with --micro_batches once for each:
+                    encode          data.py   -> tokens (T,), φ (T,), which are learned       T here: 5 to 128
+        gradients                   train.py  adds ∇ Σ λ L
             SequenceData.batch      train.py  sequences of all sources -> tensors            tokens (16,128)
                 collate             data.py   pads; short sequences share a row
             FlamingoStage.losses    train.py  L of each source, a mean over its targets
@@ -34,9 +34,8 @@ One step of the Flamingo stage, indented as the calls are. On the right: nano's 
         optimizer.step
 
 A *target* is a token to be predicted. In kit/run: Loop (loop.py) resumes, logs, stops, lets workers read
-ahead; Reader (reading.py) replaces damaged Documents; Parts (parts.py) is for --micro_batches and many GPUs;
-what a stage has is in stage.py. Pictures and features are kept, not made twice (kit/features.py).
-docs/one_step.md follows two steps on three short Documents. The other stages do the same, but for
+ahead; Reader (reading.py) replaces damaged Documents. Pictures and features are kept, not made twice
+(kit/features.py). docs/one_step.md takes two steps in numbers. The other stages do the same, but for
 
     VisionStage     PairData of kit/run/batches.py: pictures (M,3,48,48), captions of each source (96,T)
                     NFNet.embed, TextTower.embed -> v, l (96,128) -> contrastive_loss         vision.py
@@ -55,12 +54,12 @@ from kit.device import autocast
 from kit.features import drop_channels, FrozenFeatures
 from kit.run import begin, checks, distributed
 from kit.run.batches import all_sequences, FOR_PAGES, PairData, StageData, TextData
-from kit.run.driver import finish, session, stages_to_train
+from kit.run.driver import finish, missing_stages, session
 from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.parts import Parts
+from kit.run.parts import in_one_part, in_parts
 from kit.run.stage import Stage
 from model import Flamingo
 from vision import contrastive_loss
@@ -72,16 +71,19 @@ from xattn import one_image_per_token
 
 
 def train_stage(run, stage):
-    """Train one stage -> whether it was finished. run (kit/run/run.py) has config, the keys; model_config;
-    reader, of all sources; tokenizer; device."""
+    """Train one stage -> whether it was finished. run (kit/run/run.py) has config: all keys; model_config:
+    sizes; reader: Documents of all sources; tokenizer; device."""
     loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter))
-    for step, samples in loop:                            # from where it stopped; samples of each source
+    for step, samples in loop:                            # {source: samples}, as stage.data.read gives them
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = gradients(run, stage, samples)
+        if in_one_part(stage, samples):                   # by default
+            losses, n_token = gradients(run, stage, samples, stage.lambdas)
+        else:                                             # micro-batches, many GPUs: they add up to the same
+            losses, n_token = in_parts(gradients, run, stage, samples)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
-        if loop.finite(losses, norm):                     # else the step is skipped, and logged
+        if loop.finite(losses, norm):                     # if not, loop has logged that this step is skipped
             stage.optimizer.step()
         stage.optimizer.zero_grad(set_to_none=True)
         loop.log(losses, norm, n_token)
@@ -90,16 +92,13 @@ def train_stage(run, stage):
     return loop.complete
 
 
-def gradients(run, stage, samples):
+def gradients(run, stage, samples, lambdas):
     """Adds the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) to every parameter's .grad. m: the sources.
     -> ({source: L_m}, tokens read, padding included)
 
-    By default there is one part: all samples, with stage.lambdas. (--micro_batches makes several, which add
-    up to the same. Many GPUs have one each.)
-
     The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
-    gives each of them more weight than a sum does, and an equal λ is smaller. For align and ltip we take half
-    of that, since means of few targets are noisy; vtp keeps the paper's number, three times its equal.
+    gives each of them more weight than a sum does, and the equivalent λ is smaller. For align and ltip we
+    take half of it, since means of few targets are noisy; vtp keeps the paper's number.
 
         source   targets of a sequence   λ of sums (paper)   the same, of means     λ of means (ours)
         m3w               45                   1                    1                     1
@@ -107,14 +106,11 @@ def gradients(run, stage, samples):
         ltip              14                   0.2           0.2 · 14/45 ≈ 0.06           0.03
         vtp               14                   0.03          0.03 · 14/45 ≈ 0.01          0.03
     """
-    parts = Parts(run, stage, samples)
-    for part, lambdas in parts:
-        batch = stage.data.batch(part)
-        with autocast(run.device, run.dtype, cache=False):
-            losses = stage.losses(batch)
-        sum(lambdas[source] * loss for source, loss in losses.items()).backward()
-        parts.add(losses, batch.n_token)
-    return parts.total()
+    batch = stage.data.batch(samples)
+    with autocast(run.device, run.dtype, cache=False):
+        losses = stage.losses(batch)
+    sum(lambdas[source] * loss for source, loss in losses.items()).backward()
+    return {source: loss.item() for source, loss in losses.items()}, batch.n_token
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
@@ -138,7 +134,7 @@ def schedule(kind, step, warmup, n):
     """The learning rate at `step` of n, as a share of its peak: linear warm-up, then one of four decays."""
     left = 1 - step / n
     decay = {'cosine': 0.5 * (1 + math.cos(math.pi * (1 - left))), 'linear': left,
-             'trapezoid': min(1.0, left / 0.3), 'constant': 1.0}[kind]
+             'trapezoid': min(1.0, left / 0.3), 'constant': 1.0}[kind]  # flat, linear over the last 30 %
     return min(1.0, (step + 1) / max(warmup, 1)) * decay
 
 
@@ -148,8 +144,7 @@ def schedule(kind, step, warmup, n):
 
 @dataclass
 class SequenceBatch(Batch):
-    """Sequences of several sources. source (B,T): which source each token is from, an index into `sources`;
-    anything for padding"""
+    """Sequences of several sources. source (B,T): that of each token, as an index into `sources`"""
     source: torch.Tensor
     sources: list
 
@@ -175,20 +170,19 @@ class SequenceData(StageData):
         return replace(sequence, source=source, seed=seed, start=start)
 
     def batch(self, samples):
-        """{source: [Encoded]} -> SequenceBatch of all sources: one pass for all. `losses` tells them apart
-        again, so the gradients are those of a pass for each."""
+        """{source: [Encoded]} -> SequenceBatch: one pass for all sources. `losses` tells them apart again."""
         sources = list(samples)                                                 # e.g. m3w, align, ltip
         share = one_image_per_token(self.model_config.attend)
         batch = collate(all_sequences(samples), self.tokenizer, share)
         of_sequence = torch.tensor([sources.index(s.source) for s in batch.sequences])    # e.g. 0 0 1 2
-        source = of_sequence[batch.sequence - 1]                                          # (B,T)
+        source = of_sequence[batch.sequence - 1]                  # (B,T); padding, 0 - 1, is never a target
         return SequenceBatch(**vars(batch), source=source, sources=sources).to(self.device)
 
 
 # ---------------------------------------------------------------------------------------------
-# The stages: three, and fine-tuning. Each has the λ of its sources; `data`, which reads them; a `module` to
-# train, and `net`, the same as it is called (on many GPUs DDP around it); an optimizer, n_iter, lr and decay;
-# losses(batch) -> {source: mean loss}; content(), for its file. (Whole list: kit/run/stage.py.)
+# The stages: three, and fine-tuning. Each has `lambdas`, the λ of its sources; `data`, which reads them;
+# `module`, the weights, and `net`, what is called: the module, or DDP around it; losses(batch) -> {source:
+# mean loss}; content(), for its file; optimizer, n_iter, lr and decay. (Whole list: kit/run/stage.py.)
 
 
 class VisionStage(Stage):
@@ -301,13 +295,14 @@ class FlamingoStage(Stage):
     def losses(self, batch):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m targets of source m"""
         sequence = batch.sequence if batch.shared else None      # else every row is one sequence
-        _, of_target = self.net(
+        _, nll = self.net(
             batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
             sequence=sequence, per_target=True, **self.pictures(batch))                     # (K,) −log p
-        source, losses = batch.source[batch.targets != -100], {}                            # (K,)
+        source = batch.source[batch.targets != -100]                                        # (K,)
+        losses = {}
         for k, m in enumerate(batch.sources):
-            of_m = source == k                                                              # (K,) bool
-            losses[m] = (of_target * of_m).sum() / of_m.sum().clamp(min=1)
+            mine = source == k                                                              # (K,) bool
+            losses[m] = (nll * mine).sum() / mine.sum().clamp(min=1)
         return losses
 
     def evaluate(self):
@@ -379,11 +374,12 @@ def main():
     config = configure(KEYS, usage=__doc__, groups=GROUPS, gone=GONE)
     check_values(config, KEYS)
     with session(config, KEYS) as run:
-        for name in stages_to_train(run, STAGES):         # those without a file; none after a signal
+        for name in missing_stages(run, STAGES):          # whose file is not there yet
             torch.manual_seed(config.seed)
             stage = STAGES[name](run)
-            if train_stage(run, stage):                   # else a signal came, or time was up
-                run.save_stage(stage)
+            if not train_stage(run, stage):               # a signal came, or time was up
+                break
+            run.save_stage(stage)
         finish(run, FlamingoStage)                        # the few-shot table
 
 

@@ -112,6 +112,18 @@ class NFBlock(nn.Module):
         return shortcut + scale * h
 
 
+def expected_variances(depths, alpha):
+    """-> for each block, the variance that x has at most when it enters (skip_gain begins at 0). A branch
+    adds α² to it. The first block of a stage has a shortcut of β · γ·gelu(x), whose variance is 1 again.
+    nano, three stages of one block: 1, 2, 2. F0's third stage, six blocks: 1.08, 1.04, 1.08, … 1.20."""
+    variances, variance = [], 1.0
+    for depth in depths:
+        for i in range(depth):
+            variances.append(variance)
+            variance = (1.0 if i == 0 else variance) + alpha ** 2
+    return variances
+
+
 class NFNet(nn.Module):
     """NFNet F0–F6 and `nano` (see SIZES). Raises ValueError for another size.
 
@@ -129,18 +141,12 @@ class NFNet(nn.Module):
         self.size, spec = size, SIZES[size]
         stem = zip((3, *spec['stem']), spec['stem'], (2, 1, 1, 2))
         self.stem = nn.ModuleList(WSConv2d(n_in, n_out, 3, stride) for n_in, n_out, stride in stem)
-        blocks, n_in, variance, n_block = [], spec['stem'][-1], 1.0, sum(spec['depths'])
+        variances, blocks, n_in = expected_variances(spec['depths'], spec['alpha']), [], spec['stem'][-1]
         for stage, (width, depth) in enumerate(zip(spec['widths'], spec['depths'])):
             for i in range(depth):
-                beta = 1 / math.sqrt(variance)  # the expected variance of x, as it enters the block
-                # A branch adds α² to it (at most: skip_gain begins at 0). The first block of a stage (i = 0)
-                # has a shortcut of β · γ·gelu(x), of variance 1: so behind it the variance is 1 + α².
-                #     F0, second stage, two blocks:  enters with 1.04, 1.04     β = 0.98, 0.98
-                #         third stage, six blocks:   1.08, 1.04, 1.08, … 1.20       0.96, 0.98, … 0.91
-                #     nano, three stages of one:     1, 2, 2                        1, 1/√2, 1/√2
-                variance = (1.0 if i == 0 else variance) + spec['alpha'] ** 2
+                beta = 1 / math.sqrt(variances[len(blocks)])
                 stride = 2 if i == 0 and stage > 0 else 1
-                drop_path = spec['drop_path'] * len(blocks) / n_block
+                drop_path = spec['drop_path'] * len(blocks) / len(variances)
                 blocks.append(NFBlock(n_in, width, spec['group'], stride, spec['alpha'], beta, drop_path))
                 n_in = width
         self.blocks = nn.ModuleList(blocks)

@@ -51,7 +51,8 @@ def sees(image_index, n_image, attend):
 
 
 def one_image_per_token(attend):
-    """Whether a token sees no image but that of its index: then masks can go, and rows be shared."""
+    """Whether a token sees no image but that of its index: then faster ways give the same. To experiment with
+    SEES['last'] or masked_attention, return False."""
     return attend == 'last'
 
 
@@ -64,7 +65,7 @@ def masked_attention(q, k, v, seen):
     """q (B,T,H,d), k and v (B,N,H,R,d), seen (B,T,N) bool: which images each token sees -> (B,T,H,d)
 
     This is the definition, but not what runs by default: where each token sees one image, `routed_attention`
-    (kit/fast) gives the same without what is masked. To change this one, set `routed` below to False.
+    (kit/fast) gives the same without what is masked. To change this one: one_image_per_token.
 
     A token that sees no image gets exactly zero. That has to be said: a softmax over a fully masked row is
     not empty but NaN (masked by −∞) or *uniform* (by −10⁹): a mixture of every image, later ones too.

@@ -38,6 +38,7 @@ from kit.sources.forms import open_folder, open_path
 from kit.run.batches import PairData
 from kit.run.keys import check_values
 from kit.run.run import Run
+from kit.run.parts import in_parts
 from kit.tasks.asker import load
 from kit.tasks.episodes import can_ask
 from kit.tasks.files import read_episodes
@@ -1124,7 +1125,7 @@ def test_every_key_of_training_at_its_edges(tmp_path, monkeypatch):
     line."""
     monkeypatch.chdir(tmp_path)
     reached = []
-    monkeypatch.setattr(train, 'stages_to_train', lambda run, stages: (reached.append(run), [])[1])
+    monkeypatch.setattr(train, 'missing_stages', lambda run, stages: (reached.append(run), [])[1])
     monkeypatch.setattr(train, 'finish', lambda run, stage: None)
     statuses = []
     for argument in [*edges(train.KEYS), '--dtype=float16', '--device=meta', '--m3w=', '--m3w=align',
@@ -1152,12 +1153,12 @@ def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
     def one_step(run, stages):
         for name in ('vision', 'language', 'flamingo'):
             stage = train.STAGES[name](run)
-            train.gradients(run, stage, stage.data.read(stage.sources, 0))
+            in_parts(train.gradients, run, stage, stage.data.read(stage.sources, 0))
             stage.clip()
             run.save_stage(stage)
         return []
 
-    monkeypatch.setattr(train, 'stages_to_train', one_step)
+    monkeypatch.setattr(train, 'missing_stages', one_step)
     monkeypatch.setattr(train, 'finish', lambda run, stage: None)
     for argument in edges(train.KEYS):
         status, _, said = main_of(train, '--out_dir=out', *TINY, argument)

@@ -21,6 +21,7 @@ from kit.run.batches import PairData, TextData
 from kit.run.keys import check_values
 from kit.run.loop import OUT_OF_TIME
 from kit.run.run import Run
+from kit.run.parts import in_parts
 from kit.weights import checkpoint
 from kit.world.draw import clip_media, picture_media
 from rounding import EPS, assert_near
@@ -58,7 +59,7 @@ def exact_stage(flamingo_stage):
 
 def gradient(stage, names):
     stage.optimizer.zero_grad()
-    losses, _ = train.gradients(stage.run, stage, stage.data.read(names, 0))
+    losses, _ = in_parts(train.gradients, stage.run, stage, stage.data.read(names, 0))
     return losses, [p.grad.clone() for p in stage.module.parameters() if p.requires_grad]
 
 
@@ -94,7 +95,8 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
 def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage):
     stage, asked = flamingo_stage, []
     stage.data.of_source = lambda source, i: i
-    stage.data.parts = lambda samples: asked.append(samples) or []
+    read, stage.data.parts = stage.data.read, lambda samples: []
+    stage.data.read = lambda sources, i: asked.append(read(sources, i)) or asked[-1]
     stage.n_iter, stage.clip, stage.evaluate = 7, lambda: torch.tensor(0.0), lambda: {}
     in_turns = [{'m3w': 0}, {'align': 0}, {'ltip': 0}, {'vtp': 0}, {'m3w': 1}, {'align': 1}, {'ltip': 1}]
     together = [dict.fromkeys(('m3w', 'align', 'ltip', 'vtp'), i) for i in range(7)]
@@ -107,7 +109,8 @@ def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage):
 def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage):
     stage, asked = flamingo_stage, []
     stage.data.of_source = lambda source, i: i
-    stage.data.parts = lambda samples: asked.append(samples) or []
+    read, stage.data.parts = stage.data.read, lambda samples: []
+    stage.data.read = lambda sources, i: asked.append(read(sources, i)) or asked[-1]
     stage.name, stage.n_iter = 'finetune', 5
     stage.clip, stage.evaluate = lambda: torch.tensor(0.0), lambda: {}
     stage.mixing = 'round_robin'
@@ -489,7 +492,7 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, argum
     assert n_picture == {(): [(once, 2)], ('--augment=strength=1',): [(16, 1)] * 2,
                          ('--augment=lines=0.5',): [(16, 1)] * 2,
                          ('--align=shapes:2',): [(once, 1)] * 2}[tuple(arguments)]
-    losses, _ = train.gradients(run, train.VisionStage(run), samples)
+    losses, _ = in_parts(train.gradients, run, train.VisionStage(run), samples)
     assert set(losses) == {'align', 'ltip'} and all(1 < loss < 20 for loss in losses.values())
 
 

@@ -44,22 +44,16 @@ def session(config, keys):
     sys.exit(0 if run.stop == OUT_OF_TIME else 128 + run.stop)
 
 
-def stages_to_train(run, stages):
-    """Yields the names of the stages that are asked for and missing, in order, until a signal comes or time
-    is up. run.save_stage says that one is not missing any more. Raises BadInput."""
-    find_missing(run, stages)
-    while run.missing and not run.stop:
-        yield run.missing[0]
-
-
-def find_missing(run, stages):
-    """Sets run.missing and run.progress. Nothing is written before all ranks have been here. Raises
-    BadInput."""
+def missing_stages(run, stages):
+    """-> the names of the stages that are asked for and missing, in order, which is run.missing until
+    run.save_stage has saved them; and sets run.progress. Nothing is written before all ranks have been here.
+    Raises BadInput."""
     run.missing, run.progress = what_is_missing(run, stages)
     check_batches(run.config, run.missing)
     distributed.barrier()  # until all ranks have seen the same files, none may change them
     signal.signal(signal.SIGINT, run.on_signal)
     signal.signal(signal.SIGTERM, run.on_signal)
+    return list(run.missing)
 
 
 def wanted(run):

@@ -94,7 +94,7 @@ class Bridge(train.FlamingoStage):
     def load(self):
         run, row = self.run, self.row
         contrastive, lm = begin.load_trained(run, new_encoders(run, row))
-        model = begin.freeze(run, row.model(run.model_config, contrastive.vision, lm))
+        model = begin.cast_frozen(run, row.model(run.model_config, contrastive.vision, lm))
         if row.language == 'random':  # as the language stage begins
             model.lm.load_state_dict(wire_copying(GPT.from_config(run.model_config)).state_dict())
         if row.vision == 'random':

@@ -81,11 +81,12 @@ class Example:
     def pieces(self, learned=True, answered=True):
         """-> Document pieces. The answer follows the prompt after a space, in training and in prompts
         alike."""
-        text = ' ' + self.answer
-        answer = [] if not answered else [text] if learned else [Given(text)]
-        # A picture closes the example before it by itself; a text-only example must be closed by hand.
-        closed = [EndOfChunk()] if self.media is None and answered else []
-        return [*([] if self.media is None else [self.media]), Given(self.prompt), *answer, *closed]
+        pieces = [Given(self.prompt)] if self.media is None else [self.media, Given(self.prompt)]
+        if answered:
+            pieces.append(' ' + self.answer if learned else Given(' ' + self.answer))
+            if self.media is None:  # a picture closes the example before it; without one, it is closed here
+                pieces.append(EndOfChunk())
+        return pieces
 
 
 # ---------------------------------------------------------------------------------------------

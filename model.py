@@ -83,7 +83,7 @@ class Flamingo(nn.Module):
         return self.lm.ln_f(y)
 
     def embed(self, tokens):
-        """(B,T) -> (B,T,D): both tables are asked, the frozen one and the trained rows, and one is taken."""
+        """(B,T) -> (B,T,D): looks up the frozen table and the two trained rows, and selects."""
         new = tokens >= self.image
         known = self.lm.wte(tokens.masked_fill(new, 0))
         # F.embedding, not an index: its gradient adds up in the same order every time.

@@ -125,7 +125,7 @@ class PerceiverResampler(nn.Module):
             return self.perceive(self.project(features).flatten(0, 1)).unflatten(0, features.shape[:2])
         frames = features[frame_mask] if features.ndim == 5 else features            # (frames,S,D_v)
         length = frame_mask.flatten(0, 1).sum(1)                                     # (B*N,) of each image
-        # Of each image by itself, perceive(its frames). (Where several have equally many: of these at once.)
+        # perceive(its frames) of each image by itself, those with equally many frames in one batch
         none = torch.zeros_like(self.latents)                                        # of an image without any
         visual = for_each_clip(self.perceive, self.project(frames), length, none)    # (B*N,R,D)
         return visual.unflatten(0, frame_mask.shape[:2])                             # (B,N,R,D)

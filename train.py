@@ -42,12 +42,12 @@ ahead; Reader (reading.py) replaces damaged Documents. Pictures and features are
     LanguageStage   TextData: tokens (8,448) -> GPT.forward                                   model.py
 """
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from data import Batch, collate, encode, mixture
+from data import collate, encode, mixture
 from kit.agc import adaptive_gradient_clip
 from kit.cli import command, configure
 from kit.device import autocast
@@ -74,13 +74,13 @@ def train_stage(run, stage):
     """Train one stage -> whether it was finished. run (kit/run/run.py) has config: all keys; model_config:
     sizes; reader: Documents of all sources; tokenizer; device."""
     loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter))
-    for step, samples in loop:                            # {source: samples}, as stage.data.read gives them
+    for step, samples in loop:                            # {source: samples}: stage.data.read(sources, i)
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
         if in_one_part(stage, samples):                   # by default
             losses, n_token = gradients(run, stage, samples, stage.lambdas)
-        else:                                             # micro-batches, many GPUs: they add up to the same
+        else:                                             # of each micro-batch or GPU: adds up to the same
             losses, n_token = in_parts(gradients, run, stage, samples)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):                     # if not, loop has logged that this step is skipped
@@ -98,7 +98,7 @@ def gradients(run, stage, samples, lambdas):
 
     The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
     gives each of them more weight than a sum does, and the equivalent λ is smaller. For align and ltip we
-    take half of it, since means of few targets are noisy; vtp keeps the paper's number.
+    take half of it, since means of few targets are noisy; vtp keeps the paper's number (not tuned).
 
         source   targets of a sequence   λ of sums (paper)   the same, of means     λ of means (ours)
         m3w               45                   1                    1                     1
@@ -142,13 +142,6 @@ def schedule(kind, step, warmup, n):
 # What the Flamingo stage reads (the other stages: kit/run/batches.py)
 
 
-@dataclass
-class SequenceBatch(Batch):
-    """Sequences of several sources. source (B,T): that of each token, as an index into `sources`"""
-    source: torch.Tensor
-    sources: list
-
-
 class SequenceData(StageData):
     """Documents of four sources -> sequences of tokens -> padded batches."""
 
@@ -170,13 +163,9 @@ class SequenceData(StageData):
         return replace(sequence, source=source, seed=seed, start=start)
 
     def batch(self, samples):
-        """{source: [Encoded]} -> SequenceBatch: one pass for all sources. `losses` tells them apart again."""
-        sources = list(samples)                                                 # e.g. m3w, align, ltip
+        """{source: [Encoded]} -> data.Batch: one pass for all sources. `losses` tells them apart again."""
         share = one_image_per_token(self.model_config.attend)
-        batch = collate(all_sequences(samples), self.tokenizer, share)
-        of_sequence = torch.tensor([sources.index(s.source) for s in batch.sequences])    # e.g. 0 0 1 2
-        source = of_sequence[batch.sequence - 1]                  # (B,T); padding, 0 - 1, is never a target
-        return SequenceBatch(**vars(batch), source=source, sources=sources).to(self.device)
+        return collate(all_sequences(samples), self.tokenizer, share).to(self.device)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -207,7 +196,7 @@ class VisionStage(Stage):
         v, l, beta = self.net(images, texts)          # (pictures,E), for each source (captions,E), β
         losses = {}
         for (source, captions), l_source in zip(batch.captions.items(), l):
-            # (captions,E): the picture of each. The drawn world gives a picture a caption of each source.
+            # (captions,E): the picture that each describes; one may have a caption of both sources
             v_source = v[captions.shows]
             of_all_gpus = distributed.gather_rows(v_source), distributed.gather_rows(l_source)
             losses[source] = contrastive_loss(*of_all_gpus, beta)
@@ -263,7 +252,7 @@ class FlamingoStage(Stage):
         the language model starts with heads that copy kit/copying.py
         gates learn 15 times as fast as the rest       --gate_scale, `adamw`
         some channels of each picture are left out:    --feature_dropout, kit/features.py
-          a few tell apart what training shows, and say nothing of what is new
+          else it relies on a few, which tell apart the pictures of training but not new ones
         pages stand anywhere in the context            SequenceData.sequence
     """
     name = 'flamingo'
@@ -284,7 +273,7 @@ class FlamingoStage(Stage):
 
     def load(self, kind=Flamingo):
         contrastive, lm = begin.load_trained(self.run)                       # of vision.pt and language.pt
-        return contrastive, begin.freeze(self.run, kind(self.run.model_config, contrastive.vision, lm))
+        return contrastive, begin.cast_frozen(self.run, kind(self.run.model_config, contrastive.vision, lm))
 
     def pictures(self, batch):
         """The frozen encoder's features of batch.media, less some channels"""
@@ -294,14 +283,14 @@ class FlamingoStage(Stage):
 
     def losses(self, batch):
         """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m targets of source m"""
-        sequence = batch.sequence if batch.shared else None      # else every row is one sequence
         _, nll = self.net(
             batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
-            sequence=sequence, per_target=True, **self.pictures(batch))                     # (K,) −log p
-        source = batch.source[batch.targets != -100]                                        # (K,)
-        losses = {}
-        for k, m in enumerate(batch.sources):
-            mine = source == k                                                              # (K,) bool
+            sequence=batch.sequence if batch.shared else None,  # else every row is one sequence
+            per_target=True, **self.pictures(batch))                                          # (K,) −log p
+        sequence = batch.sequence[batch.targets != -100] - 1     # (K,) each target's, in batch.sequences
+        names, losses = [s.source for s in batch.sequences], {}
+        for m in [m for m in self.sources if m in names]:
+            mine = torch.tensor([name == m for name in names], device=nll.device)[sequence]   # (K,) bool
             losses[m] = (nll * mine).sum() / mine.sum().clamp(min=1)
         return losses
 

@@ -80,8 +80,8 @@ class NFBlock(nn.Module):
     """x ← shortcut + α · skip_gain · SE(h) · h, h = branch(β · γ·gelu(x)), a bottleneck with two grouped 3x3.
     The shortcut is x, or, where width or stride change, conv(pool(β · γ·gelu(x))).
 
-    β = 1/(expected std of x), as if all branches before had skip_gain = 1: so this one sees about unit
-    variance although the stream's grows. skip_gain begins at 0, and the branches fade in (SkipInit).
+    β = 1/(expected std of x), computed as if every earlier skip_gain were 1: it gives this branch an input of
+    about unit variance, although the stream's grows. skip_gain begins at 0: branches fade in (SkipInit).
     (α and β are the NFNet paper's, not those of the gates and of the contrastive loss.)
     """
 

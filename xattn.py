@@ -16,7 +16,7 @@ little, and its sign nothing: `to_out` can scale and turn around what passes.
 *How a shut gate learns.* ∂L/∂α = (1 − tanh²α) ⟨∂L/∂y, what was found⟩ is not zero at α = 0, so the gate moves
 first. The gradients of the weights behind it are tanh(α) times what they would be without it, 0 at first.
 (Once it is ajar, Adam makes up for that factor. But Adam moves every number by about the learning rate a
-step. A matrix changes what it gives through thousands of them at once, a gate through one. So ours learn 15
+step. A matrix changes its output through thousands of them at once, a gate through one. So ours learn 15
 times as fast as the rest: train.adamw.)
 
 *Without a picture* a token gets 0 from attention. The feed-forward acts on it all the same: once its gate is
@@ -51,8 +51,8 @@ def sees(image_index, n_image, attend):
 
 
 def one_image_per_token(attend):
-    """Whether a token sees no image but that of its index: then faster ways give the same. To experiment with
-    SEES['last'] or masked_attention, return False."""
+    """Whether a token sees the image of its index and no other: then kit.fast gives the same, faster. To
+    experiment with SEES['last'] or masked_attention, return False."""
     return attend == 'last'
 
 

@@ -32,7 +32,7 @@ def load_trained(run, contrastive=None):
     return contrastive.to(run.device), lm
 
 
-def freeze(run, flamingo):
+def cast_frozen(run, flamingo):
     """Its frozen parts in the number format that trains fastest -> the Flamingo"""
     for part in flamingo.frozen:
         part.to(frozen_dtype(run.dtype, run.device, run.model_config.lm_dim))

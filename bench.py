@@ -35,8 +35,8 @@ from kit.files import BadInput, whole_file
 from kit.measure import accounting, peers
 from kit.measure.clock import matmul_rate, measure, Work
 from kit.run.keys import check_values
-from kit.run.run import Run, SIZE_FIELDS
 from kit.run.parts import in_parts
+from kit.run.run import Run, SIZE_FIELDS
 from kit.show import lettering
 from kit.tasks.episodes import episodes_of
 from model import Flamingo, FlamingoConfig

@@ -37,8 +37,8 @@ from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
 from kit.run.batches import PairData
 from kit.run.keys import check_values
-from kit.run.run import Run
 from kit.run.parts import in_parts
+from kit.run.run import Run
 from kit.tasks.asker import load
 from kit.tasks.episodes import can_ask
 from kit.tasks.files import read_episodes

@@ -27,8 +27,8 @@ from kit.files import BadInput
 from kit.measure import accounting
 from kit.run import begin, distributed
 from kit.run.keys import check_values, SOURCES
-from kit.run.run import Run
 from kit.run.parts import in_parts
+from kit.run.run import Run
 from kit.tasks.results import measure
 from kit.weights import checkpoint
 from model import Block, Flamingo, FlamingoConfig, PRESETS

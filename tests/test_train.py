@@ -20,8 +20,8 @@ from kit.run.ahead import Ahead, look_ahead
 from kit.run.batches import PairData, TextData
 from kit.run.keys import check_values
 from kit.run.loop import OUT_OF_TIME
-from kit.run.run import Run
 from kit.run.parts import in_parts
+from kit.run.run import Run
 from kit.weights import checkpoint
 from kit.world.draw import clip_media, picture_media
 from rounding import EPS, assert_near

@@ -6,7 +6,7 @@ from kit.run import distributed
 
 def in_one_part(stage, samples):
     """Whether a step is no more than gradients(run, stage, samples, stage.lambdas) of train.py."""
-    return (distributed.world() == 1 and stage.mixing != 'merged' and len(stage.data.parts(samples)) == 1)
+    return distributed.world() == 1 and stage.mixing != 'merged' and len(stage.data.parts(samples)) == 1
 
 
 def in_parts(gradients, run, stage, samples):

@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 
-from data import Document, EndOfChunk, Example, Given, question_prompt
+from data import Document, Example, question_prompt
 from kit.world.draw import (
     clip, clip_media, COLOURS, FILLS, picture_media, PLACES, random_clip, random_picture, SHAPES, SIZES,
     TRAIN_PAIRS, training_picture)
@@ -79,7 +79,7 @@ def judging_page(rng, n_image=(3, 9), n_question=(3, 8)):
         pieces.append(media)
         for _ in range(int(rng.integers(*n_question))):
             _, question, answer = yes_or_no(rng, s)
-            pieces += [Given(question_prompt(question)), ' ' + answer, EndOfChunk()]
+            pieces += Example(None, question_prompt(question), answer).pieces()
     return Document(pieces, 'examples')
 
 

@@ -6,7 +6,7 @@ process may do it ahead of time (kit/run/ahead.py). `batch` turns them into tens
     class         read by    a sample                                          a batch
     PairData      vision     Pair: the Document of a picture and its caption   PairBatch
     TextData      language   Row: tokens, and where in the context they stand  TextBatch
-    SequenceData  flamingo   Encoded: a page, pair or clip, tokenized          SequenceBatch  (train.py)
+    SequenceData  flamingo   Encoded: a page, pair or clip, tokenized          data.Batch  (train.py)
 
 Batch i of a source depends on i and the seed only. So resuming needs no more than the number of the step, and
 every rank and every worker reads its own samples without asking the others.

@@ -97,14 +97,14 @@ def gradients(run, stage, samples, lambdas):
     -> ({source: L_m}, tokens read, padding included)
 
     The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
-    gives each of them more weight than a sum does, and the equivalent λ is smaller. For align and ltip we
-    take half of it, since means of few targets are noisy; vtp keeps the paper's number (not tuned).
+    gives each of them more weight than a sum does, and the λ that weighs the same is smaller. For align and
+    ltip ours is half of that (means of few targets are noisy), for vtp three times it (not tuned).
 
-        source   targets of a sequence   λ of sums (paper)   the same, of means     λ of means (ours)
-        m3w               45                   1                    1                     1
-        align              5                   0.2           0.2 · 5/45  ≈ 0.02           0.01
-        ltip              14                   0.2           0.2 · 14/45 ≈ 0.06           0.03
-        vtp               14                   0.03          0.03 · 14/45 ≈ 0.01          0.03
+        source   targets of a sequence   paper's λ, of sums   the same, of means     ours, of means
+        m3w               45                   1                     1                    1
+        align              5                   0.2            0.2 · 5/45  ≈ 0.02          0.01
+        ltip              14                   0.2            0.2 · 14/45 ≈ 0.06          0.03
+        vtp               14                   0.03           0.03 · 14/45 ≈ 0.01         0.03
     """
     batch = stage.data.batch(samples)
     with autocast(run.device, run.dtype, cache=False):
@@ -287,11 +287,13 @@ class FlamingoStage(Stage):
             batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
             sequence=batch.sequence if batch.shared else None,  # else every row is one sequence
             per_target=True, **self.pictures(batch))                                          # (K,) −log p
-        sequence = batch.sequence[batch.targets != -100] - 1     # (K,) each target's, in batch.sequences
-        names, losses = [s.source for s in batch.sequences], {}
-        for m in [m for m in self.sources if m in names]:
-            mine = torch.tensor([name == m for name in names], device=nll.device)[sequence]   # (K,) bool
-            losses[m] = (nll * mine).sum() / mine.sum().clamp(min=1)
+        whose = batch.sequence[batch.targets != -100]            # (K,) the number of each target's sequence
+        losses = {}
+        for m in self.sources:
+            of_m = [n for n, s in enumerate(batch.sequences, 1) if s.source == m]             # their numbers
+            if of_m:
+                mine = torch.isin(whose, torch.tensor(of_m, device=whose.device))             # (K,) bool
+                losses[m] = (nll * mine).sum() / mine.sum().clamp(min=1)
         return losses
 
     def evaluate(self):

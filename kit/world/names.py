@@ -9,6 +9,8 @@ trained one with another ending.
 """
 import zlib
 
+import numpy as np
+
 BEGINNINGS = [a + b for a in (*'bdfgklmnpz', 'bl', 'gr') for b in 'aeiu']
 ENDINGS = [a + b for a in ('ck', *'dfglmnprstx') for b in ('et', 'o', 'us', 'in')]
 
@@ -36,9 +38,9 @@ def one_of(rng, things):
 
 
 def any_of(rng, kinds):
-    """One of ((thing, chance), ...)"""
-    things, chances = zip(*kinds)
-    return things[int(rng.choice(len(things), p=chances))]
+    """One of ((thing, weight), ...)"""
+    things, weights = zip(*kinds)
+    return things[int(rng.choice(len(things), p=np.divide(weights, sum(weights))))]
 
 
 def some_of(rng, letters, least, most):

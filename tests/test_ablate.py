@@ -1,5 +1,6 @@
 """python ablate.py: cells are trained once and go on where they stopped; the table is what a hand makes of
 them."""
+import inspect
 import json
 import os
 import signal
@@ -11,16 +12,33 @@ from dataclasses import fields
 import pytest
 
 import train
+from kit import masked, variants
 from kit.ablations import jobs, report, rows, tuning
 from kit.cli import configure
 from kit.files import BadInput
 from kit.sources.base import FolderSpec
 from kit.sources.forms import open_folder
 from model import Flamingo, FlamingoConfig
+from resampler import PerceiverResampler
 from test_end_to_end import ROOT, run
+from xattn import GatedCrossAttention
 
 TINY = ['--vision_iters=2', '--language_iters=2', '--vision_batch=4', '--language_batch=1',
         '--batch=m3w=2 align=1 ltip=1 vtp=1', '--device=cpu', '--eval_n=1', '--n_token=128']
+
+
+def test_a_part_that_was_edited_makes_another_cell():
+    """What counts is the source of the model's class and of its parts, inherited or its own."""
+    class Edited(PerceiverResampler):
+        pass
+
+    class Mine(Flamingo):
+        Resampler = Edited
+
+    models = (Flamingo, Mine, variants.NoTanhGate, masked.MaskedSystem)
+    assert len({jobs.source_of(model) for model in models}) == len(models)
+    for part in (Mine, Edited, Flamingo, PerceiverResampler, GatedCrossAttention):
+        assert inspect.getsource(part) in jobs.source_of(Mine)
 
 
 @pytest.fixture(scope='module')

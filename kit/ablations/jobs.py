@@ -1,9 +1,10 @@
 """The cells of an ablation: which are finished, running them side by side, and the file that grows.
 
 out_dir/ablations.json holds the rows of results of all finished cells. What a cell was made of (the keys, the
-checkpoints) stands in each of its rows as a number, `made_of`: cells of other settings stay in the file and
-are left out of the table.
+checkpoints, the model's classes) stands in each of its rows as a number, `made_of`: cells of other settings
+stay in the file and are left out of the table.
 """
+import inspect
 import json
 import os
 import shutil
@@ -71,14 +72,23 @@ def link_checkpoints(config, row, folder):
 
 
 def made_of(config, row):
-    """A number of eight hexadecimal digits that differs where the settings or the checkpoints do."""
+    """A number of eight hexadecimal digits that differs where the settings, the checkpoints or the classes of
+    the model do, so that an edited part is trained again."""
     values = {k: v for k, v in sorted(vars(resolved(config)).items())
               if k not in OF_NO_MATTER and not (k in OF_PICTURES and v == OF_PICTURES[k][0])}
-    number = zlib.crc32(repr(values).encode())
+    number = zlib.crc32((repr(values) + source_of(row.model)).encode())
     for name in needed(row):
         with open(os.path.join(config.out_dir, name), 'rb') as f:
             number = zlib.crc32(f.read(), number)
     return f'{number:08x}'
+
+
+def source_of(model):
+    """The source of a model's class and of those of its parts."""
+    parts = [model, *(getattr(model, name) for name in ('Resampler', 'Gated') if hasattr(model, name))]
+    classes = {c for part in parts for c in part.__mro__}
+    ours = [c for c in classes if c.__module__.partition('.')[0] not in ('torch', 'builtins')]
+    return ''.join(map(inspect.getsource, sorted(ours, key=lambda c: c.__qualname__)))
 
 
 # ---------------------------------------------------------------------------------------------

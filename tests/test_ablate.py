@@ -19,7 +19,7 @@ from kit.files import BadInput
 from kit.sources.base import FolderSpec
 from kit.sources.forms import open_folder
 from model import Flamingo, FlamingoConfig
-from resampler import PerceiverResampler
+from resampler import PerceiverResampler, ResamplerLayer
 from test_end_to_end import ROOT, run
 from xattn import GatedCrossAttention
 
@@ -28,7 +28,8 @@ TINY = ['--vision_iters=2', '--language_iters=2', '--vision_batch=4', '--languag
 
 
 def test_a_part_that_was_edited_makes_another_cell():
-    """What counts is the source of the model's class and of its parts, inherited or its own."""
+    """What counts are the files of the model's class and of its parts, inherited or its own, and so the
+    layers beside them."""
     class Edited(PerceiverResampler):
         pass
 
@@ -37,7 +38,7 @@ def test_a_part_that_was_edited_makes_another_cell():
 
     models = (Flamingo, Mine, variants.NoTanhGate, masked.MaskedSystem)
     assert len({jobs.source_of(model) for model in models}) == len(models)
-    for part in (Mine, Edited, Flamingo, PerceiverResampler, GatedCrossAttention):
+    for part in (Mine, Edited, Flamingo, PerceiverResampler, GatedCrossAttention, ResamplerLayer):
         assert inspect.getsource(part) in jobs.source_of(Mine)
 
 

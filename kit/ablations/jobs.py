@@ -1,7 +1,7 @@
 """The cells of an ablation: which are finished, running them side by side, and the file that grows.
 
 out_dir/ablations.json holds the rows of results of all finished cells. What a cell was made of (the keys, the
-checkpoints, the model's classes) stands in each of its rows as a number, `made_of`: cells of other settings
+checkpoints, the model's files) stands in each of its rows as a number, `made_of`: cells of other settings
 stay in the file and are left out of the table.
 """
 import inspect
@@ -72,7 +72,7 @@ def link_checkpoints(config, row, folder):
 
 
 def made_of(config, row):
-    """A number of eight hexadecimal digits that differs where the settings, the checkpoints or the classes of
+    """A number of eight hexadecimal digits that differs where the settings, the checkpoints or the files of
     the model do, so that an edited part is trained again."""
     values = {k: v for k, v in sorted(vars(resolved(config)).items())
               if k not in OF_NO_MATTER and not (k in OF_PICTURES and v == OF_PICTURES[k][0])}
@@ -84,11 +84,12 @@ def made_of(config, row):
 
 
 def source_of(model):
-    """The source of a model's class and of those of its parts."""
+    """The files in which the classes of a model and of its parts stand, one after the other: layers and
+    functions that these classes call are mostly beside them."""
     parts = [model, *(getattr(model, name) for name in ('Resampler', 'Gated') if hasattr(model, name))]
-    classes = {c for part in parts for c in part.__mro__}
-    ours = [c for c in classes if c.__module__.partition('.')[0] not in ('torch', 'builtins')]
-    return ''.join(map(inspect.getsource, sorted(ours, key=lambda c: c.__qualname__)))
+    names = {c.__module__ for part in parts for c in part.__mro__}
+    ours = [name for name in sorted(names) if name.partition('.')[0] not in ('torch', 'builtins')]
+    return ''.join(inspect.getsource(sys.modules[name]) for name in ours)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class Media:
     """One picture, or one clip. `load()` gives its frames as RGB pictures; one frame = a picture.
 
     `key` names the exact pixels: two Media with the same key look the same, so whatever was computed from
-    one (its frozen features) may serve the other. An empty key promises nothing. `load` must survive
+    one (its frozen features) may serve the other. One without a key is never kept. `load` must survive
     pickling, so that worker processes can decode. It raises BadItem where the file is damaged.
     """
     key: str
@@ -111,7 +111,7 @@ class Encoded:
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
     loss_mask: np.ndarray    # bool: is this token learned? (Never the first: nothing stands before it.)
     media: list
-    # train.SequenceData.sequence says the rest:
+    # The rest is set by train.SequenceData.sequence:
     source: str = ''         # which of the sources it came from
     seed: int = 0            # says which channels of its pictures are left out (kit.features.drop_channels)
     start: int = 0           # where in the context its first token stands

@@ -74,12 +74,12 @@ class Flamingo(nn.Module):
               each block those of earlier tokens, past.visual for each gated layer those of the pictures
         """
         every = self.config.xattn_every
-        text, kept = past or ([None] * len(self.lm.h), [None] * len(self.gated))
+        past_text, past_visual = past or ([None] * len(self.lm.h), [None] * len(self.gated))
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
-                y = self.gated[i // every](y, visual, image_index, kept[i // every])
-            y = block(y, mask, text[i])                                  # (B,T,D)
+                y = self.gated[i // every](y, visual, image_index, past_visual[i // every])
+            y = block(y, mask, past_text[i])                             # (B,T,D)
         return self.lm.ln_f(y)
 
     def embed(self, tokens):
@@ -96,7 +96,7 @@ class Flamingo(nn.Module):
 
     def see(self, media, frame_mask=None):
         """media (B,N,F,3,height,width) -> (features (frames,S,D_v) of its real frames, frame_mask (B,N,F)).
-        (Training keeps those of a frozen encoder: kit.features.FrozenFeatures.)"""
+        (In training they are computed once and kept: kit.features.FrozenFeatures.)"""
         if frame_mask is None:
             frame_mask = torch.ones(media.shape[:3], dtype=torch.bool, device=media.device)
         frames = media[frame_mask]                                                  # (frames,3,height,width)
@@ -225,7 +225,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(n_context, dim)
         self.h = nn.ModuleList(Block(dim, n_head, eps, qk_norm) for _ in range(n_layer))
         self.ln_f = nn.LayerNorm(dim, eps)
-        std = dim ** -0.5  # GPT-2's 0.02 is for widths of a thousand: at 128, all logits would begin near 0
+        std = dim ** -0.5  # logits begin with variance 1 (GPT-2's 0.02 is for widths of a thousand)
         for name, p in self.named_parameters():
             if p.ndim == 2:  # the residual projections at zero: a block begins silent
                 nn.init.normal_(p, std=0.0 if name.endswith('c_proj.weight') else std)
@@ -270,7 +270,7 @@ class FlamingoConfig:
     lm_dim: int = 128
     lm_head: int = 4
     lm_eps: float = 1e-5        # of its layer norms
-    lm_qk_norm: bool = False    # its scores are cosines: nano's are; older checkpoints do not say
+    lm_qk_norm: bool = False    # its scores are cosines: nano's are, GPT-2's are not
     n_context: int = 512        # longest sequence, in tokens
     # gated cross-attention
     xattn_every: int = 1        # one before LM blocks 0, k, 2k, …

@@ -1,5 +1,5 @@
-"""Two caches: the pixels of pictures, and the frozen encoder's features of them; and what training leaves out
-of these.
+"""Two caches: the pixels of pictures, and the frozen encoder's features of them. And `drop_channels`, which
+leaves some of the features out in training.
 
 Pages show the same pictures again and again, and the encoder never changes after its own stage. So a picture
 is decoded once and encoded once, and both are kept under the `key` that names its exact pixels.

@@ -127,6 +127,26 @@ def test_what_a_token_sees_by_hand():
     assert one_image_per_token('last') and not one_image_per_token('all_previous')
 
 
+@pytest.mark.parametrize('rule, same', [
+    (lambda image, index: index == image, True),
+    (lambda image, index: (image == index) | (image == index - 1), False),
+    (lambda image, index: (image == index) | (image == index - 20), False),
+    (lambda image, index: image < index, False)])
+def test_an_edited_rule_is_obeyed(rule, same, monkeypatch):
+    """Whatever its name: only where it is the paper's does the faster form take the place of the plain one."""
+    plain = gated_layer('last')
+    monkeypatch.setitem(SEES, 'last', rule)
+    torch.manual_seed(0)
+    layer, index = gated_layer('last'), torch.tensor([[0, 1, 1, 2, 3]])
+    layer.load_state_dict(plain.state_dict())
+    y, visual = torch.randn(1, 5, D).double(), torch.randn(1, 3, R, D_V).double()
+    q, (k, v) = layer.queries(y), layer.keys_values(visual)
+    seen = rule(torch.arange(1, 4), index.unsqueeze(-1))
+    expected = layer.to_out(masked_attention(q, k, v, seen).flatten(2))
+    torch.testing.assert_close(layer.cross_attention(y, visual, index), expected, rtol=1e-12, atol=1e-12)
+    assert layer.routed == one_image_per_token('last') == same
+
+
 @pytest.mark.parametrize('attend', MODES)
 @pytest.mark.parametrize('how', ['visual None', 'visual empty', 'kv empty'])
 def test_no_image_at_all(attend, how):

@@ -59,7 +59,7 @@ from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.parts import in_one_part, in_parts
+from kit.run.parts import in_parts
 from kit.run.stage import Stage
 from model import Flamingo
 from vision import contrastive_loss
@@ -78,10 +78,8 @@ def train_stage(run, stage):
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        if in_one_part(stage, samples):                   # by default
-            losses, n_token = gradients(run, stage, samples, stage.lambdas)
-        else:                                             # of each micro-batch or GPU: adds up to the same
-            losses, n_token = in_parts(gradients, run, stage, samples)
+        # gradients(run, stage, samples, stage.lambdas): by default in one part, else of each micro-batch or GPU
+        losses, n_token = in_parts(gradients, run, stage, samples)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):                     # if not, loop has logged that this step is skipped
             stage.optimizer.step()

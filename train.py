@@ -285,13 +285,12 @@ class FlamingoStage(Stage):
             batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
             sequence=batch.sequence if batch.shared else None,  # else every row is one sequence
             per_target=True, **self.pictures(batch))                                          # (K,) −log p
-        whose = batch.sequence[batch.targets != -100]            # (K,) the number of each target's sequence
+        of_sequence = nll.split([s.n_target for s in batch.sequences])   # they follow each other in nll, too
         losses = {}
         for m in self.sources:
-            of_m = [n for n, s in enumerate(batch.sequences, 1) if s.source == m]             # their numbers
+            of_m = [x for x, s in zip(of_sequence, batch.sequences) if s.source == m]
             if of_m:
-                mine = torch.isin(whose, torch.tensor(of_m, device=whose.device))             # (K,) bool
-                losses[m] = (nll * mine).sum() / mine.sum().clamp(min=1)
+                losses[m] = torch.cat(of_m).sum() / max(sum(len(x) for x in of_m), 1)         # of none 0
         return losses
 
     def evaluate(self):

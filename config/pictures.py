@@ -7,12 +7,14 @@
 What the folder holds decides the tokenizer, the words, the pages and the steps: kit/run/fit.py looks, chooses
 and says why, before anything is trained. Whatever is given on the command line stays as given.
 """
-fit = True
 m3w = 'align'   # few-shot pages made of the same pictures
 text = 'align'  # and the text that the language model reads
 ltip = ''
 vtp = ''
-folders = 'held_share=0.1'  # where the folder has no split of its own to ask about
+folders = (
+    'fit=True '
+    'held_share=0.1'  # where the folder has no split of its own to ask about
+)
 sizes = (
     'plain_words=True '  # most words of captions are rare: a new one can be short, and hardly count
     'lm_head=2'  # few, wide heads match more finely

@@ -1,4 +1,4 @@
-"""What a folder of pictures asks for: `--fit=True` chooses the keys that nobody has given, and says why.
+"""What a folder of pictures asks for: `--folders=fit=True` chooses the keys that nobody has given, and says why.
 
     folder  ──look──►  Found: how many pictures, of how many things, said in which words
     Found   ──fit───►  {key: value}, and five lines: the pictures, their words, the pages, the steps, what to
@@ -114,7 +114,7 @@ def fit_to_folder(config, spec):
     FolderSpec. Raises BadInput where there is no folder, or nothing to learn in it."""
     paths = [path for path, _ in split_spec('align', config.align)] if config.align else []
     if not paths or 'shapes' in paths:
-        raise BadInput('--fit=True chooses keys for a folder of pictures: give --align=FOLDER')
+        raise BadInput('--folders=fit=True chooses keys for a folder of pictures: give --align=FOLDER')
     keys, lines = fit(look(open_folder(paths, spec, config.n_frame, split=None)))
     for name, value in keys.items():
         if name not in config.given:

@@ -16,6 +16,7 @@ SOURCES = ('m3w', 'align', 'ltip', 'vtp')
 SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
 
 FOLDERS = {  # how folders of pictures are read, and the few-shot pages made of them
+    'fit': (False, 'choose what is not given by what the folder of align holds; see config/pictures.py'),
     'class_depth': (0, 'number of folder names that make a class: 2 for alphabet/character; 0: all of them'),
     'rotate': (False, 'also turn pictures by 90, 180 and 270 degrees; each turn of a class is a class'),
     'held_share': (0.0, 'share of the things that training never sees, chosen by what they are called, '
@@ -75,7 +76,6 @@ FIRST = {
         'out_dir': ('out', 'folder for everything the run writes'),
         'init_from': ('auto', 'auto: continue, or fill in; scratch: start over; resume: continue, or fail'),
         'preset': ('nano', f'sizes of everything: {", ".join(PRESETS)}'),
-        'fit': (False, 'choose what is not given by what the folder of align holds; see config/pictures.py'),
         'seed': (0, 'of weights and data; the same seed gives the same run on the same CPU'),
     },
     "What to learn from ('shapes', the drawn world; a path; 'path:weight,path:weight'; empty for none)": {

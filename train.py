@@ -48,6 +48,10 @@ import numpy as np
 import torch
 
 from data import collate, encode, mixture
+from model import Flamingo
+from vision import contrastive_loss
+from xattn import one_image_per_token
+# What surrounds them. You can read on without it: each name says what it does where it is called.
 from kit.agc import adaptive_gradient_clip
 from kit.cli import command, configure
 from kit.device import autocast
@@ -61,9 +65,6 @@ from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
 from kit.run.parts import in_parts
 from kit.run.stage import Stage
-from model import Flamingo
-from vision import contrastive_loss
-from xattn import one_image_per_token
 
 
 # ---------------------------------------------------------------------------------------------
@@ -78,7 +79,7 @@ def train_stage(run, stage):
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        # gradients(run, stage, samples, stage.lambdas): by default in one part, else of each micro-batch or GPU
+        # gradients(run, stage, samples, stage.lambdas), in one part; or of each micro-batch, or GPU
         losses, n_token = in_parts(gradients, run, stage, samples)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):                     # if not, loop has logged that this step is skipped

@@ -133,7 +133,7 @@ def test_what_a_token_sees_by_hand():
     (lambda image, index: (image == index) | (image == index - 20), False),
     (lambda image, index: image < index, False)])
 def test_an_edited_rule_is_obeyed(rule, same, monkeypatch):
-    """Whatever its name: only where it is the paper's does the faster form take the place of the plain one."""
+    """The faster form takes the place of the plain one only where the rule is the paper's, by any name."""
     plain = gated_layer('last')
     monkeypatch.setitem(SEES, 'last', rule)
     torch.manual_seed(0)

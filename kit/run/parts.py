@@ -6,8 +6,8 @@ from kit.run import distributed
 
 def in_parts(gradients, run, stage, samples):
     """`gradients` of train.py for each part of a step's samples, as StageData.parts cuts them -> ({source:
-    L_m}, tokens read) of the whole step, of all ranks. There is one part, unless --micro_batches, several GPUs
-    or sources with different pairs ask for more; then it is gradients(run, stage, samples, stage.lambdas).
+    L_m}, tokens read) of the whole step, of all ranks. Of one part, as by default, and one rank it is no more
+    than gradients(run, stage, samples, stage.lambdas).
 
     The mean L_m of a whole step is the sum of its parts' means, each times the part's share of the targets:
     of two parts with 30 and 10 targets, L = ¾ L_1 + ¼ L_2. So of each part λ_m is multiplied by its share.

@@ -35,7 +35,7 @@ class Flamingo(nn.Module):
     tokens:       ids V and V+1 are <image> and <EOC>
     image_index:  the paper's φ, which image each token may look at, counted from 1; 0 = none
     media:        (B,N,F,3,height,width), uint8 pixels or normalised floats; None for text alone
-    frame_mask:   (B,N,F) bool, which frames are real; None: all
+    frame_mask:   (B,N,F) bool, which frames of media are real; None: all
     features:     instead of media, what `see` makes of it: (frames,S,D_v), the real frames of all images, one
                   after the other; which is whose, frame_mask says
     targets:      (B,T), the next token, or -100 where there is nothing to learn (if nowhere, the loss is 0)

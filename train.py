@@ -24,7 +24,8 @@ One step of the Flamingo stage, indented as the calls are. On the right: nano's 
                                               Shapes.document of kit/world/pages.py, or a folder
                 .sequence           train.py  -> data.Encoded, at a random place of the context
                     encode          data.py   -> tokens (T,), φ (T,), which are learned       T here: 5 to 128
-        gradients                   train.py  adds ∇ Σ λ L
+        in_parts                    kit       in one part, but for micro-batches and many GPUs
+          gradients                 train.py  adds ∇ Σ λ L
             SequenceData.batch      train.py  sequences of all sources -> tensors            tokens (16,128)
                 collate             data.py   pads; short sequences share a row
             FlamingoStage.losses    train.py  L of each source, a mean over its targets
@@ -51,7 +52,7 @@ from data import collate, encode, mixture
 from model import Flamingo
 from vision import contrastive_loss
 from xattn import one_image_per_token
-# What surrounds them. You can read on without it: each name says what it does where it is called.
+# What surrounds them:
 from kit.agc import adaptive_gradient_clip
 from kit.cli import command, configure
 from kit.device import autocast

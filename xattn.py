@@ -53,7 +53,7 @@ def sees(image_index, n_image, attend):
 
 def one_image_per_token(attend):
     """Whether a token sees the image of its index and no other: then kit/fast gives the same, faster. This
-    asks the rule itself, so that one you edit is obeyed. (To edit masked_attention, return False.)"""
+    asks the rule itself, so that one you edit is obeyed."""
     image, index = torch.arange(1, 65, device='cpu'), torch.arange(65, device='cpu').unsqueeze(-1)
     return torch.equal(SEES[attend](image, index), image == index)
 
@@ -67,7 +67,7 @@ def masked_attention(q, k, v, seen):
     """q (B,T,H,d), k and v (B,N,H,R,d), seen (B,T,N) bool: which images each token sees -> (B,T,H,d)
 
     This is the definition, but not what runs by default: where each token sees one image, `routed_attention`
-    (kit/fast) gives the same without what is masked. To change this one: one_image_per_token.
+    (kit/fast) gives the same without what is masked. To change this one, set `routed` to False in the layer.
 
     A token that sees no image gets exactly zero. That has to be said: a softmax over a fully masked row is
     not empty but NaN (masked by −∞) or *uniform* (by −10⁹): a mixture of every image, later ones too.
@@ -84,7 +84,7 @@ class GatedCrossAttention(nn.Module):
     """One GATED XATTN-DENSE layer (Figure 4): y (B,T,D), visual (B,N,R,D_r), image_index (B,T) -> (B,T,D)
 
     visual is None for text alone. While text is written, kit/answers.py keeps what `keys_values` made of it,
-    and gives that as `kept`.
+    and gives that as `past`.
 
     dim:        width D of the language model;  dim_visual: width of the visual tokens (default D)
     n_head, head_dim: heads and their width, by default D / n_head (the paper: 128 at every size)
@@ -119,12 +119,12 @@ class GatedCrossAttention(nn.Module):
         kv = self.to_kv(self.norm_visual(visual)).chunk(2, dim=-1)                    # (B,N,R,H*d) each
         return tuple(x.unflatten(-1, (self.n_head, self.head_dim)).transpose(2, 3) for x in kv)
 
-    def cross_attention(self, y, visual, image_index, kept=None):
+    def cross_attention(self, y, visual, image_index, past=None):
         """(B,T,D) -> (B,T,D), before the gate"""
-        if visual is None and kept is None:
+        if visual is None and past is None:
             return torch.zeros_like(y)
         q = self.queries(y)                                                           # (B,T,H,d)
-        k, v = kept or self.keys_values(visual)                                       # (B,N,H,R,d) each
+        k, v = past or self.keys_values(visual)                                       # (B,N,H,R,d) each
         n_image = k.shape[1]
         if n_image == 0:
             return torch.zeros_like(y)
@@ -138,9 +138,9 @@ class GatedCrossAttention(nn.Module):
         """-> how far the two gates are open, scalars"""
         return gate(self.alpha_x), gate(self.alpha_d)
 
-    def forward(self, y, visual, image_index, kept=None):
+    def forward(self, y, visual, image_index, past=None):
         gate_x, gate_d = self.gates()                                                 # tanh(α_x), tanh(α_d)
-        y = y + gate_x * self.cross_attention(y, visual, image_index, kept)
+        y = y + gate_x * self.cross_attention(y, visual, image_index, past)
         y = y + gate_d * self.feed_forward(y)
         return y
 

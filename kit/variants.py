@@ -43,8 +43,8 @@ class CrossAttentionOnly(GatedCrossAttention):
     def gates(self):
         return gate(self.alpha_x), torch.zeros(())
 
-    def forward(self, y, visual, image_index, kept=None):
-        return y + self.gates()[0] * self.cross_attention(y, visual, image_index, kept)
+    def forward(self, y, visual, image_index, past=None):
+        return y + self.gates()[0] * self.cross_attention(y, visual, image_index, past)
 
 
 class NoLayer(nn.Module):
@@ -58,7 +58,7 @@ class NoLayer(nn.Module):
     def gates(self):
         return torch.zeros(()), torch.zeros(())
 
-    def forward(self, y, visual, image_index, kept=None):
+    def forward(self, y, visual, image_index, past=None):
         return y
 
 

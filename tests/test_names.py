@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kit.tokenizer import Tokenizer
+from kit.world.draw import COLOURS, FILLS, NUMBERS, SHAPES, SIZES
 from kit.world.names import all_sounds, code, made_up_names, NAMES, two_syllables, two_words
 
 TRAINED = made_up_names(np.random.default_rng(0), 6000)
@@ -40,6 +41,15 @@ def test_held_out_names_share_no_stem_with_trained_ones():
     assert not trained & held
     assert 0.1 < len(held) / (len(held) + len(trained)) < 0.25
     assert len(stems(made_up_names(np.random.default_rng(3), 500)) & held) == 0  # of other documents neither
+
+
+def test_no_made_up_name_is_a_word_of_the_world():
+    """Or texts would say 'a red heart', a held-out pair, of a heart that is called so. Of all sounds some are
+    such words."""
+    rng, words = np.random.default_rng(0), {*COLOURS, *SHAPES, *SIZES, *FILLS, *NUMBERS}
+    assert words & {all_sounds(rng).lower() for _ in range(20_000)}
+    names = TRAINED + HELD + made_up_names(rng, 20_000)
+    assert not words & {word for name in names for word in name.lower().split()}
 
 
 def test_words_have_all_letters_in_many_beginnings_and_some_a_capital():

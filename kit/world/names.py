@@ -11,6 +11,8 @@ import zlib
 
 import numpy as np
 
+from kit.world.draw import COLOURS, FILLS, NUMBERS, PLACES, SHAPES, SIZES
+
 BEGINNINGS = [a + b for a in (*'bdfgklmnpz', 'bl', 'gr') for b in 'aeiu']
 ENDINGS = [a + b for a in ('ck', *'dfglmnprstx') for b in ('et', 'o', 'us', 'in')]
 
@@ -30,6 +32,7 @@ ENDS = (
     *'rt se sh sk st tch te th tle zz'.split(),
 )
 CODAS = ('',) * 6 + ENDS
+KNOWN = {*COLOURS, *SHAPES, *SIZES, *FILLS, *PLACES, *NUMBERS}  # words of the world: 'red' is no made-up name
 LETTERS, DIGITS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ', '0123456789'
 
 
@@ -91,7 +94,8 @@ def made_up_names(rng, n, split='train'):
         make = any_of(rng, NAMES)
         while True:  # of its kind, so that both splits have kinds in the same shares
             name = make(rng)
-            if all(is_held(word) == (split == 'held') for word in name.split()):
+            words = name.lower().split()
+            if all(is_held(word) == (split == 'held') and word not in KNOWN for word in words):
                 break
         names[name] = True
     return list(names)

@@ -14,11 +14,15 @@ from kit.world.draw import (
     BACKGROUNDS, Clip, clip, CLIP_SPLITS, COLOURS, DIRECTIONS, draw, draw_clip, FILLS, GLYPHS, HELD_PAIRS,
     PAIRS, PLACES, Scene, scene, SHAPES, SIZES, TRAIN_PAIRS)
 from kit.world.names import made_up_names
-from kit.world.pages import naming_page, question_page, Shapes, story_page
+from kit.world.pages import (
+    judging_page, LATER_PAGES, naming_page, other_words_page, PAGES, PLAINLY, question_page, Shapes,
+    story_page)
 from kit.world.tasks import (
     caption_episode, caption_is_right, clip_episode, direction_is_right, naming_episode, question_episode,
     zero_shot_classes, zero_shot_pictures)
-from kit.world.words import caption, clip_caption, long_caption, placed_caption, plural, questions, yes_or_no
+from kit.world.words import (
+    caption, clip_caption, FILLER, in_other_words, judged, long_caption, placed_caption, plural, questions,
+    yes_or_no)
 
 ROLES = ('m3w', 'align', 'ltip', 'vtp')
 SINGULAR = {plural(s): s for s in SHAPES} | {s: s for s in SHAPES}
@@ -345,8 +349,62 @@ def test_yes_and_no_are_true_and_equally_frequent():
     assert len(said) == 4 and min(said.values()) > 70
 
 
+@pytest.mark.parametrize('pairs', [None, TRAIN_PAIRS])
+def test_what_is_judged_is_right_or_wrong_in_what_is_said(pairs):
+    """Of one attribute, or of both, where a false one is wrong in one of them, and a pair of training."""
+    rng, wrong = np.random.default_rng(0), Counter()
+    for i in range(300):
+        s = scene('train', i)
+        kind, said, answer = judged(rng, s, pairs)
+        words = [SINGULAR.get(w, w) for w in said.split()]
+        named = {'colour': w for w in words if w in COLOURS} | {'shape': w for w in words if w in SHAPES}
+        assert set(named) == ({kind} if pairs is None else {'colour', 'shape'})
+        assert [k for k in named if named[k] != getattr(s, k)] == ([] if answer == 'yes' else [kind])
+        assert pairs is None or (named['colour'], named['shape']) in pairs
+        wrong[kind, answer] += 1
+    assert len(wrong) == 4 and min(wrong.values()) > 50
+
+
+@pytest.mark.parametrize('at_random', [0, 0.3, 1])
+def test_other_words_leave_what_is_said_as_it_is_and_in_any_place(at_random):
+    """And are none of those of a statement or of a dialogue, whose forms are never trained. No word at random
+    is an answer or is asked about."""
+    rng, after, known = np.random.default_rng(0), Counter(), {*COLOURS, *SHAPES, *SIZES, *FILLS, 'yes', 'no'}
+    assert len(set(FILLER)) == len(FILLER) and not known & set(FILLER)
+    wordings = [in_other_words(rng, 'a red ring', at_random) for _ in range(300)]
+    for wording in wordings:
+        before, rest = wording.split('a red ring')
+        assert not known - {'yes', 'no'} & set(words_of(before + rest))
+        assert rest.endswith(' Answer:') and not before.endswith('Answer:')
+        assert before.count('"') == rest.count('"') <= 1
+        assert not {'image', 'written', 'true'} & set(words_of(before + rest))
+        after[len(rest.split())] += 1
+    assert len(after) >= 7 and max(after) >= 8
+    assert (len(set(wordings)) > 290) == (at_random == 1)
+
+
 # ---------------------------------------------------------------------------------------------
 # Training pages and few-shot episodes
+
+
+@pytest.mark.parametrize('share', [1, 0.5])
+def test_judgements_are_asked_plainly_before_they_are_asked_in_other_words(share):
+    """The page's number counts the whole mix, of which this world may be a share."""
+    source, plain = Shapes('m3w', share), {True: [], False: []}
+    for page in range(3000, 2 * PLAINLY, 30):
+        pieces = source.document(int(page * share), np.random.default_rng(page)).pieces
+        prompts = [p for p in pieces if isinstance(p, str) and p.endswith('Answer:')]
+        if prompts and len(prompts) == sum(p in (' yes', ' no') for p in pieces):  # a page of judgements
+            plainly = [p.startswith('Question: is it ') and len(p.split()) <= 6 for p in prompts]
+            plain[page < PLAINLY].append(all(plainly))
+    assert all(plain[True]) and 0.2 < np.mean(plain[False]) < 0.6 and min(map(len, plain.values())) > 20
+
+
+def test_shares_of_pages_add_up():
+    """Judgements are asked in other words later, and as often as not."""
+    first, later = dict(PAGES), dict(LATER_PAGES)
+    assert sum(first.values()) == pytest.approx(1) and sum(later.values()) == pytest.approx(1)
+    assert other_words_page not in first and later[other_words_page] > later[judging_page]
 
 
 def test_a_naming_page_learns_a_name_only_when_it_could_be_known():

@@ -9,7 +9,8 @@ from kit.world.draw import (
     TRAIN_PAIRS, training_picture)
 from kit.world.names import any_of, made_up_names, one_of
 from kit.world.words import (
-    caption, clip_caption, clip_questions, long_caption, noisy_caption, placed_caption, questions, yes_or_no)
+    caption, clip_caption, clip_questions, in_other_words, judged, long_caption, noisy_caption,
+    placed_caption, questions, yes_or_no)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -69,7 +70,20 @@ def question_example(rng):
     return Example(media, question_prompt(question), answer)
 
 
-def judging_page(rng, n_image=(3, 9), n_question=(3, 8)):
+def asked_plainly(rng, s):
+    """-> (prompt, 'yes' or 'no')"""
+    _, question, answer = yes_or_no(rng, s)
+    return question_prompt(question), answer
+
+
+def asked_in_other_words(rng, s):
+    """Of colour, of shape, or of both at once -> (prompt, 'yes' or 'no'). A pair that is held out is not even
+    said wrongly."""
+    _, said, answer = judged(rng, s, pairs=TRAIN_PAIRS if rng.random() < 0.35 else None)
+    return in_other_words(rng, said, at_random=0.3), answer
+
+
+def judging_page(rng, n_image=(3, 9), n_question=(3, 8), ask=asked_plainly):
     """Several questions about each picture, all to be answered by yes or no. *Why.* For that a word has to be
     compared with a picture, and the answer, one token, says little about how. Asked once a picture, on one
     question in four, it was not learned in 700 steps (50 %); asked as often as this, it was (95 %)."""
@@ -78,9 +92,14 @@ def judging_page(rng, n_image=(3, 9), n_question=(3, 8)):
         media, s = training_picture(rng)
         pieces.append(media)
         for _ in range(int(rng.integers(*n_question))):
-            _, question, answer = yes_or_no(rng, s)
-            pieces += Example(None, question_prompt(question), answer).pieces()
+            pieces += Example(None, *ask(rng, s)).pieces()
     return Document(pieces, 'examples')
+
+
+def other_words_page(rng):
+    """*Why.* In "is it red? Answer:" the word always stands at one distance from the answer, and what is
+    learned is to look there. With one more sentence between the two it was lost (50 %)."""
+    return judging_page(rng, ask=asked_in_other_words)
 
 
 def story_page(rng, n_image=(3, 7)):
@@ -103,7 +122,7 @@ def clip_page(rng, n_clip=(2, 10)):
     return Document(pieces, 'examples')
 
 
-PAGES = ((naming_page, 0.26), (judging_page, 0.16), (caption_page, 0.32), (question_page, 0.15),
+PAGES = ((naming_page, 0.21), (judging_page, 0.24), (caption_page, 0.32), (question_page, 0.12),
          (clip_page, 0.07), (story_page, 0.04))
 # The first 1,500 pages (24 a step) have captions only, of pictures and of clips; the others are phased in
 # over the next 1,500. *Why.* Captions tie what the encoder sees to words that the language model knows, and
@@ -112,6 +131,10 @@ PAGES = ((naming_page, 0.26), (judging_page, 0.16), (caption_page, 0.32), (quest
 # captions alone were learned in 125).
 ONLY_CAPTIONS = 1500
 FIRST_PAGES = ((caption_page, 0.85), (clip_page, 0.15))
+# From page 9,000 on, when the plain ones are learned, most pages of judgements ask in other words.
+PLAINLY = 9000
+LATER_PAGES = ((naming_page, 0.24), (judging_page, 0.05), (other_words_page, 0.11), (caption_page, 0.38),
+               (question_page, 0.12), (clip_page, 0.06), (story_page, 0.04))
 
 
 class Shapes:
@@ -125,14 +148,16 @@ class Shapes:
     name = 'shapes'
 
     def __init__(self, role, share=1.0, seed=0):
-        """share: this world's part of a mix of sources. The later pages come in when the mix as a whole has
-        shown ONLY_CAPTIONS pages."""
-        self.role, self.only_captions, self.seed = role, ONLY_CAPTIONS * share, seed
+        """share: this world's part of a mix of sources. The other pages come in when the mix as a whole has
+        shown ONLY_CAPTIONS pages, and the later ones when it has shown PLAINLY."""
+        self.role, self.share, self.seed = role, share, seed
 
     def document(self, i, rng):
         if self.role == 'm3w':
-            other_pages = min(max(i / self.only_captions - 1, 0), 1)  # their share rises from 0 to 1
-            return any_of(rng, PAGES if rng.random() <= other_pages else FIRST_PAGES)(rng)
+            page = i / self.share                                   # number of the page in the whole mix
+            other_pages = min(max(page / ONLY_CAPTIONS - 1, 0), 1)  # their share rises from 0 to 1
+            pages = LATER_PAGES if page >= PLAINLY else PAGES
+            return any_of(rng, pages if rng.random() <= other_pages else FIRST_PAGES)(rng)
         if self.role == 'vtp':
             return clip_page(rng, n_clip=(1, 4))
         media, s = training_picture(np.random.default_rng([self.seed, i]))  # the same one in both roles
@@ -183,6 +208,17 @@ def naming_text(rng):
     return end.join(things[k] + link + names[k] for k in order)
 
 
+def echo_text(rng, n=(8, 33)):
+    """What was it that was said? The word stands at any distance before its answer. *Why.* So the model
+    learns, from text alone, to look for it. Where it had not, pages in other words were not learned."""
+    words, said = [*COLOURS, *SHAPES, *PLACES, *SIZES], []
+    for _ in range(int(rng.integers(*n))):
+        word, [name] = one_of(rng, words), made_up_names(rng, 1)
+        told = one_of(rng, 2 * (word, f'a {word}') + (f'a {word} {name}', f'a {name} {word}'))
+        said.append(f'{in_other_words(rng, told)} {word}')
+    return ' '.join(said)
+
+
 def plain_text(rng):
     """Any training page, its pictures left out, and of each colour with its shape one of the two replaced
     by a made-up word."""
@@ -198,4 +234,4 @@ def plain_text(rng):
 
 PAIR = re.compile(rf"\b({'|'.join(COLOURS)}) ((?:{'|'.join(SHAPES)})(?:s|es)?)\b")
 SAID = ((caption_page, 0.3), (question_page, 0.45), (story_page, 0.1), (clip_page, 0.15))
-TEXTS = ((copy_text, 0.2), (naming_text, 0.35), (plain_text, 0.45))
+TEXTS = ((copy_text, 0.15), (naming_text, 0.30), (plain_text, 0.35), (echo_text, 0.20))

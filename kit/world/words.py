@@ -1,4 +1,7 @@
 """What is said about the drawn world: captions and questions."""
+from dataclasses import replace
+
+from data import question_prompt
 from kit.world.draw import COLOURS, NUMBERS, PLACE_WORDS, SHAPES
 from kit.world.names import one_of
 
@@ -91,12 +94,55 @@ def questions(s):
 
 def yes_or_no(rng, s):
     """A question about a scene's colour or shape, as (kind, question, answer): every other answer is yes."""
-    if rng.random() < 0.5:
-        kind, true, others, asked = 'colour', s.colour, COLOURS, 'is it {}?'
+    kind, said, answer = judged(rng, s)
+    return kind, f'is it {said}?', answer
+
+
+def judged(rng, s, pairs=None):
+    """What may be said of a scene's colour or shape, as (kind, said, answer): ('colour', 'red', 'yes'). Every
+    other answer is yes. pairs: say both, 'a red ring', and where that is wrong, it is wrong in `kind` and one
+    of these pairs."""
+    kind, values = (('colour', list(COLOURS)), ('shape', SHAPES))[int(rng.integers(2))]
+    true, told = rng.random() < 0.5, s
+    if not true:
+        others = [replace(s, **{kind: v}) for v in values if v != getattr(s, kind)]
+        told = one_of(rng, [o for o in others if pairs is None or (o.colour, o.shape) in pairs])
+    said = told.colour if kind == 'colour' else 'a ' + told.shape
+    return kind, said if pairs is None else phrase(told, size=False, fill=False), 'yes' if true else 'no'
+
+
+BEFORE = (
+    'is it', 'do we see', 'would you call this', 'I say it is', 'they call it', 'look here:', 'we have',
+    'somebody told me that it is', 'my friend thinks of', 'a note on it says:', 'the word for it is')
+AFTER = (
+    '?', ', right?', '. am I right?', ' or not?', ': yes or no?', '. do you agree?', ' as they say?',
+    '. is that so?', ' here? please tell.', '. what do you think of that?', ' is what they say. can it be?',
+    '. so it says here. is it right?', ' in a letter. does it fit?')
+
+
+FILLER = (
+    'the of and to in that it was for on are as with his they at be this from have or by had not but what '
+    'all were when we there can an your which their said if do will each about how out them then she many '
+    'some so these would other into has more her like him see time could make than been its who now '
+    'people my made over did only way find use may very after words called just where most know').split()
+
+
+def filler(rng, least, most):
+    return ' '.join(str(word) for word in rng.choice(FILLER, int(rng.integers(least, most + 1))))
+
+
+def in_other_words(rng, said, at_random=0.0):
+    """-> a prompt about what is said, which stands two to twelve words before the answer. at_random: share of
+    the wordings that are words at random: what is said must be found by what it is, not by what stands around
+    it."""
+    said = f'"{said}"' if rng.random() < 0.25 else said
+    if rng.random() >= at_random:
+        text = f'{one_of(rng, BEFORE)} {said}{one_of(rng, AFTER)}'
     else:
-        kind, true, others, asked = 'shape', s.shape, SHAPES, 'is it a {}?'
-    said = true if rng.random() < 0.5 else one_of(rng, [other for other in others if other != true])
-    return kind, asked.format(said), 'yes' if said == true else 'no'
+        before, after = filler(rng, 1, 7), filler(rng, 0, 7)
+        text = f'{before}{one_of(rng, ("", ":"))} {said}{one_of(rng, ("", ",", ".", "?"))} {after}'.rstrip()
+        text += one_of(rng, ('.', '?', '?'))
+    return question_prompt(text) if rng.random() < 0.5 else text + ' Answer:'
 
 
 def happening(c):

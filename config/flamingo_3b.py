@@ -26,6 +26,7 @@ language_iters = 100000         # the paper took Chinchilla; for your own model:
 language_batch = 512
 language_tokens = 2048
 language_lr = 1e-4
+folders = 'random_text=0.0'       # the text of a real model has all words
 batch = (
     'm3w=256 '  # the batches of the paper's ablations; it gives no others
     'align=512 '

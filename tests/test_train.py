@@ -276,7 +276,7 @@ def test_a_share_of_the_text_may_be_random_tokens_again_and_again(tmp_path):
         seen.update(text)
     usual = {token for number, text in enumerate(texts) if number not in others for token in text}
     assert seen <= run.tokenizer.text_ids
-    plain = TextData(small_run(tmp_path / 'plain'))
+    plain = TextData(small_run(tmp_path / 'plain', '--folders=random_text=0'))
     assert all(plain.text('text', n) == run.tokenizer.encode(run.reader.text('text', n)) for n in range(99))
     missing = run.tokenizer.text_ids - usual
     assert missing and len(missing - seen) < len(missing) / 4

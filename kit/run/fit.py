@@ -1,4 +1,5 @@
-"""What a folder of pictures asks for: `--folders=fit=True` chooses the keys that nobody has given, and says why.
+"""What a folder of pictures asks for. `--folders=fit=True` chooses the keys that nobody has given, and says
+why.
 
     folder  ──look──►  Found: how many pictures, of how many things, said in which words
     Found   ──fit───►  {key: value}, and five lines: the pictures, their words, the pages, the steps, what to
@@ -71,7 +72,7 @@ def fit(found):
     words = 2 if found.whole else 0
     keys['words'], keys['keep_captions'] = words, not found.silent
     n_token = min(8190, max(1022, round(700 + 2 * found.words, -2)))
-    keys |= {'tokenizer': f'sources:{n_token}', 'random_text': 0.1}
+    keys['tokenizer'] = f'sources:{n_token}'
     if found.silent:
         lines.append('words: names of classes that differ in their numbers only: the encoder\'s own words '
                      'replace them')

@@ -27,7 +27,8 @@ FOLDERS = {  # how folders of pictures are read, and the few-shot pages made of 
                  'what looks alike shares syllables; 0: none'),
     'keep_captions': (False, 'the words stand beside the class names or captions, and do not replace them'),
     'word_centres': (32, 'number of syllables to choose from, for each place in a word'),
-    'random_text': (0.0, 'share of the text that is random tokens, again and again, so that all are known'),
+    'random_text': (0.1, 'share of the text of the language stage that is random tokens, again and again, so '
+                          'that all are known'),
     'naming': (0.6, 'share of naming pages among the pages'),
     'page_examples': (12, 'most examples on a page; pages have at least half as many; at most n_image'),
     'page_variants': (4, 'variants of each picture on a page, turned, scaled and shifted a little; '

@@ -17,9 +17,9 @@ finetune.pt after --stage=finetune). Run it again, and it continues where it was
 One step of the Flamingo stage, indented as the calls are. On the right: nano's first step.
 
     train_stage                     train.py
-        Loop                        kit       reads batch i of each source: its n Documents from number i·n on
+        Loop.read                   kit       or what a worker has read ahead
             SequenceData.read       kit       -> {source: sequences}                24 + 8 + 8 + 4 sequences
-              .of_source            train.py  -> the sequences of one
+              .of_source            train.py  batch i of one source: its n Documents from number i·n on
                 Reader.document     kit       number -> Document: Source.document, which asks
                                               Shapes.document of kit/world/pages.py, or a folder
                 .sequence           train.py  -> data.Encoded, at a random place of the context
@@ -34,9 +34,9 @@ One step of the Flamingo stage, indented as the calls are. On the right: nano's 
         Stage.clip                  kit
         optimizer.step
 
-A *target* is a token to be predicted. In kit/run: Loop (loop.py) resumes, logs, stops, lets workers read
-ahead; Reader (reading.py) replaces damaged Documents. Pictures and features are kept, not made twice
-(kit/features.py). docs/one_step.md takes two steps in numbers. The other stages do the same, but for
+A *target* is a token to be predicted. In kit/run: Loop (loop.py) resumes, logs and stops; Reader
+(reading.py) replaces damaged Documents. Pictures and features are kept, not made twice (kit/features.py).
+docs/one_step.md takes two steps in numbers. The other stages do the same, but for
 
     VisionStage     PairData of kit/run/batches.py: pictures (M,3,48,48), captions of each source (96,T)
                     NFNet.embed, TextTower.embed -> v, l (96,128) -> contrastive_loss         vision.py
@@ -75,8 +75,11 @@ from kit.run.stage import Stage
 def train_stage(run, stage):
     """Train one stage -> whether it was finished. run (kit/run/run.py) has config: all keys; model_config:
     sizes; reader: Documents of all sources; tokenizer; device."""
-    loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter))
-    for step, samples in loop:                            # {source: samples}: stage.data.read(sources, i)
+    steps = mixture(stage.sources, stage.mixing, stage.n_iter)
+    loop = Loop(run, stage, steps)
+    for step in loop:
+        i, sources = steps[step]                          # it reads batch i of each of these
+        samples = loop.read(sources, i)                   # stage.data.read(sources, i): {source: samples}
         lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
@@ -260,9 +263,8 @@ class FlamingoStage(Stage):
     def __init__(self, run):
         super().__init__(run, SequenceData(run))
         c, self.mixing = self.config, self.config.mixing
-        self.set_lambdas(
-            {'m3w': c.lambda_m3w, 'align': c.lambda_align, 'ltip': c.lambda_ltip, 'vtp': c.lambda_vtp},
-            'nothing to learn from: give m3w, align, ltip or vtp, and a lambda above 0')
+        self.set_lambdas({m: getattr(c, 'lambda_' + m) for m in SOURCES},
+                         'nothing to learn from: give m3w, align, ltip or vtp, and a lambda above 0')
         self.contrastive, self.module = self.load()
         self.features = FrozenFeatures(self.module.vision, run.reader.pixels, run.device)
         self.n_iter, self.lr, self.decay = c.flamingo_iters, c.flamingo_lr, c.schedule_flamingo
@@ -271,9 +273,10 @@ class FlamingoStage(Stage):
         self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=c.shard)
         self.module.train()
 
-    def load(self, kind=Flamingo):
+    def load(self, model=Flamingo):
         contrastive, lm = begin.load_trained(self.run)                       # of vision.pt and language.pt
-        return contrastive, begin.cast_frozen(self.run, kind(self.run.model_config, contrastive.vision, lm))
+        flamingo = model(self.run.model_config, contrastive.vision, lm)
+        return contrastive, begin.cast_frozen(self.run, flamingo)   # what is frozen, on a GPU to bfloat16
 
     def pictures(self, batch):
         """The frozen encoder's features of batch.media, less some channels"""

@@ -14,29 +14,32 @@ MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
-    """for step, samples in Loop(run, stage, steps): of all steps those from where it stopped, and what each
-    reads, {source: samples}. steps: which batch i of which sources each reads, as data.mixture says it.
+    """for step in Loop(run, stage, steps): the numbers of all steps from where it stopped. steps: which batch
+    of which sources each reads, as data.mixture says it.
 
     After a signal, or when time is up, the current step is finished and saved and is the last one. `complete`
     then says whether the stage came to its end.
     """
 
     def __init__(self, run, stage, steps):
-        self.run, self.stage, self.steps = run, stage, steps
+        self.run, self.stage = run, stage
         self.start = run.restore(stage)
         self.step, self.saved, self.complete = self.start - 1, self.start, False
         self.skipped, self.last_evaluation = 0, ''
         self.clock, self.n_token = time.time(), 0  # of the last line of the log, and tokens read since
         if self.start == 0:
             run.save_progress(0)  # from here on, training.pt says what is left to do
+        self.ahead = look_ahead(stage.data, steps[self.start:]) if run.config.workers else None
+
+    def read(self, sources, i):
+        """What the step reads, {source: samples}; once for each step, in their order."""
+        return next(self.ahead) if self.ahead else self.stage.data.read(sources, i)
 
     def __iter__(self):
-        run, stage, steps = self.run, self.stage, self.steps[self.start:]
-        each = (look_ahead(stage.data, steps) if run.config.workers else
-                (stage.data.read(sources, i) for i, sources in steps))
+        run, stage = self.run, self.stage
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
-            for self.step, samples in enumerate(each, self.start):
-                yield self.step, samples
+            for self.step in range(self.start, stage.n_iter):
+                yield self.step
                 self.bar.update()
                 self.find_out_whether_to_stop()
                 if run.stop and self.saved != self.step + 1:

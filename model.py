@@ -42,7 +42,7 @@ class Flamingo(nn.Module):
     position:     (B,T), where in the context each token stands; by default its place in the row
     sequence:     (B,T), where several share a row, which of them a token belongs to; none sees another
 
-    Raises ValueError where T is longer than the context. Its config: FlamingoConfig, below.
+    Raises ValueError where T is longer than the context. config: a FlamingoConfig, below.
     """
     Resampler, Gated = PerceiverResampler, GatedCrossAttention  # others, for comparison: kit/variants.py
 
@@ -64,6 +64,20 @@ class Flamingo(nn.Module):
         self.new_rows = nn.Parameter(torch.randn(2, c.lm_dim) * 0.02)
         self.image, self.eoc = c.n_vocab, c.n_vocab + 1  # their ids
         self.freeze()
+
+    def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,
+                position=None, sequence=None, per_target=False):
+        visual = self.resample(media, features, frame_mask)            # (B,N,R,D_r), or None
+        mask = None if sequence is None else same_sequence(sequence)
+        y = self.stream(tokens, image_index, visual, position, mask)   # (B,T,D)
+        if targets is None:
+            return self.head(y), None
+        learn = targets != -100                                        # (B,T)
+        logits = self.head(y[learn])                                   # (K,V+2)
+        losses = F.cross_entropy(logits.float(), targets[learn], reduction='none')   # (K,)
+        if per_target:
+            return logits, losses
+        return logits, losses.sum() / max(len(losses), 1)              # 0 if there are no targets
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         """The whole tower: tokens (B,T) -> (B,T,D), from which `head` makes the next word's logits.
@@ -120,20 +134,6 @@ class Flamingo(nn.Module):
     def keys_values(self, visual):
         """-> of each gated layer keys and values (B,N,H,R,d), once for all words to be written; or None"""
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
-
-    def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,
-                position=None, sequence=None, per_target=False):
-        visual = self.resample(media, features, frame_mask)            # (B,N,R,D_r), or None
-        mask = None if sequence is None else same_sequence(sequence)
-        y = self.stream(tokens, image_index, visual, position, mask)   # (B,T,D)
-        if targets is None:
-            return self.head(y), None
-        learn = targets != -100                                        # (B,T)
-        logits = self.head(y[learn])                                   # (K,V+2)
-        losses = F.cross_entropy(logits.float(), targets[learn], reduction='none')   # (K,)
-        if not per_target:
-            losses = losses.sum() / max(len(losses), 1)  # of none 0, where a mean would be NaN
-        return logits, losses
 
     def freeze(self, vision=True, lm=True):
         """Chooses what is trained. (With --adapt, less is: kit/adapt.py.) Not the language model: trained

@@ -295,7 +295,8 @@ class FlamingoStage(Stage):
         for m in self.sources:
             of_m = [x for x, s in zip(of_sequence, batch.sequences) if s.source == m]
             if of_m:
-                losses[m] = torch.cat(of_m).sum() / max(sum(len(x) for x in of_m), 1)         # of none 0
+                of_m = torch.cat(of_m)
+                losses[m] = of_m.sum() / max(len(of_m), 1)                       # 0 if there are no targets
         return losses
 
     def evaluate(self):

@@ -1,4 +1,5 @@
-"""Train a byte-level BPE tokenizer and write it in tiktoken's format. How assets/tokenizer.tiktoken was made:
+"""Train a byte-level BPE tokenizer and write it in tiktoken's format. How assets/tokenizer.tiktoken was made,
+of the drawn world's texts as they were then:
 
     python -m kit.bpe --n_rank=1022 --out=assets/tokenizer.tiktoken
 """

@@ -138,9 +138,9 @@ class TransformerResampler(PerceiverResampler):
     of it attends to all of it; of the result the R places of the latents are kept. As many parameters."""
 
     def perceive(self, features):
-        """(B,F,S,D) -> (B,R,D)"""
+        """(M,F,S,D) -> (M,R,D)"""
         latents = self.latents.expand(len(features), -1, -1)
-        x = features + self.time(features.shape[1]).unsqueeze(1)                             # (B,F,S,D)
+        x = features + self.time(features.shape[1]).unsqueeze(1)                             # (M,F,S,D)
         x = torch.cat([x.flatten(1, 2), latents], dim=1)                                     # (B,F*S+R,D)
         for layer in self.layers:
             x = layer(x, x[:, :0])  # no features beside them
@@ -161,12 +161,12 @@ class MLPResampler(PerceiverResampler):
             self.layers.append(layer)
 
     def perceive(self, features):
-        """(B,F,S,D) -> (B,R,D)"""
-        x = features + self.time(features.shape[1]).unsqueeze(1)                             # (B,F,S,D)
+        """(M,F,S,D) -> (M,R,D)"""
+        x = features + self.time(features.shape[1]).unsqueeze(1)                             # (M,F,S,D)
         for layer in self.layers:
             x = x + layer(x)
         places = x.mean(1).transpose(1, 2)                                                   # (B,D,S)
-        x = F.adaptive_avg_pool1d(places, len(self.latents)).transpose(1, 2)                 # (B,R,D)
+        x = F.adaptive_avg_pool1d(places, len(self.latents)).transpose(1, 2)                 # (M,R,D)
         return self.norm(x + self.latents)  # what tells the R apart: the layers know of no places
 
 

@@ -30,8 +30,8 @@ ROW_KEYS = ('task', 'metric', 'value', 'low', 'high', 'n', 'row', 'seed', 'steps
 
 
 def resolved(config):
-    """The namespace of all keys -> one with the sizes of the preset, where none were given, as kit.run.Run
-    takes them."""
+    """The namespace of all keys -> one with the sizes of the preset, where none were given, as
+    kit.run.run.Run takes them."""
     preset = {k: v for k, v in PRESETS.get(config.preset, {}).items() if k not in config.given}
     return SimpleNamespace(**vars(config) | preset)
 

@@ -15,7 +15,7 @@ from xattn import SEES
 SOURCES = ('m3w', 'align', 'ltip', 'vtp')
 SCHEDULES = ('cosine', 'linear', 'trapezoid', 'constant')
 
-FOLDERS = {  # how folders of pictures are read, and the few-shot pages made of them
+FOLDERS = {  # how folders of pictures are read, and the pages and texts made of them
     'fit': (False, 'choose what is not given by what the folder of align holds; see config/pictures.py'),
     'class_depth': (0, 'number of folder names that make a class: 2 for alphabet/character; 0: all of them'),
     'rotate': (False, 'also turn pictures by 90, 180 and 270 degrees; each turn of a class is a class'),
@@ -114,7 +114,7 @@ RARE = {
     'Folders of pictures': {
         'images': ('', 'folder of the pictures that a list of captions or pages names, if they are not '
                        'beside the list'),
-        'folders': (FOLDERS, 'how they are read, and the pages made of them'),
+        'folders': (FOLDERS, 'how they are read, and what is made of them: keys, pages, texts'),
         'augment': (AUGMENT, 'augmentation in the contrastive stage'),
     },
     'Schedules, fine-tuning': {

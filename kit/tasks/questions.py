@@ -292,7 +292,7 @@ def rices(asker, n):
 
 
 def plateau(asker, contrastive, n):
-    """0 to 32 examples, and more: pages had at most 11 pictures to describe, 9 clips, and 33 questions."""
+    """0 to 32 examples, and more: pages had at most 11 pictures to describe, 9 clips, and 33 to ask about."""
     rows = []
     for task in ('caption', 'question', 'clip_caption'):
         for shots in (0, 1, 2, 4, 8, 16, 24, 32, 40):

@@ -57,7 +57,7 @@ def question_page(rng, n_image=(5, 12), p_long=0.33):
 def question_example(rng):
     """What one asks about a picture; one in four is about a clip, and one in four is answered by yes or no.
 
-    The forms of two tasks are never trained, and test what is carried over: statements and dialogues.
+    The forms of three tasks are never trained, and test what is carried over: statements, dialogues, actions.
     """
     about = rng.random()
     if about < 0.25:
@@ -220,8 +220,8 @@ def echo_text(rng, n=(8, 33)):
 
 
 def plain_text(rng):
-    """Any training page, its pictures left out, and of each colour with its shape one of the two replaced
-    by a made-up word."""
+    """A page of captions, questions, a story or clips, its pictures left out, and of each colour with its
+    shape one of the two replaced by a made-up word."""
     page = any_of(rng, SAID)(rng, (3, 33))  # as long as a prompt may get
     text = ' '.join(piece.strip() for piece in page.pieces if isinstance(piece, str))
     names = made_up_names(rng, int(rng.integers(2, 6)))  # that recur: a name said once is noise to learn from

@@ -6,7 +6,7 @@ from kit.world.draw import COLOURS, NUMBERS, PLACE_WORDS, SHAPES
 from kit.world.names import one_of
 
 
-# One token each where the tokenizer was trained on the sources (kit.run.Run.choose_tokenizer adds them to
+# One token each where the tokenizer was trained on the sources (kit.run.run.Run.choose_tokenizer adds them to
 # its texts). With a capital letter, so that they are no parts of the made-up names on pages.
 SYLLABLES = [
     consonant + vowel
@@ -132,7 +132,7 @@ def filler(rng, least, most):
 
 
 def in_other_words(rng, said, at_random=0.0):
-    """-> a prompt about what is said, which stands two to twelve words before the answer. at_random: share of
+    """-> a prompt about what is said, which stands two to eleven words before the answer. at_random: share of
     the wordings that are words at random: what is said must be found by what it is, not by what stands around
     it."""
     said = f'"{said}"' if rng.random() < 0.25 else said

@@ -295,8 +295,8 @@ class FlamingoStage(Stage):
         for m in self.sources:
             of_m = [x for x, s in zip(of_sequence, batch.sequences) if s.source == m]
             if of_m:
-                of_m = torch.cat(of_m)
-                losses[m] = of_m.sum() / max(len(of_m), 1)                       # 0 if there are no targets
+                each = torch.cat(of_m)
+                losses[m] = each.sum() / max(len(each), 1)                       # 0 if there are no targets
         return losses
 
     def evaluate(self):

@@ -141,7 +141,7 @@ class TransformerResampler(PerceiverResampler):
         """(M,F,S,D) -> (M,R,D)"""
         latents = self.latents.expand(len(features), -1, -1)
         x = features + self.time(features.shape[1]).unsqueeze(1)                             # (M,F,S,D)
-        x = torch.cat([x.flatten(1, 2), latents], dim=1)                                     # (B,F*S+R,D)
+        x = torch.cat([x.flatten(1, 2), latents], dim=1)                                     # (M,F*S+R,D)
         for layer in self.layers:
             x = layer(x, x[:, :0])  # no features beside them
         return self.norm(x[:, -len(self.latents):])
@@ -165,7 +165,7 @@ class MLPResampler(PerceiverResampler):
         x = features + self.time(features.shape[1]).unsqueeze(1)                             # (M,F,S,D)
         for layer in self.layers:
             x = x + layer(x)
-        places = x.mean(1).transpose(1, 2)                                                   # (B,D,S)
+        places = x.mean(1).transpose(1, 2)                                                   # (M,D,S)
         x = F.adaptive_avg_pool1d(places, len(self.latents)).transpose(1, 2)                 # (M,R,D)
         return self.norm(x + self.latents)  # what tells the R apart: the layers know of no places
 

@@ -401,7 +401,7 @@ def test_judgements_are_asked_plainly_before_they_are_asked_in_other_words(share
 
 
 def test_shares_of_pages_add_up():
-    """Judgements are asked in other words later, and as often as not."""
+    """Judgements are asked in other words later, and then more often than not."""
     first, later = dict(PAGES), dict(LATER_PAGES)
     assert sum(first.values()) == pytest.approx(1) and sum(later.values()) == pytest.approx(1)
     assert other_words_page not in first and later[other_words_page] > later[judging_page]

@@ -102,7 +102,7 @@ def judged(rng, s, pairs=None):
     """What may be said of a scene's colour or shape, as (kind, said, answer): ('colour', 'red', 'yes'). Every
     other answer is yes. pairs: say both, 'a red ring', and where that is wrong, it is wrong in `kind` and one
     of these pairs."""
-    kind, values = (('colour', list(COLOURS)), ('shape', SHAPES))[int(rng.integers(2))]
+    kind, values = one_of(rng, (('colour', COLOURS), ('shape', SHAPES)))
     true, told = rng.random() < 0.5, s
     if not true:
         others = [replace(s, **{kind: v}) for v in values if v != getattr(s, kind)]
@@ -118,8 +118,6 @@ AFTER = (
     '?', ', right?', '. am I right?', ' or not?', ': yes or no?', '. do you agree?', ' as they say?',
     '. is that so?', ' here? please tell.', '. what do you think of that?', ' is what they say. can it be?',
     '. so it says here. is it right?', ' in a letter. does it fit?')
-
-
 FILLER = (
     'the of and to in that it was for on are as with his they at be this from have or by had not but what '
     'all were when we there can an your which their said if do will each about how out them then she many '
@@ -128,7 +126,7 @@ FILLER = (
 
 
 def filler(rng, least, most):
-    return ' '.join(str(word) for word in rng.choice(FILLER, int(rng.integers(least, most + 1))))
+    return ' '.join(rng.choice(FILLER, int(rng.integers(least, most + 1))))
 
 
 def in_other_words(rng, said, at_random=0.0):

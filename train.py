@@ -24,8 +24,8 @@ One step of the Flamingo stage, indented as the calls are. On the right: nano's 
                                               Shapes.document of kit/world/pages.py, or a folder
                 .sequence           train.py  -> data.Encoded, at a random place of the context
                     encode          data.py   -> tokens (T,), φ (T,), which are learned       T here: 5 to 128
-        in_parts                    kit       in one part, but for micro-batches and many GPUs
-          gradients                 train.py  adds ∇ Σ λ L
+        gradients                   train.py  adds ∇ Σ λ L
+          Parts                     kit       one part, but for micro-batches and many GPUs
             SequenceData.batch      train.py  sequences of all sources -> tensors            tokens (16,128)
                 collate             data.py   pads; short sequences share a row
             FlamingoStage.losses    train.py  L of each source, a mean over its targets
@@ -64,7 +64,7 @@ from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.parts import in_parts
+from kit.run.parts import Parts
 from kit.run.stage import Stage
 
 
@@ -80,11 +80,10 @@ def train_stage(run, stage):
     for step in loop:
         i, sources = steps[step]                          # it reads batch i of each of these
         samples = loop.read(sources, i)                   # stage.data.read(sources, i): {source: samples}
-        lr = stage.lr * schedule(stage.decay, step, run.config.warmup, stage.n_iter)
+        lr = stage.lr * schedule(stage.schedule, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        # gradients(run, stage, samples, stage.lambdas), in one part; or of each micro-batch, or GPU
-        losses, n_token = in_parts(gradients, run, stage, samples)
+        losses, n_token = gradients(run, stage, samples)
         norm = stage.clip().item()                        # once: clipping each source would change the mix
         if loop.finite(losses, norm):                     # if not, loop has logged that this step is skipped
             stage.optimizer.step()
@@ -95,7 +94,7 @@ def train_stage(run, stage):
     return loop.complete
 
 
-def gradients(run, stage, samples, lambdas):
+def gradients(run, stage, samples):
     """Adds the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) to every parameter's .grad. m: the sources.
     -> ({source: L_m}, tokens read, padding included)
 
@@ -109,11 +108,14 @@ def gradients(run, stage, samples, lambdas):
         ltip              14                   0.2            0.2 · 14/45 ≈ 0.06          0.03
         vtp               14                   0.03           0.03 · 14/45 ≈ 0.01         0.03
     """
-    batch = stage.data.batch(samples)
-    with autocast(run.device, run.dtype, cache=False):
-        losses = stage.losses(batch)
-    sum(lambdas[source] * loss for source, loss in losses.items()).backward()
-    return {source: loss.item() for source, loss in losses.items()}, batch.n_token
+    parts = Parts(run, stage, samples)                    # one, but for micro-batches; λ: stage.lambdas
+    for part, lambdas in parts:
+        batch = stage.data.batch(part)
+        with autocast(run.device, run.dtype, cache=False):
+            losses = stage.losses(batch)                  # {source: L_m}
+        sum(lambdas[source] * loss for source, loss in losses.items()).backward()
+        parts.add(losses, batch.n_token)
+    return parts.total()
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
@@ -174,7 +176,7 @@ class SequenceData(StageData):
 # ---------------------------------------------------------------------------------------------
 # The stages: three, and fine-tuning. Each has `lambdas`, the λ of its sources; `data`, which reads them;
 # `module`, the weights, and `net`, what is called: the module, or DDP around it; losses(batch) -> {source:
-# mean loss}; content(), for its file; optimizer, n_iter, lr and decay. (Whole list: kit/run/stage.py.)
+# mean loss}; content(), for its file; optimizer, n_iter, lr and schedule. (Whole list: kit/run/stage.py.)
 
 
 class VisionStage(Stage):
@@ -187,7 +189,7 @@ class VisionStage(Stage):
         self.module = self.load()
         self.net = parallel_vision(run, self.module)  # the module itself, or what many GPUs make of it
         self.n_iter, self.lr = self.config.vision_iters, self.config.vision_lr
-        self.decay = self.config.schedule_vision
+        self.schedule = self.config.schedule_vision
         self.optimizer = adamw(self.module.named_parameters(), weight_decay=0.0)  # the paper: Adam
 
     def load(self):
@@ -201,8 +203,7 @@ class VisionStage(Stage):
         for (source, captions), l_source in zip(batch.captions.items(), l):
             # (captions,E): the picture that each describes; one may have a caption of both sources
             v_source = v[captions.shows]
-            of_all_gpus = distributed.gather_rows(v_source), distributed.gather_rows(l_source)
-            losses[source] = contrastive_loss(*of_all_gpus, beta)
+            losses[source] = contrastive_loss(*distributed.of_all_ranks(v_source, l_source), beta)
         return losses
 
     def clip(self):
@@ -233,7 +234,7 @@ class LanguageStage(Stage):
         self.module = begin.new_language(run)         # random weights, a few heads wired to copy; or GPT-2
         self.net = parallel_language(run, self.module)
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
-        self.decay = self.config.schedule_language
+        self.schedule = self.config.schedule_language
         self.optimizer = adamw(self.module.named_parameters(), self.config.weight_decay)
 
     def losses(self, batch):
@@ -267,7 +268,7 @@ class FlamingoStage(Stage):
                          'nothing to learn from: give m3w, align, ltip or vtp, and a lambda above 0')
         self.contrastive, self.module = self.load()
         self.features = FrozenFeatures(self.module.vision, run.reader.pixels, run.device)
-        self.n_iter, self.lr, self.decay = c.flamingo_iters, c.flamingo_lr, c.schedule_flamingo
+        self.n_iter, self.lr, self.schedule = c.flamingo_iters, c.flamingo_lr, c.schedule_flamingo
         self.net = parallel_flamingo(run, self.module)
         self.optimizer = adamw(self.module.named_parameters(), c.weight_decay, c.gate_scale)
         self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=c.shard)

@@ -166,9 +166,9 @@ class GatherRows(torch.autograd.Function):
         return grad.chunk(world())[rank()]
 
 
-def gather_rows(x):
-    """(N,…) -> (W·N,…), differentiable; rows N·rank … N·(rank+1) are this rank's own."""
-    return x if world() == 1 else GatherRows.apply(x)
+def of_all_ranks(*tensors):
+    """(N,…) -> (W·N,…) of each, differentiable; rows N·rank … N·(rank+1) are this rank's own."""
+    return tensors if world() == 1 else [GatherRows.apply(x) for x in tensors]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ class Stage:
         data                 reads the samples of its sources (kit/run/batches.py)
         module, net          what it trains; what training calls: the same, or DDP around it on many GPUs
         optimizer            with the factor on `lr` of each group of its parameters
-        n_iter, lr, decay    how many steps; the peak of the learning rate, and how it falls: train.schedule
+        n_iter, lr           how many steps; the peak of the learning rate
+        schedule             how it rises and falls, a name: train.schedule
         losses(batch)        -> {source: mean loss of the batch}, or {another name: one of all sources}
         evaluate()           -> {name: value}, for the curves
         content()            -> what its file holds

@@ -33,7 +33,7 @@ class Media:
     """One picture, or one clip. `load()` gives its frames as RGB pictures; one frame = a picture.
 
     `key` names the exact pixels: two Media with the same key look the same, so whatever was computed from
-    one (its frozen features) may serve the other. One without a key is never kept. `load` must survive
+    one (its frozen features) may serve the other. Nothing is kept of one without a key. `load` must survive
     pickling, so that worker processes can decode. It raises BadItem where the file is damaged.
     """
     key: str
@@ -53,8 +53,8 @@ class EndOfChunk:
 class Document:
     """Ordered pieces: `str` (learned), `Given` (read, not learned), `Media`, and seldom an `EndOfChunk`.
 
-    kind: 'page'      a web page: a picture may belong to the text before it or after it, nobody knows; so
-                      `encode` tosses a coin
+    kind: 'page'      a web page: a picture may belong to the text before it or after it. It is not known
+                      which, so `encode` tosses a coin
           'examples'  picture, then its text, several times: a few-shot prompt with all its answers (a
                       damaged picture takes its text with it: kit/run/reading.py)
           'pair'      one picture or clip and its caption, sometimes with a space before it

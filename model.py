@@ -4,7 +4,7 @@
     tokens ─► embed ─► [ GatedCrossAttention(visual, image_index) ─► GPT block (frozen) ] × blocks
            ─► logits (B,T,V+2)
 
-The second line is `Flamingo.stream`. Text is written by functions over a Flamingo, in kit/answers.py.
+From tokens to logits: `Flamingo.stream`, then `head`. Text is written by kit/answers.py.
 
 Media are pictures, and clips of frames; an *image* is one of them at its place in a sequence, as φ counts.
 Shapes, in all files: B batch, T tokens, N images in the sequence, F frames, S places, R visual tokens per
@@ -35,7 +35,7 @@ class Flamingo(nn.Module):
     tokens:       ids V and V+1 are <image> and <EOC>
     image_index:  the paper's φ, which image each token may look at, counted from 1; 0 = none
     media:        (B,N,F,3,height,width), uint8 pixels or normalised floats; None for text alone
-    frame_mask:   (B,N,F) bool, which frames of media are real; None: all
+    frame_mask:   (B,N,F) bool, which frames are real; None: all of media
     features:     instead of media, what `see` makes of it: (frames,S,D_v), the real frames of all images, one
                   after the other; which is whose, frame_mask says
     targets:      (B,T), the next token, or -100 where there is nothing to learn (if nowhere, the loss is 0)
@@ -88,7 +88,8 @@ class Flamingo(nn.Module):
               each block those of earlier tokens, past.visual for each gated layer those of the pictures
         """
         every = self.config.xattn_every
-        past_text, past_visual = past or ([None] * len(self.lm.h), [None] * len(self.gated))
+        past_text = past.text if past else [None] * len(self.lm.h)
+        past_visual = past.visual if past else [None] * len(self.gated)
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
@@ -136,13 +137,13 @@ class Flamingo(nn.Module):
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
 
     def freeze(self, vision=True, lm=True):
-        """Chooses what is trained. (With --adapt, less is: kit/adapt.py.) Not the language model: trained
-        too, it would forget what it knew from text (−8.0 points, Table 3; −12.9 from random weights).
-        The vision encoder is trained only when fine-tuning at the very end (appendix B.2)."""
+        """Chooses what is trained. (With --adapt, less is: kit/adapt.py.) The language model stays frozen: if
+        it trained, too, it would forget what it knows from text (−8.0 points, Table 3; −12.9 from random
+        weights). So does the vision encoder, until it is fine-tuned at the very end (appendix B.2)."""
         self.requires_grad_(True)
         self.lm.requires_grad_(not lm)
         self.vision.requires_grad_(not vision)
-        if self.vision.projection is not None:  # into the contrastive space, where Flamingo never goes
+        if self.vision.projection is not None:  # for the contrastive loss alone
             self.vision.projection.requires_grad_(False)
         self.frozen = [module for module, frozen in ((self.lm, lm), (self.vision, vision)) if frozen]
         return self.train(self.training)  # the new frozen parts too: see `train`

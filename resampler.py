@@ -70,9 +70,9 @@ class PerceiverResampler(nn.Module):
 
     forward(features, frame_mask (B,N,F) bool or None) -> visual (B,N,R,D), float.
 
-    frame_mask is True where a frame is real; without a mask all are. features are those of the real frames,
-    one after the other (frames,S,D_v), or padded (B,N,F,S,D_v). A frame that is padding has no influence. An
-    image without real frames gives zeros, and no text token looks at it.
+    features: padded (B,N,F,S,D_v); or those of the real frames, one after the other (frames,S,D_v): then
+    frame_mask has to say whose they are. It is True where a frame is real; without a mask all are. A frame
+    that is padding has no influence. An image without real frames gives zeros, and no text token looks at it.
 
     dim:       width D of the visual tokens;  dim_media: width of the features, projected to D if it differs
     head_dim:  D / n_head by default. (The paper contradicts itself: 96 by Table 4, 128 by its text and by

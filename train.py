@@ -16,27 +16,27 @@ finetune.pt after --stage=finetune). Run it again, and it continues where it was
 
 One step of the Flamingo stage, indented as the calls are. On the right: nano's first step.
 
-    train_stage                     train.py
-        Loop.read                   kit       or what a worker has read ahead
-            SequenceData.read       kit       -> {source: sequences}                24 + 8 + 8 + 4 sequences
-              .of_source            train.py  batch i of one source: its n Documents from number i·n on
-                Reader.document     kit       number -> Document: Source.document, which asks
-                                              Shapes.document of kit/world/pages.py, or a folder
-                .sequence           train.py  -> data.Encoded, at a random place of the context
-                    encode          data.py   -> tokens (T,), φ (T,), which are learned       T here: 5 to 128
-        gradients                   train.py  adds ∇ Σ λ L
-          Parts                     kit       one part, but for micro-batches and many GPUs
-            SequenceData.batch      train.py  sequences of all sources -> tensors            tokens (16,128)
-                collate             data.py   pads; short sequences share a row
-            FlamingoStage.losses    train.py  L of each source, a mean over its targets
-                .pictures           train.py  features of batch.media, less some channels        (403,9,384)
-                Flamingo.forward    model.py  -> the loss of each target                             (1456,)
-        Stage.clip                  kit
+    train_stage                  train.py
+        Loop.read                kit/run/loop.py    or what a worker has read ahead
+            SequenceData.read    kit/run/batches.py -> {source: sequences}            24 + 8 + 8 + 4 sequences
+              .of_source         train.py           batch i of one source: n Documents from number i·n on
+                Reader.document  kit/run/reading.py number -> Document, made by Shapes.document of
+                                                    kit/world/pages.py, or read from a folder
+                .sequence        train.py           -> data.Encoded, at a random place of the context
+                  encode         data.py            -> tokens (T,), φ (T,), which are learned T here: 5 to 128
+        gradients                train.py           adds ∇ Σ λ L
+            parts_of             kit/run/parts.py   one part, but for micro-batches
+            SequenceData.batch   train.py           sequences of all sources -> tensors        tokens (16,128)
+                collate          data.py            pads; short sequences share a row
+            FlamingoStage.losses train.py           L of each source, a mean over its targets
+                .pictures        train.py           features of batch.media, less some channels    (403,9,384)
+                Flamingo.forward model.py           -> the loss of each target                         (1456,)
+        Stage.clip               kit/run/stage.py
         optimizer.step
 
 A *target* is a token to be predicted. In kit/run: Loop (loop.py) resumes, logs and stops; Reader
 (reading.py) replaces damaged Documents. Pictures and features are kept, not made twice (kit/features.py).
-docs/one_step.md takes two steps in numbers. The other stages do the same, but for
+docs/one_step.md takes two steps in numbers. The other stages do the same, except for
 
     VisionStage     PairData of kit/run/batches.py: pictures (M,3,48,48), captions of each source (96,T)
                     NFNet.embed, TextTower.embed -> v, l (96,128) -> contrastive_loss         vision.py
@@ -64,7 +64,7 @@ from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.parts import Parts
+from kit.run.parts import one_by_one, parts_of, total
 from kit.run.stage import Stage
 
 
@@ -84,8 +84,8 @@ def train_stage(run, stage):
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
         losses, n_token = gradients(run, stage, samples)
-        norm = stage.clip().item()                        # once: clipping each source would change the mix
-        if loop.finite(losses, norm):                     # if not, loop has logged that this step is skipped
+        norm = stage.clip().item()                        # once: clipping per source would change the mix
+        if loop.check_finite(losses, norm):               # if not, this step is skipped, and the log says so
             stage.optimizer.step()
         stage.optimizer.zero_grad(set_to_none=True)
         loop.log(losses, norm, n_token)
@@ -108,14 +108,14 @@ def gradients(run, stage, samples):
         ltip              14                   0.2            0.2 · 14/45 ≈ 0.06          0.03
         vtp               14                   0.03           0.03 · 14/45 ≈ 0.01         0.03
     """
-    parts = Parts(run, stage, samples)                    # one, but for micro-batches; λ: stage.lambdas
-    for part, lambdas in parts:
-        batch = stage.data.batch(part)
+    parts = parts_of(stage, samples)                      # one, but for micro-batches; λ: stage.lambdas
+    for part in one_by_one(run, stage, parts):            # many GPUs exchange gradients after the last
+        batch = stage.data.batch(part.samples)
         with autocast(run.device, run.dtype, cache=False):
             losses = stage.losses(batch)                  # {source: L_m}
-        sum(lambdas[source] * loss for source, loss in losses.items()).backward()
-        parts.add(losses, batch.n_token)
-    return parts.total()
+        sum(part.lambdas[m] * loss for m, loss in losses.items()).backward()
+        part.losses, part.n_token = losses, batch.n_token
+    return total(parts)
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):

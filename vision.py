@@ -71,7 +71,7 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Linear(dim // 2, dim)
 
     def forward(self, x):
-        mean = x.sum((2, 3)) / x[0, 0].numel()     # not x.mean, whose gradient is a tensor as large as x
+        mean = x.sum((2, 3)) / x[0, 0].numel()     # (x.mean would store a gradient as large as x)
         scale = self.fc2(F.relu(self.fc1(mean)))   # (B,D)
         return 2 * torch.sigmoid(scale)[:, :, None, None]
 
@@ -195,7 +195,7 @@ class TextTower(nn.Module):
 
     embed(tokens (B,T) int, mask (B,T) bool, True where real) -> (B,E) of length 1.
 
-    Without layers it is little more than a sum of words: "a red star" becomes red plus star. To match that,
+    Without layers it is little more than a mean of words: "a red star" is half red, half star. To match that,
     the encoder must find red and star separately, and so a new pair of the two is mostly familiar to it. Most
     captions that people write need the layers.
     """
@@ -223,7 +223,7 @@ class TextTower(nn.Module):
 
 
 class Contrastive(nn.Module):
-    """Vision encoder and text tower, side by side, and how much to trust their similarity (appendix B.1).
+    """Vision encoder and text tower, side by side, and β, which scales their similarities (appendix B.1).
 
     forward(images (B,3,height,width) normalised, texts) -> (v (B,E), [l (B,E) of each of the texts], β).
     texts: of each source (tokens (B,T) int, mask (B,T) bool): a picture may have one in each, or none.

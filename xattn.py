@@ -5,8 +5,8 @@ A gated layer stands before a frozen block of the language model and adds what t
     y ← y + tanh(α_x) · XAttn(q = LN(y), kv = LN(visual))
     y ← y + tanh(α_d) · FFW(LN(y))
 
-The feed-forward is the new layer's own: what was seen is worked into the stream before the frozen block reads
-it. (Cross-attention alone, inside each block, cost the paper 3.8 points: VANILLA XATTN in Table 3.)
+The layer has a feed-forward of its own, which works what was seen into the stream before the frozen block
+reads it. (Cross-attention alone, inside each block, cost the paper 3.8 points: VANILLA XATTN in Table 3.)
 
 *Why the gates start shut.* α = 0 at the start, tanh(0) = 0: the very first stream is the language model's
 own, to the last bit. Without gates, layers that have learned nothing would add noise to a stream that the
@@ -54,7 +54,7 @@ def sees(image_index, n_image, attend):
 def one_image_per_token(attend):
     """Whether a token sees the image of its index and no other: then kit/fast gives the same, faster. This
     asks the rule itself, so that one you edit is obeyed."""
-    pairs = [(image, index) for image in range(1, 34) for index in range(34)]
+    pairs = [(image, index) for image in range(1, 34) for index in range(34)]  # 33: a prompt's most
     return all(SEES[attend](image, index) == (image == index) for image, index in pairs)
 
 
@@ -69,7 +69,7 @@ def masked_attention(q, k, v, seen):
     This is the definition, but not what runs by default: where each token sees one image, `routed_attention`
     (kit/fast) gives the same without what is masked. To change this one, set `routed` to False in the layer.
 
-    A token that sees no image gets exactly zero. That has to be said: a softmax over a fully masked row is
+    A token that sees no image gets exactly zero. This must be enforced: a softmax over a fully masked row is
     not empty but NaN (masked by −∞) or *uniform* (by −10⁹): a mixture of every image, later ones too.
     """
     k, v = (x.transpose(1, 2).flatten(2, 3) for x in (k, v))                          # (B,H,N*R,d) each

@@ -61,7 +61,7 @@ class Loop:
     # -----------------------------------------------------------------------------------------
     # A step that is not finite would ruin the weights
 
-    def finite(self, losses, norm):
+    def check_finite(self, losses, norm):
         """Whether every loss and the gradient's norm are finite. If not, the log and the screen say which
         losses are not; or all, if it is the gradient alone. Raises BadInput after MOST_SKIPPED such steps in
         a row."""

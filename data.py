@@ -4,7 +4,7 @@ A web page, a captioned picture or clip, a few-shot prompt and a chat are all a 
 A.3):
 
     Document([Media, Given("Output:"), " a red ring.", Media, ...])
-       │  encode: insert <BOS>, <image>, <EOC>; find for each token the one picture it may look at
+       │  encode: insert <BOS>, <image>, <EOC>; assign to each token the picture that it may see
        ▼
     tokens (T,)   image_index (T,)   loss_mask (T,)   media [Media, ...]
        │  collate: pad; short sequences may share a row
@@ -118,7 +118,7 @@ class Encoded:
 
     @property
     def n_target(self):
-        """How many of its tokens are learned. The loss of a source is a mean over those of the whole step."""
+        """How many of its tokens are learned. A source's loss is a mean over all of a step's."""
         return int(self.loss_mask.sum())
 
 

@@ -228,7 +228,7 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(dim, eps)
         std = dim ** -0.5  # logits begin with variance 1 (GPT-2's 0.02 is for widths of a thousand)
         for name, p in self.named_parameters():
-            if p.ndim == 2:  # the residual projections at zero: a block begins silent
+            if p.ndim == 2:  # the residual projections at zero: each block begins as the identity
                 nn.init.normal_(p, std=0.0 if name.endswith('c_proj.weight') else std)
             elif name.endswith('bias'):
                 nn.init.zeros_(p)

@@ -14,7 +14,7 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-One step of the Flamingo stage, indented as the calls are. On the right: nano's first step.
+One step of the Flamingo stage, its calls indented. On the right: nano's first step.
 
     train_stage                  train.py
         Loop.read                kit/run/loop.py    or what a worker has read ahead
@@ -23,7 +23,7 @@ One step of the Flamingo stage, indented as the calls are. On the right: nano's 
                 Reader.document  kit/run/reading.py number -> Document, made by Shapes.document of
                                                     kit/world/pages.py, or read from a folder
                 .sequence        train.py           -> data.Encoded, at a random place of the context
-                  encode         data.py            -> tokens (T,), φ (T,), which are learned T here: 5 to 128
+                  encode         data.py            -> tokens, image_index, loss_mask (T,)    T here: 5 to 128
         gradients                train.py           adds ∇ Σ λ L
             parts_of             kit/run/parts.py   one part, but for micro-batches
             SequenceData.batch   train.py           sequences of all sources -> tensors        tokens (16,128)
@@ -34,9 +34,8 @@ One step of the Flamingo stage, indented as the calls are. On the right: nano's 
         Stage.clip               kit/run/stage.py
         optimizer.step
 
-A *target* is a token to be predicted. In kit/run: Loop (loop.py) resumes, logs and stops; Reader
-(reading.py) replaces damaged Documents. Pictures and features are kept, not made twice (kit/features.py).
-docs/one_step.md takes two steps in numbers. The other stages do the same, except for
+A *target* is a token to be predicted; image_index is the paper's φ. Pictures and their features are kept, as
+far as memory allows (kit/features.py). docs/one_step.md takes two steps in numbers. Other stages differ in
 
     VisionStage     PairData of kit/run/batches.py: pictures (M,3,48,48), captions of each source (96,T)
                     NFNet.embed, TextTower.embed -> v, l (96,128) -> contrastive_loss         vision.py
@@ -77,10 +76,10 @@ def train_stage(run, stage):
     sizes; reader: Documents of all sources; tokenizer; device."""
     steps = mixture(stage.sources, stage.mixing, stage.n_iter)
     loop = Loop(run, stage, steps)
-    for step in loop:
+    for step in loop:                                     # may end early: after a signal, or out of time
         i, sources = steps[step]                          # it reads batch i of each of these
         samples = loop.read(sources, i)                   # stage.data.read(sources, i): {source: samples}
-        lr = stage.lr * schedule(stage.schedule, step, run.config.warmup, stage.n_iter)
+        lr = stage.lr * schedule(stage.schedule_name, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
         losses, n_token = gradients(run, stage, samples)
@@ -91,6 +90,8 @@ def train_stage(run, stage):
         loop.log(losses, norm, n_token)
         if loop.time_to_evaluate():
             loop.evaluate()
+        if loop.time_to_save():
+            loop.save()
     return loop.complete
 
 
@@ -99,7 +100,7 @@ def gradients(run, stage, samples):
     -> ({source: L_m}, tokens read, padding included)
 
     The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
-    gives each of them more weight than a sum does, and the λ that weighs the same is smaller. For align and
+    gives each of them more weight than a sum does, and the equivalent λ is smaller. For align and
     ltip ours is half of that (means of few targets are noisy), for vtp three times it (not tuned).
 
         source   targets of a sequence   paper's λ, of sums   the same, of means     ours, of means
@@ -175,8 +176,7 @@ class SequenceData(StageData):
 
 # ---------------------------------------------------------------------------------------------
 # The stages: three, and fine-tuning. Each has `lambdas`, the λ of its sources; `data`, which reads them;
-# `module`, the weights, and `net`, what is called: the module, or DDP around it; losses(batch) -> {source:
-# mean loss}; content(), for its file; optimizer, n_iter, lr and schedule. (Whole list: kit/run/stage.py.)
+# `module`, the weights, and `net`, what is called: the module, or DDP around it. All: kit/run/stage.py
 
 
 class VisionStage(Stage):
@@ -189,7 +189,7 @@ class VisionStage(Stage):
         self.module = self.load()
         self.net = parallel_vision(run, self.module)  # the module itself, or what many GPUs make of it
         self.n_iter, self.lr = self.config.vision_iters, self.config.vision_lr
-        self.schedule = self.config.schedule_vision
+        self.schedule_name = self.config.schedule_vision
         self.optimizer = adamw(self.module.named_parameters(), weight_decay=0.0)  # the paper: Adam
 
     def load(self):
@@ -234,7 +234,7 @@ class LanguageStage(Stage):
         self.module = begin.new_language(run)         # random weights, a few heads wired to copy; or GPT-2
         self.net = parallel_language(run, self.module)
         self.n_iter, self.lr = self.config.language_iters, self.config.language_lr
-        self.schedule = self.config.schedule_language
+        self.schedule_name = self.config.schedule_language
         self.optimizer = adamw(self.module.named_parameters(), self.config.weight_decay)
 
     def losses(self, batch):
@@ -251,12 +251,12 @@ class LanguageStage(Stage):
 class FlamingoStage(Stage):
     """The resampler, the gated layers and two embedding rows learn, between two frozen models (§2.4).
 
-    What lets a small model learn this in minutes is ours, not the paper's, and stands elsewhere:
-        the first pages have captions only             kit/world/pages.py, FIRST_PAGES
+    What lets a small model learn this in minutes is our addition:
+        the first pages show and caption, no more      kit/world/pages.py, FIRST_PAGES
         the language model starts with heads that copy kit/copying.py
         gates learn 15 times as fast as the rest       --gate_scale, `adamw`
         some channels of each picture are left out:    --feature_dropout, kit/features.py
-          else it relies on a few, which tell apart the pictures of training but not new ones
+          else it relies on a few that distinguish training pictures, but not new ones
         pages stand anywhere in the context            SequenceData.sequence
     """
     name = 'flamingo'
@@ -268,7 +268,7 @@ class FlamingoStage(Stage):
                          'nothing to learn from: give m3w, align, ltip or vtp, and a lambda above 0')
         self.contrastive, self.module = self.load()
         self.features = FrozenFeatures(self.module.vision, run.reader.pixels, run.device)
-        self.n_iter, self.lr, self.schedule = c.flamingo_iters, c.flamingo_lr, c.schedule_flamingo
+        self.n_iter, self.lr, self.schedule_name = c.flamingo_iters, c.flamingo_lr, c.schedule_flamingo
         self.net = parallel_flamingo(run, self.module)
         self.optimizer = adamw(self.module.named_parameters(), c.weight_decay, c.gate_scale)
         self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=c.shard)
@@ -277,7 +277,7 @@ class FlamingoStage(Stage):
     def load(self, model=Flamingo):
         contrastive, lm = begin.load_trained(self.run)                       # of vision.pt and language.pt
         flamingo = model(self.run.model_config, contrastive.vision, lm)
-        return contrastive, begin.cast_frozen(self.run, flamingo)   # what is frozen, on a GPU to bfloat16
+        return contrastive, begin.cast_frozen(self.run, flamingo)   # on a GPU bfloat16, if wide
 
     def pictures(self, batch):
         """The frozen encoder's features of batch.media, less some channels"""

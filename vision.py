@@ -1,7 +1,7 @@
 """The vision encoder: an NFNet, and the contrastive training that teaches it to see (§2.1, appendix B.1).
 
-Flamingo's eyes are a Normalizer-Free ResNet (Brock et al. 2021, arXiv 2102.06171), trained from nothing by
-telling which caption belongs to which picture. After that it is frozen, and only its last grid is read.
+Flamingo sees by a Normalizer-Free ResNet (Brock et al. 2021, arXiv 2102.06171), trained to tell which caption
+belongs to which picture. After that it is frozen, and only its last grid is read.
 
 *Why no batch norm.* In a contrastive loss the pictures of a batch compete for each caption. Batch statistics
 would let the encoder cheat: a picture's features would also tell what else is in the batch. An NFNet keeps

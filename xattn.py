@@ -13,7 +13,7 @@ own, to the last bit. Without gates, layers that have learned nothing would add 
 frozen blocks expect to be clean (the paper: −4.2 points, unstable). How far a gate opens in training says
 little, and its sign nothing: `to_out` can scale and turn around what passes.
 
-*How a shut gate learns.* ∂L/∂α = (1 − tanh²α) ⟨∂L/∂y, what was found⟩ is not zero at α = 0, so the gate moves
+*How a shut gate learns.* ∂L/∂α = (1 − tanh²α) ⟨∂L/∂y, XAttn⟩ is not zero at α = 0, so the gate moves
 first. The gradients of the weights behind it are tanh(α) times what they would be without it, 0 at first.
 (Once it is ajar, Adam makes up for that factor. But Adam moves every number by about the learning rate a
 step. A matrix changes its output through thousands of them at once, a gate through one. So ours learn 15
@@ -53,7 +53,7 @@ def sees(image_index, n_image, attend):
 
 def one_image_per_token(attend):
     """Whether a token sees the image of its index and no other: then kit/fast gives the same, faster. This
-    asks the rule itself, so that one you edit is obeyed."""
+    asks the rule itself, so that an edited one is obeyed."""
     pairs = [(image, index) for image in range(1, 34) for index in range(34)]  # 33: a prompt's most
     return all(SEES[attend](image, index) == (image == index) for image, index in pairs)
 

@@ -1,8 +1,9 @@
 """Two caches: the pixels of pictures, and the frozen encoder's features of them. And `drop_channels`, which
 leaves some of the features out in training.
 
-Pages show the same pictures again and again, and the encoder never changes after its own stage. So a picture
-is decoded once and encoded once, and both are kept under the `key` that names its exact pixels.
+Pages show the same pictures again and again, and the encoder changes only in its own stage (and when it is
+fine-tuned: then nothing is kept). So a picture is decoded once and encoded once, as far as the limits on
+memory allow, and both are kept under the `key` that names its exact pixels.
 """
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class FrozenFeatures:
         for part in pixels.split(self.CHUNK):
             full = torch.zeros(self.CHUNK, *part.shape[1:], dtype=torch.uint8)
             full[:len(part)] = part
-            with torch.autocast(torch.device(self.device).type, enabled=False):  # in float32, whoever asks
+            with torch.autocast(torch.device(self.device).type, enabled=False):  # in its own number format
                 grid = self.vision(self.vision.normalise(full.to(self.device)))        # (CHUNK,S,D_v)
             out.append(grid[:len(part)].float().cpu())
         return torch.cat(out)

@@ -28,7 +28,7 @@ class MaskedStage(Stage):
         self.module = MaskedSystem(c, n_layer, c.lm_dim, c.lm_head).to(run.device)
         super().__init__(run, self.data_of(run))
         self.data.change = spread(run, self.module.n_patch)
-        self.net, self.schedule = self.module, run.config.schedule_flamingo
+        self.net, self.schedule_name = self.module, run.config.schedule_flamingo
         self.set_lambdas(dict.fromkeys(SOURCES, 1.0), 'nothing to learn from: give m3w, align, ltip or vtp')
         self.lambdas = {'words': 1.0, 'patches': 1.0, 'contrast': 1.0}  # of all sources together
         self.n_iter, self.lr = self.config.flamingo_iters, self.config.flamingo_lr

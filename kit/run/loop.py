@@ -77,7 +77,7 @@ class Loop:
         if self.skipped == MOST_SKIPPED:
             if distributed.rank() == 0:
                 run.write_log()
-            raise BadInput(f'{name}: ten steps in a row were not finite ({source}); '
+            raise BadInput(f'{name}: {MOST_SKIPPED} steps in a row were not finite ({source}); '
                            f'the last good state is in {run.path("training.pt")}')
         return False
 
@@ -104,18 +104,21 @@ class Loop:
     def time_to_evaluate(self):
         return (self.step + 1) % self.run.config.eval_every == 0 or self.is_last
 
+    def time_to_save(self):
+        """At each evaluation but one after the last step: what follows that is the stage's own file."""
+        return (self.step + 1) % self.run.config.eval_every == 0
+
     def evaluate(self):
-        """Log the stage's own evaluation; every --eval_every steps, save the state to continue from."""
+        """Log the stage's own evaluation."""
         run, stage = self.run, self.stage
         with autocast(run.device, run.dtype):
             found = stage.evaluate()
         run.log.append({'stage': stage.name, 'iter': self.step + 1, 'minutes': round(run.minutes(), 3),
                          **{'eval_' + k: round(v, 4) for k, v in found.items()}})
         self.last_evaluation = ' | ' + ' '.join(f'{k} {v:.0%}' for k, v in found.items())
-        if (self.step + 1) % run.config.eval_every == 0:
-            self.save()
         self.clock = time.time()
 
     def save(self):
+        """Save the state to continue from."""
         self.run.save_progress(self.step + 1, self.stage)
-        self.saved = self.step + 1
+        self.saved, self.clock = self.step + 1, time.time()

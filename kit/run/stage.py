@@ -14,7 +14,7 @@ class Stage:
         module, net          what it trains; what training calls: the same, or DDP around it on many GPUs
         optimizer            with the factor on `lr` of each group of its parameters
         n_iter, lr           how many steps; the peak of the learning rate
-        schedule             how it rises and falls, a name: train.schedule
+        schedule_name        how it rises and falls: train.schedule
         losses(batch)        -> {source: mean loss of the batch}, or {another name: one of all sources}
         evaluate()           -> {name: value}, for the curves
         content()            -> what its file holds

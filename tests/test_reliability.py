@@ -452,7 +452,7 @@ def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_state(tmp_path):
                                   for s, loss in losses(batch).items()}
     save = run.save_progress
     run.save_progress = lambda i, stage=None: save(i, stage) if i <= 2 else None
-    with pytest.raises(BadInput, match=r'ten steps in a row .*align \+ ltip.*training\.pt'):
+    with pytest.raises(BadInput, match=r'10 steps in a row .*align \+ ltip.*training\.pt'):
         train.train_stage(run, stage)
     good = checkpoint.load(run.path('training.pt'), 'training')
     assert good['iter'] == 2 and all(x.isfinite().all() for x in good['module'].values())

@@ -268,13 +268,15 @@ def collate(sequences, tokenizer, share=False):
     for b, row in enumerate(rows):
         start, n_image = 0, 0
         for s in row:
-            stop, number = start + len(s.tokens), number + 1
+            stop = start + len(s.tokens)
+            number += 1
             tokens[b, start:stop] = s.tokens
             image_index[b, start:stop] = np.where(s.image_index > 0, s.image_index + n_image, 0)
             targets[b, start:stop - 1] = np.where(s.loss_mask[1:], s.tokens[1:], -100)  # ℓ predicts ℓ+1
             position[b, start:stop] = s.start + np.arange(len(s.tokens))
             sequence[b, start:stop] = number
-            start, n_image = stop, n_image + len(s.media)
+            start = stop
+            n_image += len(s.media)
     tensors = map(torch.from_numpy, (tokens, image_index, targets, position, sequence))
     return Batch(*tensors, length,
                  media=[[m for s in row for m in s.media] for row in rows],

@@ -121,17 +121,15 @@ class GatedCrossAttention(nn.Module):
 
     def cross_attention(self, y, visual, image_index, past=None):
         """(B,T,D) -> (B,T,D), before the gate"""
-        if visual is None and past is None:
+        if past is None and visual is not None:
+            past = self.keys_values(visual)
+        if past is None or past[0].shape[1] == 0:  # no image at all
             return torch.zeros_like(y)
-        q = self.queries(y)                                                           # (B,T,H,d)
-        k, v = past or self.keys_values(visual)                                       # (B,N,H,R,d) each
-        n_image = k.shape[1]
-        if n_image == 0:
-            return torch.zeros_like(y)
-        if self.routed:  # the same as below, faster
+        q, (k, v) = self.queries(y), past                              # (B,T,H,d), (B,N,H,R,d) each
+        if self.routed:  # each token sees one image: the same as below, but nothing is computed to be masked
             out = routed_attention(q, k, v, image_index)                              # (B,T,H,d)
         else:
-            out = masked_attention(q, k, v, sees(image_index, n_image, self.attend))  # (B,T,H,d)
+            out = masked_attention(q, k, v, sees(image_index, k.shape[1], self.attend))
         return self.to_out(out.flatten(2))                                            # (B,T,D)
 
     def gates(self):

@@ -3,7 +3,7 @@
     python train.py                        # all three stages on the drawn world, minutes on a laptop
     python train.py config/gpt2.py         # from GPT-2 and an ImageNet NFNet: see there what to fetch
     python train.py --align=pictures --m3w=align --text=align --ltip= --vtp=       # your own pictures
-    python train.py --stage=flamingo --n_latent=16 --out_dir=out16     # copy vision.pt and language.pt there
+    python train.py --stage=flamingo --n_latent=16 --out_dir=out16   # with vision.pt and language.pt in it
     torchrun --standalone --nproc_per_node=8 train.py config/gpt2.py               # docs/scaling.md
 
     vision     NFNet and text tower from random weights: which caption goes with which picture? (appendix B.1)
@@ -20,8 +20,7 @@ One step of the Flamingo stage, its calls indented. On the right: nano's first s
         Loop.read                kit/run/loop.py    or what a worker has read ahead
             SequenceData.read    kit/run/batches.py -> {source: sequences}            24 + 8 + 8 + 4 sequences
               .of_source         train.py           batch i of one source: n Documents from number i·n on
-                Reader.document  kit/run/reading.py number -> Document, made by Shapes.document of
-                                                    kit/world/pages.py, or read from a folder
+                Reader.document  kit/run/reading.py number -> Document, of kit/world/pages.py or a folder
                 .sequence        train.py           -> data.Encoded, at a random place of the context
                   encode         data.py            -> tokens, image_index, loss_mask (T,)    T here: 5 to 128
         gradients                train.py           adds ∇ Σ λ L

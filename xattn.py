@@ -125,7 +125,8 @@ class GatedCrossAttention(nn.Module):
             past = self.keys_values(visual)
         if past is None or past[0].shape[1] == 0:  # no image at all
             return torch.zeros_like(y)
-        q, (k, v) = self.queries(y), past                              # (B,T,H,d), (B,N,H,R,d) each
+        q = self.queries(y)                                                           # (B,T,H,d)
+        k, v = past                                                                   # (B,N,H,R,d) each
         if self.routed:  # each token sees one image: the same as below, but nothing is computed to be masked
             out = routed_attention(q, k, v, image_index)                              # (B,T,H,d)
         else:

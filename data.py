@@ -130,15 +130,14 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
         or          0    1    1      1      2    2      2      2    2      … the next (see p_next)
         learned          ✓    ✓             ✓    ✓             ✓    ✓
 
-    An <EOC> stands at the end, and before each image unless the text begins with it. (The paper's pairs end
-    in <EOC><EOS>.) Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
+    An <EOC> stands at the end, and before each image if anything has come since the last one.
+    Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
 
     n_token, n_image: the most tokens (L) and pictures (N); None for no limit. See `window`.
     rng:     a numpy Generator; without one, nothing is left to chance: previous picture, no added space
-    p_next:  the chance that the text of a page sees the picture after it instead of the one before it. *Why.*
-             On the web both happen, and fixing either teaches the model to ignore half of the pages (p_next 0
-             or 1 cost the paper 1.1 and 0.3 points, Table 10). The last text, with no picture after it, keeps
-             the one before it.
+    p_next:  the chance that the text of a page sees the picture after it (if one does),
+             not the one before it. *Why.* On the web both happen, and fixing either teaches the model to
+             ignore half of the pages (p_next 0 or 1 cost the paper 1.1 and 0.3 points, Table 10).
     p_space: the chance of a space in front of a pair's caption: "dog" and " dog" are different tokens
     Raises BadInput if the Document is a prompt and longer than n_token, or has more than n_image pictures.
     """
@@ -146,7 +145,7 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
     looks_ahead = document.kind == 'page' and rng is not None and rng.random() < p_next
     phi = min(1, total) if looks_ahead else 0       # which picture text sees now
     entries, media = [(tokenizer.bos, 0, False)], []  # (token, its φ, is it learned?)
-    open_chunk = False                              # is there anything since the last <EOC>?
+    open_chunk = False                              # has anything come since the last <EOC>?
     for piece in document.pieces:
         if isinstance(piece, Media):
             if open_chunk:
@@ -163,13 +162,11 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
         open_chunk = not isinstance(piece, EndOfChunk)
     if open_chunk and document.kind != 'prompt':
         entries.append((tokenizer.eoc, phi, True))
-
     tokens, image_index, learned = (np.array(column) for column in zip(*entries))
     if document.kind == 'prompt':
         check_prompt(document, len(tokens), len(media), n_token, n_image)
         return Encoded(tokens, image_index, loss_mask=learned, media=media)
-    tags = np.flatnonzero(tokens == tokenizer.image)  # where each picture's tag stands
-    return window(tokens, image_index, learned, media, tags, n_token, n_image, rng)
+    return window(tokens, image_index, learned, media, tokenizer.image, n_token, n_image, rng)
 
 
 def check_prompt(document, length, n_media, n_token, n_image):
@@ -180,9 +177,9 @@ def check_prompt(document, length, n_media, n_token, n_image):
         raise BadInput(f'{where}: {n_media} pictures are more than {n_image}')
 
 
-def window(tokens, image_index, learned, media, tags, n_token, n_image, rng):
-    """Cut a window of at most n_token tokens and n_image pictures out of a longer sequence, at a random place
-    (at its beginning without an rng). Its pictures are counted from 1 again.
+def window(tokens, image_index, learned, media, image, n_token, n_image, rng):
+    """Cut a window of at most n_token tokens out of a longer sequence, at a random place (at its beginning
+    without an rng), and end it before picture n_image + 1. Its pictures are counted from 1 again.
 
         the whole    <BOS> <image>  a  <EOC> <image>  b  <EOC>
             φ          0      1     1    1      2     2    2
@@ -193,7 +190,7 @@ def window(tokens, image_index, learned, media, tags, n_token, n_image, rng):
     before the window, at the end, if it looks ahead, one that comes after it. Such text sees none,
     and is learned all the same.
     """
-    start, stop = 0, len(tokens)
+    start, stop, tags = 0, len(tokens), np.flatnonzero(tokens == image)  # where each picture's tag stands
     if n_token is not None and stop > n_token:
         start = int(rng.integers(stop - n_token + 1)) if rng is not None else 0
         stop = start + n_token

@@ -1,8 +1,8 @@
 """Perceiver Resampler: any number of frames and patches in, a fixed handful of visual tokens out (§2.1).
 
 The language model pays for every visual token in every gated layer, so a clip of 30 frames must not
-cost 30 pictures. A few learned *latents* ask the picture questions by cross-attention and carry the
-answers on: R tokens, whether the encoder gave one grid of features or thirty of them.
+cost as much as 30 pictures. A few learned *latents* ask the picture questions by cross-attention and
+carry the answers on: R tokens, whether the encoder gave one grid of features or thirty of them.
 
 Shapes: B batch, N images in the sequence, M images of all sequences, F frames, S places, R latents, D width,
 H heads, d head width.
@@ -125,7 +125,7 @@ class PerceiverResampler(nn.Module):
             return self.perceive(self.project(features).flatten(0, 1)).unflatten(0, features.shape[:2])
         frames = features[frame_mask] if features.ndim == 5 else features            # (frames,S,D_v)
         length = frame_mask.flatten(0, 1).sum(1)                                     # (B*N,) of each image
-        # perceive(its frames) of each image by itself, those with equally many frames in one batch
+        # Each image is perceived by itself; those with equally many frames run as one batch.
         none = torch.zeros_like(self.latents)                                        # of an image without any
         visual = for_each_clip(self.perceive, self.project(frames), length, none)    # (B*N,R,D)
         return visual.unflatten(0, frame_mask.shape[:2])                             # (B,N,R,D)

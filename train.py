@@ -14,13 +14,14 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-One step of the Flamingo stage, its calls indented. On the right: nano's first step.
+One step of the Flamingo stage, its calls indented (.name: of the class above). At the right: nano's first.
 
     train_stage                  train.py
         Loop.read                kit/run/loop.py    or what a worker has read ahead
             SequenceData.read    kit/run/batches.py -> {source: sequences}            24 + 8 + 8 + 4 sequences
               .of_source         train.py           batch i of one source: n Documents from number i·n on
-                Reader.document  kit/run/reading.py number -> Document, of kit/world/pages.py or a folder
+                Reader.document  kit/run/reading.py number -> Document of kit/world/pages.py or a folder,
+                                                    through kit/sources/source.py; its pictures decoded
                 .sequence        train.py           -> data.Encoded, at a random place of the context
                   encode         data.py            -> tokens, image_index, loss_mask (T,)    T here: 5 to 128
         gradients                train.py           adds ∇ Σ λ L
@@ -28,13 +29,13 @@ One step of the Flamingo stage, its calls indented. On the right: nano's first s
             SequenceData.batch   train.py           sequences of all sources -> tensors        tokens (16,128)
                 collate          data.py            pads; short sequences share a row
             FlamingoStage.losses train.py           L of each source, a mean over its targets
-                .pictures        train.py           features of batch.media, less some channels    (403,9,384)
+                .pictures        train.py           features (kit/features.py), less some channels (403,9,384)
                 Flamingo.forward model.py           -> the loss of each target                         (1456,)
         Stage.clip               kit/run/stage.py
         optimizer.step
 
 A *target* is a token to be predicted; image_index is the paper's φ. Pictures and their features are kept, as
-far as memory allows (kit/features.py). docs/one_step.md takes two steps in numbers. Other stages differ in
+far as memory allows. docs/one_step.md takes two steps in numbers. The other stages (M different pictures):
 
     VisionStage     PairData of kit/run/batches.py: pictures (M,3,48,48), captions of each source (96,T)
                     NFNet.embed, TextTower.embed -> v, l (96,128) -> contrastive_loss         vision.py
@@ -56,7 +57,7 @@ from kit.cli import command, configure
 from kit.device import autocast
 from kit.features import drop_channels, FrozenFeatures
 from kit.run import begin, checks, distributed
-from kit.run.batches import all_sequences, FOR_PAGES, PairData, StageData, TextData
+from kit.run.batches import all_sequences, FOR_SEQUENCES, PairData, StageData, TextData
 from kit.run.driver import finish, missing_stages, session
 from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
@@ -139,7 +140,7 @@ def schedule(kind, step, warmup, n):
     """The learning rate at `step` of n, as a share of its peak: linear warm-up, then one of four decays."""
     left = 1 - step / n
     decay = {'cosine': 0.5 * (1 + math.cos(math.pi * (1 - left))), 'linear': left,
-             'trapezoid': min(1.0, left / 0.3), 'constant': 1.0}[kind]  # flat, linear over the last 30 %
+             'constant': 1.0, 'trapezoid': min(1.0, left / 0.3)}[kind]  # flat, then linear over 30 %
     return min(1.0, (step + 1) / max(warmup, 1)) * decay
 
 
@@ -158,9 +159,10 @@ class SequenceData(StageData):
     def sequence(self, document, source, number):
         """Document of this number -> Encoded: a window of it, somewhere in the context"""
         c = self.model_config
-        rng = np.random.default_rng([self.config.seed, FOR_PAGES, number, SOURCES.index(source)])
+        rng = np.random.default_rng([self.config.seed, FOR_SEQUENCES, number, SOURCES.index(source)])
         sequence = encode(document, self.tokenizer, c.n_token, c.n_image, rng, self.config.p_next)
-        seed, start = int(rng.integers(2 ** 31)), 0
+        seed = int(rng.integers(2 ** 31))  # of the channels that drop_channels leaves out
+        start = 0
         # Half of them begin where prompts do, the others anywhere. Gated layers' queries depend on positions,
         # too: had they met examples near the beginning only, they could not use those late in a long prompt.
         if rng.random() < 0.5:
@@ -200,7 +202,7 @@ class VisionStage(Stage):
         v, l, beta = self.net(images, texts)          # (pictures,E), for each source (captions,E), β
         losses = {}
         for (source, captions), l_source in zip(batch.captions.items(), l):
-            # (captions,E): the picture that each describes; one may have a caption of both sources
+            # (captions,E): the picture that each describes; it may have a caption of each source
             v_source = v[captions.shows]
             losses[source] = contrastive_loss(*distributed.of_all_ranks(v_source, l_source), beta)
         return losses
@@ -251,11 +253,11 @@ class FlamingoStage(Stage):
     """The resampler, the gated layers and two embedding rows learn, between two frozen models (§2.4).
 
     What lets a small model learn this in minutes is our addition:
-        the first pages show and caption, no more      kit/world/pages.py, FIRST_PAGES
+        the first pages show and caption, no more      kit/world/pages.py, FIRST_PAGES (pages, not steps)
         the language model starts with heads that copy kit/copying.py
         gates learn 15 times as fast as the rest       --gate_scale, `adamw`
-        some channels of each picture are left out:    --feature_dropout, kit/features.py
-          else it relies on a few that distinguish training pictures, but not new ones
+        some channels of each picture are left out     --feature_dropout, kit/features.py
+          (otherwise it relies on a few that distinguish training pictures, but not new ones)
         pages stand anywhere in the context            SequenceData.sequence
     """
     name = 'flamingo'
@@ -290,7 +292,7 @@ class FlamingoStage(Stage):
             batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
             sequence=batch.sequence if batch.shared else None,  # else every row is one sequence
             per_target=True, **self.pictures(batch))                                          # (K,) −log p
-        of_sequence = nll.split([s.n_target for s in batch.sequences])   # they follow each other in nll, too
+        of_sequence = nll.split([s.n_target for s in batch.sequences])   # nll goes along the rows, as they do
         losses = {}
         for m in self.sources:
             of_m = [x for x, s in zip(of_sequence, batch.sequences) if s.source == m]
@@ -351,7 +353,7 @@ GROUPS = FIRST | {
         'language_tokens': (448, 'tokens a row, at a random place of the context'),
         'language_lr': (2e-3, 'peak learning rate'),
         'flamingo_iters': (700, 'of the Flamingo stage'),
-        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),  # as config.batch_m3w, …
+        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),  # --batch='m3w=12 vtp=2'
         'flamingo_lr': (2e-3, 'peak learning rate'),
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
         'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),

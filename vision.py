@@ -113,7 +113,7 @@ class NFBlock(nn.Module):
 
 
 def expected_variances(depths, alpha):
-    """-> for each block, the variance that x has at most when it enters (skip_gain begins at 0). A branch
+    """-> for each block, the variance of x when it enters, as if every earlier skip_gain were 1. A branch
     adds α² to it. The first block of a stage has a shortcut of β · γ·gelu(x), whose variance is 1 again.
     nano, three stages of one block: 1, 2, 2. F0's third stage, six blocks: 1.08, 1.04, 1.08, … 1.20."""
     variances, variance = [], 1.0
@@ -225,7 +225,7 @@ class TextTower(nn.Module):
 class Contrastive(nn.Module):
     """Vision encoder and text tower, side by side, and β, which scales their similarities (appendix B.1).
 
-    forward(images (B,3,height,width) normalised, texts) -> (v (B,E), [l (B,E) of each of the texts], β).
+    forward(images (M,3,height,width) normalised, texts) -> (v (M,E), [l (B,E) of each of the texts], β).
     texts: of each source (tokens (B,T) int, mask (B,T) bool): a picture may have one in each, or none.
     """
 
@@ -239,7 +239,7 @@ class Contrastive(nn.Module):
         with torch.no_grad():  # inside the graph, clamping would leave it without gradient at the limit
             self.log_beta.clamp_(max=math.log(100))
         # In float32 whatever the encoders run in: β is large, bfloat16 would round what tells pairs apart.
-        v = self.vision.embed(images).to(self.log_beta)      # (B,E)
+        v = self.vision.embed(images).to(self.log_beta)      # (M,E)
         captions = [self.text.embed(tokens, mask).to(self.log_beta) for tokens, mask in texts]
         return v, captions, self.log_beta.exp()
 

@@ -15,9 +15,10 @@ little, and its sign nothing: `to_out` can scale and turn around what passes.
 
 *How a shut gate learns.* ∂L/∂α = (1 − tanh²α) ⟨∂L/∂y, XAttn⟩ is not zero at α = 0, so the gate moves
 first. The gradients of the weights behind it are tanh(α) times what they would be without it, 0 at first.
-(Once it is ajar, Adam makes up for that factor. But Adam moves every number by about the learning rate a
-step. A matrix changes its output through thousands of them at once, a gate through one. So ours learn 15
-times as fast as the rest: train.adamw.)
+Once it is ajar, Adam makes up for that factor.
+
+*Why gates learn faster* (ours 15 times as fast as the rest: train.adamw). Adam moves every number by about
+the learning rate a step. A matrix changes its output through thousands of them at once, a gate through one.
 
 *Without a picture* a token gets 0 from attention. The feed-forward acts on it all the same: once its gate is
 open, text alone is not the language model's own stream any more.
@@ -67,7 +68,7 @@ def masked_attention(q, k, v, seen):
     """q (B,T,H,d), k and v (B,N,H,R,d), seen (B,T,N) bool: which images each token sees -> (B,T,H,d)
 
     This is the definition, but not what runs by default: where each token sees one image, `routed_attention`
-    (kit/fast) gives the same without what is masked. To change this one, set `routed` to False in the layer.
+    (kit/fast) computes the same and skips what is masked. To change it, set the layer's `routed` to False.
 
     A token that sees no image gets exactly zero. This must be enforced: a softmax over a fully masked row is
     not empty but NaN (masked by −∞) or *uniform* (by −10⁹): a mixture of every image, later ones too.

@@ -105,7 +105,8 @@ class Loop:
         return (self.step + 1) % self.run.config.eval_every == 0 or self.is_last
 
     def time_to_save(self):
-        """At each evaluation but one after the last step: what follows that is the stage's own file."""
+        """Every eval_every steps. An evaluation that only the end calls for saves nothing: the stage's own file
+        follows."""
         return (self.step + 1) % self.run.config.eval_every == 0
 
     def evaluate(self):

@@ -32,7 +32,7 @@ def parts_of(stage, samples):
     for part, n in zip(parts, in_part):
         share = {m: n[m] / (in_step[m] or 1) for m in n}
         of_all = sum(n.values()) / (sum(in_step[m] for m in n) or 1)
-        share |= {name: of_all for name in lambdas if name not in n}  # a loss of all sources
+        share |= {name: of_all for name in lambdas if name not in n}  # of all sources (kit/ablations/masked.py)
         result.append(Part(part, share, {m: weight * share[m] for m, weight in lambdas.items()}))
     return result
 

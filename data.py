@@ -115,10 +115,11 @@ class Encoded:
     source: str = ''         # which of the sources it came from
     seed: int = 0            # says which channels of its pictures are left out (kit.features.drop_channels)
     start: int = 0           # where in the context its first token stands
+    n_loss = 1               # losses that it adds to its source's mean: one, the mean over its targets
 
     @property
     def n_target(self):
-        """How many of its tokens are learned. A source's loss is a mean over all of a step's."""
+        """How many of its tokens are learned."""
         return int(self.loss_mask.sum())
 
 
@@ -289,7 +290,7 @@ def mixture(sources, mixing, n_step):
     B.1.2).
 
     'accumulate': a batch of every source, and a step on Σ_m λ_m ∇L_m (all in one pass, which adds up the
-    same). 'merged': the same batches, in which each target counts the same, without λ (kit/run/parts.py).
+    same). 'merged': the same batches, in which each sequence counts the same, without λ (kit/run/parts.py).
     'round_robin': one source a step, in turns, which cost the paper 7.8 points (Table 3).
     """
     if mixing == 'round_robin':

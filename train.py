@@ -28,7 +28,7 @@ One step of the Flamingo stage, its calls indented (.name: of the class above). 
             parts_of             kit/run/parts.py   one part, but for micro-batches
             SequenceData.batch   train.py           sequences of all sources -> tensors        tokens (16,128)
                 collate          data.py            pads; short sequences share a row
-            FlamingoStage.losses train.py           L of each source, a mean over its targets
+            FlamingoStage.losses train.py           L of each source, a mean over its sequences
                 .pictures        train.py           features (kit/features.py), less some channels (403,9,384)
                 Flamingo.forward model.py           -> the loss of each target                         (1456,)
         Stage.clip               kit/run/stage.py
@@ -287,18 +287,18 @@ class FlamingoStage(Stage):
         return {'features': features, 'frame_mask': frame_mask}
 
     def losses(self, batch):
-        """L_m = 1/n_m Σ −log p(token | text before it, images it sees), over the n_m targets of source m"""
+        """L_m: for each sequence of source m 1/K Σ −log p(token | text before it, images it sees) over its K
+        targets; the mean of these"""
         _, nll = self.net(
             batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
             sequence=batch.sequence if batch.shared else None,  # else every row is one sequence
             per_target=True, **self.pictures(batch))                                          # (K,) −log p
-        of_sequence = nll.split([s.n_target for s in batch.sequences])   # nll goes along the rows, as they do
+        each = nll.split([s.n_target for s in batch.sequences])          # nll goes along the rows, as they do
         losses = {}
         for m in self.sources:
-            of_m = [x for x, s in zip(of_sequence, batch.sequences) if s.source == m]
+            of_m = [x.sum() / max(len(x), 1) for x, s in zip(each, batch.sequences) if s.source == m]
             if of_m:
-                each = torch.cat(of_m)
-                losses[m] = each.sum() / max(len(each), 1)                       # 0 if there are no targets
+                losses[m] = sum(of_m) / len(of_m)
         return losses
 
     def evaluate(self):

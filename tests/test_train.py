@@ -77,7 +77,7 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
             mean = stage.module(batch.tokens, batch.image_index, targets=batch.targets,
                                 position=batch.position,
                                 **stage.pictures(batch))[1]
-            loss = loss + mean * s.n_target / sum(s.n_target for s in sequences)
+            loss = loss + mean / len(sequences)
         n_target = sum(s.n_target for s in sequences)
         # A sum of this many float32 losses.
         assert losses[name] == pytest.approx(loss.item(), rel=n_target * EPS)
@@ -118,26 +118,26 @@ def test_fine_tuning_mixes_its_sources_as_training_does(flamingo_stage):
 
 
 def test_merged_sources_count_as_one(exact_stage):
-    """The mean over all tokens, whichever source they come from, and no λ."""
+    """The mean over all sequences, whichever source they come from, and no λ."""
     stage, names = exact_stage, list(exact_stage.lambdas)
     apart, _ = gradient(stage, names)
-    counts = {name: sum(s.n_target for s in stage.data.of_source(name, 0))
-              for name in names}
+    counts = {name: len(stage.data.of_source(name, 0)) for name in names}
     stage.config.mixing = stage.mixing = 'merged'
     losses, together = gradient(stage, names)
     stage.optimizer.zero_grad()
-    n, expected = sum(counts.values()), 0.0
-    for s in [s for name in names for s in stage.data.of_source(name, 0)]:
+    sequences = [s for name in names for s in stage.data.of_source(name, 0)]
+    n, n_target, expected = len(sequences), sum(s.n_target for s in sequences), 0.0
+    for s in sequences:
         batch = collate([s], stage.run.tokenizer)
         mean = stage.module(batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
                             **stage.pictures(batch))[1]
-        (mean * s.n_target / n).backward()
-        expected += mean.item() * s.n_target / n
+        (mean / n).backward()
+        expected += mean.item() / n
     # Said of each source, as always; together they are the mean over all. A sum of this many float32 losses.
     assert losses == apart
-    assert sum(losses[name] * counts[name] for name in names) / n == pytest.approx(expected, rel=n * EPS)
+    assert sum(losses[name] * counts[name] for name in names) / n == pytest.approx(expected, rel=n_target * EPS)
     alone = [p.grad for p in stage.module.parameters() if p.requires_grad]
-    share = 4 * n ** 0.5 * EPS  # as above
+    share = 4 * n_target ** 0.5 * EPS  # as above
     for a, b in zip(together, alone, strict=True):
         assert_near(a, b, share / torch.finfo(torch.float64).eps)
 

@@ -34,7 +34,7 @@ class StageData:
                             time: --micro_batches of them, in the vision stage one for each source
     batch(samples)       -> tensors, from {source: samples} of such a part. It has n_token, padding included
 
-    A sample has n_target, how many losses it adds to the mean of its source; and media. A StageData may be
+    A sample has n_loss, how many losses it adds to the mean of its source; and media. A StageData may be
     sent to worker processes, so it holds no model.
     """
 
@@ -97,7 +97,7 @@ class Pair(NamedTuple):
     """A picture and its caption, and the number of its batch, which says how it is augmented."""
     document: Document
     batch: int
-    n_target = 1
+    n_loss = 1
 
     @property
     def media(self):
@@ -199,7 +199,7 @@ class Row(NamedTuple):
     media = ()
 
     @property
-    def n_target(self):
+    def n_loss(self):
         return len(self.tokens) - 1
 
 

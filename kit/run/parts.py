@@ -9,9 +9,9 @@ from kit.run import distributed
 class Part:
     """Samples that go through the model at one time, what their losses weigh, and what came out."""
     samples: dict   # {source: samples}
-    share: dict     # {name of a loss: this part's share of the targets of the whole step}
+    share: dict     # {name of a loss: this part's share of what its mean in the whole step is over}
     lambdas: dict   # {name of a loss: λ times share}
-    losses: dict = field(default_factory=dict)  # {name: mean over the part's targets}, set by train.gradients
+    losses: dict = field(default_factory=dict)  # {name: the part's mean}, set by train.gradients
     n_token: int = 0                            # tokens read, likewise
 
 
@@ -19,14 +19,14 @@ def parts_of(stage, samples):
     """{source: samples} of a step -> [Part], as StageData.parts cuts them. By default there is one, of all
     samples, with stage.lambdas.
 
-    The mean L_m of a whole step is the sum of its parts' means, each times the part's share of the targets:
-    of two parts with 30 and 10 targets, L = ¾ L_1 + ¼ L_2. So of each part λ_m is multiplied by its share.
+    The mean L_m of a whole step is the sum of its parts' means, each times the part's share of what it is a
+    mean over: of two parts with 6 and 2 pages, L = ¾ L_1 + ¼ L_2. So of each part λ_m is multiplied by its share.
     Ranks average their gradients, so shares are of the mean over ranks.
     """
     parts, lambdas = stage.data.parts(samples), stage.lambdas
-    in_part = [{m: sum(s.n_target for s in part[m]) for m in part} for part in parts]
+    in_part = [{m: sum(s.n_loss for s in part[m]) for m in part} for part in parts]
     in_step = distributed.mean_of({m: sum(n.get(m, 0) for n in in_part) for m in samples})
-    if stage.mixing == 'merged':  # one batch of all sources: each target counts the same
+    if stage.mixing == 'merged':  # one batch of all sources: each sequence counts the same
         lambdas = {m: n / (sum(in_step.values()) or 1) for m, n in in_step.items()}
     result = []
     for part, n in zip(parts, in_part):

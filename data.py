@@ -187,9 +187,9 @@ def window(tokens, image_index, learned, media, image, n_token, n_image, rng):
         a window                    a  <EOC> <image>  b
             φ                       0    0      1     1
 
-    A picture stays with its tag, one token. But text may lose its picture: at the beginning one that came
-    before the window, at the end, if it looks ahead, one that comes after it. Such text sees none,
-    and is learned all the same.
+    A picture is kept if its tag is in the window. But text may lose its picture: at the beginning one that
+    came before the window, at the end, if it looks ahead, one that comes after it. Such text sees none, and
+    is learned all the same.
     """
     start, stop, tags = 0, len(tokens), np.flatnonzero(tokens == image)  # where each picture's tag stands
     if n_token is not None and stop > n_token:
@@ -254,8 +254,8 @@ def collate(sequences, tokenizer, share=False):
     """list of Encoded -> Batch, padded on the right with <PAD>. Padding sees no picture and is never learned.
 
     share: short sequences may share a row, if each token sees one image (xattn.one_image_per_token), so that
-    none can see another sequence's. *Why.* Pages differ in length, and the longest of a batch has twice the
-    mean: with a row for each, nearly half of all work would be padding.
+    none can see another sequence's. *Why.* Pages differ in length, and the longest of a batch is twice as
+    long as the mean: with a row for each, nearly half of all work would be padding.
     """
     rows = share_rows(sequences) if share else [[s] for s in sequences]
     length = torch.tensor([sum(len(s.tokens) for s in row) for row in rows])

@@ -82,8 +82,8 @@ class Flamingo(nn.Module):
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         """The whole tower: tokens (B,T) -> (B,T,D), from which `head` makes the next word's logits.
 
-        visual (B,N,R,D_r): visual tokens, the same for all gated layers; None for text alone
-        position (B,T): as in `forward`; mask (B,1,T,T): what each token sees, if not simply all before it
+        visual (B,N,R,D_r): visual tokens, the same for all gated layers; None without, or if past has them
+        position (B,T): as in `forward`; mask (B,1,T,T), bool or additive: what it sees (None: all before)
         past: only while text is written, the cache of keys and values (kit/answers.py): past.text has for
               each block those of earlier tokens, past.visual for each gated layer those of the pictures
         """
@@ -139,7 +139,7 @@ class Flamingo(nn.Module):
     def freeze(self, vision=True, lm=True):
         """Chooses what is trained. (With --adapt, less is: kit/adapt.py.) The language model stays frozen: if
         it trained, too, it would forget what it knows from text (−8.0 points, Table 3; −12.9 from random
-        weights). So does the vision encoder, until it is fine-tuned at the very end (appendix B.2)."""
+        weights). The vision encoder does, too, until it is fine-tuned at the very end (appendix B.2)."""
         self.requires_grad_(True)
         self.lm.requires_grad_(not lm)
         self.vision.requires_grad_(not vision)

@@ -85,9 +85,9 @@ class PerceiverResampler(nn.Module):
         dim_media = dim_media or dim
         self.project = nn.Linear(dim_media, dim, bias=False) if dim_media != dim else nn.Identity()
         self.latents = nn.Parameter(torch.randn(n_latent, dim) * 0.02)
-        # One embedding per *frame*: order in time matters. None for the place in a frame: the paper found that
-        # the encoder's features carry it already. They start about as large as the projected features they
-        # are added to: at 0.02, like the latents, a short training never learned which way things move.
+        # One embedding per *frame*: order in time matters. None for the place in a frame: the paper found
+        # that the encoder's features carry it already. They start about as large as the projected features
+        # they are added to: at 0.02, like the latents, a short training never learned which way things move.
         self.time_embedding = nn.Parameter(torch.randn(n_frame, dim) * 0.5)
         head_dim = head_dim or dim // n_head
         self.layers = nn.ModuleList(ResamplerLayer(dim, n_head, head_dim) for _ in range(n_layer))

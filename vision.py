@@ -88,7 +88,7 @@ class NFBlock(nn.Module):
     def __init__(self, n_in, n_out, group, stride, alpha, beta, drop_path):
         super().__init__()
         self.alpha, self.beta, self.drop_path = alpha, beta, drop_path
-        mid = max(n_out // 2 // group * group, group)
+        mid = max(n_out // 2 // group * group, group)  # half the width, in whole groups
         self.conv1 = WSConv2d(n_in, mid)
         self.conv2 = WSConv2d(mid, mid, 3, stride, groups=mid // group)
         self.conv2b = WSConv2d(mid, mid, 3, groups=mid // group)
@@ -236,7 +236,7 @@ class Contrastive(nn.Module):
         self.log_beta = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, images, texts):
-        with torch.no_grad():  # inside the graph, clamping would leave it without gradient at the limit
+        with torch.no_grad():  # in place: a clamp in the graph has no gradient beyond its limit
             self.log_beta.clamp_(max=math.log(100))
         # In float32 whatever the encoders run in: β is large, bfloat16 would round what tells pairs apart.
         v = self.vision.embed(images).to(self.log_beta)      # (M,E)

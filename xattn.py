@@ -10,15 +10,15 @@ reads it. (Cross-attention alone, inside each block, cost the paper 3.8 points: 
 
 *Why the gates start shut.* α = 0 at the start, tanh(0) = 0: the very first stream is the language model's
 own, to the last bit. Without gates, layers that have learned nothing would add noise to a stream that the
-frozen blocks expect to be clean (the paper: −4.2 points, unstable). How far a gate opens in training says
-little, and its sign nothing: `to_out` can scale and turn around what passes.
+frozen blocks expect to be clean (the paper: −4.2 points, unstable). When a gate opens, its layer begins to
+learn; how far says little, and its sign nothing: `to_out` can scale and turn around what passes.
 
 *How a shut gate learns.* ∂L/∂α = (1 − tanh²α) ⟨∂L/∂y, XAttn⟩ is not zero at α = 0, so the gate moves
 first. The gradients of the weights behind it are tanh(α) times what they would be without it, 0 at first.
 Once it is ajar, Adam makes up for that factor.
 
 *Why gates learn faster* (ours 15 times as fast as the rest: train.adamw). Adam moves every number by about
-the learning rate a step. A matrix changes its output through thousands of them at once, a gate through one.
+the learning rate a step. A matrix changes its output through thousands of entries, a gate is one number.
 
 *Without a picture* a token gets 0 from attention. The feed-forward acts on it all the same: once its gate is
 open, text alone is not the language model's own stream any more.

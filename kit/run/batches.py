@@ -187,7 +187,8 @@ class TextBatch:
 # More than there ever are, so that no two rows of all steps have a text in common.
 TEXTS_A_ROW = 1 << 10
 TEXTS_A_STEP = 1 << 24
-FOR_SEQUENCES, FOR_TEXT, FOR_RANDOM_TEXT = 7, 8, 9  # tell their random numbers from those of other uses of a seed
+# Tell their random numbers from those of other uses of a seed:
+FOR_SEQUENCES, FOR_TEXT, FOR_RANDOM_TEXT = 7, 8, 9
 
 
 class Row(NamedTuple):

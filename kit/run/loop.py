@@ -105,8 +105,7 @@ class Loop:
         return (self.step + 1) % self.run.config.eval_every == 0 or self.is_last
 
     def time_to_save(self):
-        """Every eval_every steps. An evaluation that only the end calls for saves nothing: the stage's own file
-        follows."""
+        """Every eval_every steps. Another evaluation at the end needs none: the stage's own file follows."""
         return (self.step + 1) % self.run.config.eval_every == 0
 
     def evaluate(self):

@@ -25,7 +25,7 @@ class Stage:
         self.run, self.config, self.data = run, run.config, data
         self.sources, self.lambdas = [], {}
         if self.name != 'vision':
-            class_words.use(run)  # nothing unless --folders=words=N
+            class_words.use(run)  # --folders=words=N: captions become the words found by the vision stage
 
     def set_lambdas(self, lambdas, without_any):
         """Keep of {source: λ} those that are given and weigh something. Raises BadInput, which says

@@ -18,19 +18,19 @@ One step of the Flamingo stage, its calls indented (.name: of the class above). 
 
     train_stage                  train.py
         Loop.read                kit/run/loop.py    or what a worker has read ahead
-            SequenceData.read    kit/run/batches.py -> {source: sequences}            24 + 8 + 8 + 4 sequences
+            SequenceData.read    kit/run/batches.py -> {source: sequences}            18 + 8 + 8 + 4 sequences
               .of_source         train.py           batch i of one source: n Documents from number i·n on
                 Reader.document  kit/run/reading.py number -> Document of kit/world/pages.py or a folder,
                                                     through kit/sources/source.py; its pictures decoded
                 .sequence        train.py           -> data.Encoded, at a random place of the context
-                  encode         data.py            -> tokens, image_index, loss_mask (T,)    T here: 5 to 128
+                  encode         data.py            -> tokens, image_index, loss_mask (T,)    T here: 5 to 118
         gradients                train.py           adds ∇ Σ λ L
             parts_of             kit/run/parts.py   one part, but for micro-batches
-            SequenceData.batch   train.py           sequences of all sources -> tensors        tokens (16,128)
+            SequenceData.batch   train.py           sequences of all sources -> tensors        tokens (14,118)
                 collate          data.py            pads; short sequences share a row
             FlamingoStage.losses train.py           L of each source, a mean over its sequences
-                .pictures        train.py           features (kit/features.py), less some channels (403,9,384)
-                Flamingo.forward model.py           -> the loss of each target                         (1456,)
+                .pictures        train.py           features (kit/features.py), less some channels (282,9,384)
+                Flamingo.forward model.py           -> the loss of each target                         (1135,)
         Stage.clip               kit/run/stage.py
         optimizer.step
 
@@ -137,7 +137,7 @@ def adamw(named_parameters, weight_decay, gate_scale=1.0):
 
 
 def schedule(kind, step, warmup, n):
-    """The learning rate at `step` of n, as a share of its peak: linear warm-up, then one of four decays."""
+    """The learning rate at `step` of n, as a share of its peak: linear warm-up times one of four decays."""
     left = 1 - step / n
     decay = {'cosine': 0.5 * (1 + math.cos(math.pi * (1 - left))), 'linear': left,
              'constant': 1.0, 'trapezoid': min(1.0, left / 0.3)}[kind]  # flat, then linear over 30 %
@@ -328,7 +328,7 @@ STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoSt
 
 
 BATCH = {
-    'batch_m3w': (24, 'interleaved pages'),
+    'batch_m3w': (18, 'interleaved pages'),
     'batch_align': (8, 'pairs with short captions'),
     'batch_ltip': (8, 'pairs with long captions'),
     'batch_vtp': (4, 'clips'),
@@ -352,7 +352,7 @@ GROUPS = FIRST | {
         'language_batch': (8, 'rows a step'),
         'language_tokens': (448, 'tokens a row, at a random place of the context'),
         'language_lr': (2e-3, 'peak learning rate'),
-        'flamingo_iters': (700, 'of the Flamingo stage'),
+        'flamingo_iters': (720, 'of the Flamingo stage'),
         'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),  # --batch='m3w=12 vtp=2'
         'flamingo_lr': (2e-3, 'peak learning rate'),
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),

@@ -118,7 +118,7 @@ RARE = {
         'augment': (AUGMENT, 'augmentation in the contrastive stage'),
     },
     'Schedules, fine-tuning': {
-        'schedule': (SCHEDULE, f'of the learning rate, after warm-up: {", ".join(SCHEDULES)}'),
+        'schedule': (SCHEDULE, f'of the learning rate, times warm-up: {", ".join(SCHEDULES)}'),
         'adapt': ('all', f'what fine-tuning trains: {", ".join(WAYS)} (kit/adapt.py)'),
         'finetune_iters': (200, 'steps of fine-tuning'),
         'finetune_lr': (1e-4, 'its peak learning rate (the paper, for much larger models: 3e-8 to 1e-5); '
@@ -128,7 +128,7 @@ RARE = {
         'log_every': (10, 'steps between rows of log.csv'),
         'eval_every': (100, 'steps between evaluations; each also saves a checkpoint'),
         'eval_n': (64, 'episodes of each kind in an evaluation'),
-        'test_n': (400, 'episodes of each kind in the final table'),
+        'test_n': (200, 'episodes of each kind in the final table'),
     },
     'Sizes (set by the preset unless given)': {
         **{name: (FIELDS[name], meaning) for name, meaning in OWN_SIZES.items()},

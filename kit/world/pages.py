@@ -46,8 +46,8 @@ def caption_page(rng, n_image=(4, 12), p_placed=0.4):
     return Document(pieces, 'examples')
 
 
-def question_page(rng, n_image=(5, 12), p_long=0.33):
-    """One in three may be as long as a prompt of 32 examples, and so are the rows of the language stage.
+def question_page(rng, n_image=(5, 12), p_long=0.5):
+    """One in two may be as long as a prompt of 32 examples, and so are the rows of the language stage.
     *Why.* Where no page had been longer than 11, questions were answered less and less after more examples
     than that (24 % after 32). Captions and clips need no such pages."""
     n = int(rng.integers(n_image[0], 34 if rng.random() < p_long else n_image[1]))
@@ -83,10 +83,11 @@ def asked_in_other_words(rng, s):
     return in_other_words(rng, said, at_random=0.3), answer
 
 
-def judging_page(rng, n_image=(3, 9), n_question=(3, 8), ask=asked_plainly):
+def judging_page(rng, n_image=(2, 6), n_question=(3, 8), ask=asked_plainly):
     """Several questions about each picture, all to be answered by yes or no. *Why.* For that a word has to be
     compared with a picture, and the answer, one token, says little about how. Asked once a picture, on one
-    question in four, it was not learned in 700 steps (50 %); asked as often as this, it was (95 %)."""
+    question in four, it was not learned in 700 steps (50 %); asked as often as this, it was (95 %). With 11
+    questions on a page instead of 17 it was not, either."""
     pieces = []
     for _ in range(int(rng.integers(*n_image))):
         media, s = training_picture(rng)
@@ -122,19 +123,19 @@ def clip_page(rng, n_clip=(2, 10)):
     return Document(pieces, 'examples')
 
 
-PAGES = ((naming_page, 0.21), (judging_page, 0.24), (caption_page, 0.32), (question_page, 0.12),
-         (clip_page, 0.07), (story_page, 0.04))
-# The first 1,500 pages (24 a step) have captions only, of pictures and of clips; the others are phased in
-# over the next 1,500. *Why.* Captions tie what the encoder sees to words that the language model knows, and
+PAGES = ((naming_page, 0.21), (judging_page, 0.30), (caption_page, 0.29), (question_page, 0.12),
+         (clip_page, 0.05), (story_page, 0.03))
+# The first 1,000 pages (18 a step) have captions only, of pictures and of clips; the others are phased in
+# over the next 1,000. *Why.* Captions tie what the encoder sees to words that the language model knows, and
 # that opens the gates. Names mean nothing to it; while the gates are shut their loss is pure noise, and
 # enough of it keeps them shut (with 45 % naming pages from the start, still at chance after 400 steps;
 # captions alone were learned in 125).
-ONLY_CAPTIONS = 1500
+ONLY_CAPTIONS = 1000
 FIRST_PAGES = ((caption_page, 0.85), (clip_page, 0.15))
-# From page 9,000 on, when the plain ones are learned, most pages of judgements ask in other words.
-PLAINLY = 9000
-LATER_PAGES = ((naming_page, 0.24), (judging_page, 0.05), (other_words_page, 0.11), (caption_page, 0.38),
-               (question_page, 0.12), (clip_page, 0.06), (story_page, 0.04))
+# From page 6,500 on, when the plain ones are learned, most pages of judgements ask in other words.
+PLAINLY = 6500
+LATER_PAGES = ((naming_page, 0.24), (judging_page, 0.06), (other_words_page, 0.13), (caption_page, 0.38),
+               (question_page, 0.14), (clip_page, 0.03), (story_page, 0.02))
 
 
 class Shapes:

@@ -131,14 +131,14 @@ def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5
         or          0    1    1      1      2    2      2      2    2      … the next (see p_next)
         learned          ✓    ✓             ✓    ✓             ✓    ✓
 
-    An <EOC> stands at the end, and before each image if anything has come since the last one.
-    Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
+    An <EOC> stands at the end (in the paper's pairs <EOC><EOS>), and before each image if anything has come
+    since the last one. Learned: text and <EOC>. Not learned: <BOS>, <image>, padding, Given text.
 
     n_token, n_image: the most tokens (L) and pictures (N); None for no limit. See `window`.
     rng:     a numpy Generator; without one, nothing is left to chance: previous picture, no added space
-    p_next:  the chance that the text of a page sees the picture after it (if one does),
-             not the one before it. *Why.* On the web both happen, and fixing either teaches the model to
-             ignore half of the pages (p_next 0 or 1 cost the paper 1.1 and 0.3 points, Table 10).
+    p_next:  the chance that the text of a page sees the picture after it, if there is one, instead of the one
+             before it. *Why.* On the web both happen, and fixing either teaches the model to ignore half of
+             the pages (p_next 0 or 1 cost the paper 1.1 and 0.3 points, Table 10).
     p_space: the chance of a space in front of a pair's caption: "dog" and " dog" are different tokens
     Raises BadInput if the Document is a prompt and longer than n_token, or has more than n_image pictures.
     """
@@ -187,11 +187,11 @@ def window(tokens, image_index, learned, media, image, n_token, n_image, rng):
         a window                    a  <EOC> <image>  b
             φ                       0    0      1     1
 
-    A picture is kept if its tag is in the window. But text may lose its picture: at the beginning one that
-    came before the window, at the end, if it looks ahead, one that comes after it. Such text sees none, and
-    is learned all the same.
+    A picture is kept if its tag is in the window. But text may lose its picture: one before the window or, if
+    it looks ahead, one after it. Such text sees none, and is learned all the same.
     """
-    start, stop, tags = 0, len(tokens), np.flatnonzero(tokens == image)  # where each picture's tag stands
+    tags = np.flatnonzero(tokens == image)  # where each picture's tag stands
+    start, stop = 0, len(tokens)
     if n_token is not None and stop > n_token:
         start = int(rng.integers(stop - n_token + 1)) if rng is not None else 0
         stop = start + n_token

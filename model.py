@@ -139,7 +139,7 @@ class Flamingo(nn.Module):
     def freeze(self, vision=True, lm=True):
         """Chooses what is trained. (With --adapt, less is: kit/adapt.py.) The language model stays frozen: if
         it trained, too, it would forget what it knows from text (−8.0 points, Table 3; −12.9 from random
-        weights). The vision encoder does, too, until it is fine-tuned at the very end (appendix B.2)."""
+        weights). The vision encoder stays so, too, until it is fine-tuned at the end (appendix B.2)."""
         self.requires_grad_(True)
         self.lm.requires_grad_(not lm)
         self.vision.requires_grad_(not vision)

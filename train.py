@@ -14,7 +14,7 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-One step of the Flamingo stage, its calls indented (.name: of the class above). At the right: nano's first.
+One step of the Flamingo stage, its calls indented (.name: of the class above). On the right: nano's first.
 
     train_stage                  train.py
         Loop.read                kit/run/loop.py    or what a worker has read ahead
@@ -140,7 +140,7 @@ def schedule(kind, step, warmup, n):
     """The learning rate at `step` of n, as a share of its peak: linear warm-up times one of four decays."""
     left = 1 - step / n
     decay = {'cosine': 0.5 * (1 + math.cos(math.pi * (1 - left))), 'linear': left,
-             'constant': 1.0, 'trapezoid': min(1.0, left / 0.3)}[kind]  # flat, then linear over 30 %
+             'constant': 1.0, 'trapezoid': min(1.0, left / 0.3)}[kind]  # flat, linear over the last 30 %
     return min(1.0, (step + 1) / max(warmup, 1)) * decay
 
 
@@ -202,7 +202,7 @@ class VisionStage(Stage):
         v, l, beta = self.net(images, texts)          # (pictures,E), for each source (captions,E), β
         losses = {}
         for (source, captions), l_source in zip(batch.captions.items(), l):
-            # (captions,E): the picture that each describes; it may have a caption of each source
+            # (captions,E): the picture that each describes; a picture may have a caption of each source
             v_source = v[captions.shows]
             losses[source] = contrastive_loss(*distributed.of_all_ranks(v_source, l_source), beta)
         return losses

@@ -136,8 +136,8 @@ def drop_channels(features, frame_mask, sequences, share):
 
     *Why at unit variance first*, as Flamingo.resample will see them: features as they come are mostly
     above zero. Leaving some out would move the mean of a place, and the norm would pass that on to all
-    channels.
-    (That norm comes again after this, and brings what is left back to unit variance: no 1/(1-p) is needed.)
+    channels. (That norm comes again after this, and brings what is left back to unit variance: no 1/(1-p) is
+    needed.)
     """
     if features is None or share == 0:
         return features

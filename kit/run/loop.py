@@ -102,7 +102,7 @@ class Loop:
         self.bar.set_postfix_str(said + self.last_evaluation)
 
     def time_to_evaluate(self):
-        return (self.step + 1) % self.run.config.eval_every == 0 or self.is_last
+        return self.time_to_save() or self.is_last
 
     def time_to_save(self):
         """Every eval_every steps. Another evaluation at the end needs none: the stage's own file follows."""

@@ -21,8 +21,7 @@ def parts_of(stage, samples):
 
     The mean L_m of a whole step is the sum of its parts' means, each times the part's share of what it is a
     mean over: of two parts with 6 and 2 pages, L = ¾ L_1 + ¼ L_2. So of each part λ_m is multiplied by its
-    share.
-    Ranks average their gradients, so shares are of the mean over ranks.
+    share. Ranks average their gradients, so shares are of the mean over ranks.
     """
     parts, lambdas = stage.data.parts(samples), stage.lambdas
     in_part = [{m: sum(s.n_loss for s in part[m]) for m in part} for part in parts]
@@ -33,7 +32,7 @@ def parts_of(stage, samples):
     for part, n in zip(parts, in_part):
         share = {m: n[m] / (in_step[m] or 1) for m in n}
         of_all = sum(n.values()) / (sum(in_step[m] for m in n) or 1)
-        share |= {name: of_all for name in lambdas if name not in n}  # of all sources
+        share |= {name: of_all for name in lambdas if name not in n}  # a loss of all sources
         result.append(Part(part, share, {m: weight * share[m] for m, weight in lambdas.items()}))
     return result
 

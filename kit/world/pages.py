@@ -54,7 +54,7 @@ def question_page(rng, n_image=(5, 12), p_long=0.33):
     return Document([piece for _ in range(n) for piece in question_example(rng).pieces()], 'examples')
 
 
-def questions_page(rng):
+def longer_question_page(rng):
     """*Why more long ones.* Each page counts once in the loss, so the questions of a long one count less."""
     return question_page(rng, p_long=0.5)
 
@@ -128,7 +128,7 @@ def clip_page(rng, n_clip=(2, 10)):
     return Document(pieces, 'examples')
 
 
-PAGES = ((naming_page, 0.21), (judging_page, 0.30), (caption_page, 0.29), (questions_page, 0.12),
+PAGES = ((naming_page, 0.21), (judging_page, 0.30), (caption_page, 0.29), (longer_question_page, 0.12),
          (clip_page, 0.05), (story_page, 0.03))
 # The first 1,000 pages (18 a step) have captions only, of pictures and of clips; the others are phased in
 # over the next 1,000. *Why.* Captions tie what the encoder sees to words that the language model knows, and
@@ -140,7 +140,7 @@ FIRST_PAGES = ((caption_page, 0.85), (clip_page, 0.15))
 # From page 6,500 on, when the plain ones are learned, most pages of judgements ask in other words.
 PLAINLY = 6500
 LATER_PAGES = ((naming_page, 0.24), (judging_page, 0.06), (other_words_page, 0.13), (caption_page, 0.38),
-               (questions_page, 0.14), (clip_page, 0.03), (story_page, 0.02))
+               (longer_question_page, 0.14), (clip_page, 0.03), (story_page, 0.02))
 
 
 class Shapes:

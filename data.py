@@ -115,12 +115,16 @@ class Encoded:
     source: str = ''         # which of the sources it came from
     seed: int = 0            # says which channels of its pictures are left out (kit.features.drop_channels)
     start: int = 0           # where in the context its first token stands
-    n_loss = 1               # losses that it adds to its source's mean: one, the mean over its targets
 
     @property
     def n_target(self):
         """How many of its tokens are learned."""
         return int(self.loss_mask.sum())
+
+    @property
+    def n_loss(self):
+        """How many losses it adds to the mean of its source: one, the mean over its targets."""
+        return 1
 
 
 def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5):
@@ -253,7 +257,7 @@ class Batch:
 def collate(sequences, tokenizer, share=False):
     """list of Encoded -> Batch, padded on the right with <PAD>. Padding sees no picture and is never learned.
 
-    share: short sequences may share a row, if each token sees one image (xattn.one_image_per_token), so that
+    share: short sequences may share a row, if each token sees one image only (kit/fast/routing.py), so that
     none can see another sequence's. *Why.* Pages differ in length, and the longest of a batch is twice as
     long as the mean: with a row for each, nearly half of all work would be padding.
     """
@@ -290,7 +294,7 @@ def mixture(sources, mixing, n_step):
     B.1.2).
 
     'accumulate': a batch of every source, and a step on Σ_m λ_m ∇L_m (all in one pass, which adds up the
-    same). 'merged': the same batches, in which each sequence counts the same, without λ (kit/run/parts.py).
+    same). 'merged': the same batches, in which each sequence counts the same, without λ (kit/run/stage.py).
     'round_robin': one source a step, in turns, which cost the paper 7.8 points (Table 3).
     """
     if mixing == 'round_robin':

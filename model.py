@@ -137,7 +137,7 @@ class Flamingo(nn.Module):
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
 
     def freeze(self, vision=True, lm=True):
-        """Chooses what is trained. (With --adapt, less is: kit/adapt.py.) The language model stays frozen: if
+        """Chooses what is frozen. (With --adapt, more is: kit/adapt.py.) The language model stays frozen: if
         it trained, too, it would forget what it knows from text (−8.0 points, Table 3; −12.9 from random
         weights). The vision encoder stays so, too, until it is fine-tuned at the end (appendix B.2)."""
         self.requires_grad_(True)
@@ -156,7 +156,7 @@ class Flamingo(nn.Module):
 
     def gates(self):
         """-> [how far the two gates of each gated layer are open], pairs of floats"""
-        return [tuple(gate.item() for gate in layer.gates()) for layer in self.gated]
+        return [tuple(gate.mean().item() for gate in layer.gates()) for layer in self.gated]
 
 
 def same_sequence(sequence):
@@ -183,12 +183,12 @@ class SelfAttention(nn.Module):
         b, t, _ = x.shape
         q, k, v = self.c_attn(x).view(b, t, 3, self.n_head, -1).unbind(2)             # (B,T,H,d) each
         if self.log_s is not None:
-            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1).to(v.dtype)
+            s = self.log_s.exp()[:, None] * q.shape[-1] ** 0.5            # (H,1); attention divides by this √d
+            q, k = (s * F.normalize(q, dim=-1)).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype)
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))                              # (B,H,T,d) each
         if past is not None:
             k, v = past.extend(k, v)                                              # those of all tokens so far
-        s = None if self.log_s is None else self.log_s.exp()[:, None, None]           # (H,1,1)
-        out = attention(q, k, v, mask, causal=mask is None, scale=s)                  # (B,H,T,d)
+        out = attention(q, k, v, mask, causal=mask is None)                           # (B,H,T,d)
         return self.c_proj(out.transpose(1, 2).reshape(b, t, -1))
 
 

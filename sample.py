@@ -90,7 +90,7 @@ MOST_PROMPT = 1 << 20  # bytes of a prompt file
 def greedy(model, tokens, image_index, visual=None, n_new=32):
     """One prompt (1,T) and its visual tokens (1,N,R,D_r), from Flamingo.resample -> ids: the likeliest next
     word (never <image>, <BOS> or <PAD>), again and again, to <EOC>. The whole prompt is read again for every
-    word. What runs is kit.answers.generate: with one beam it finds the same, and reads each word once."""
+    word. What runs is kit.answers.generate: with one beam it finds the same, but reads each word once."""
     answer = []
     while len(answer) < n_new:
         y = model.stream(tokens, image_index, visual)                                 # (1,T,D)

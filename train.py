@@ -18,7 +18,7 @@ One step of the Flamingo stage, its calls indented (.name: of the class above). 
 
     train_stage                  train.py
         Loop.read                kit/run/loop.py    or what a worker has read ahead
-            SequenceData.read    kit/run/batches.py -> {source: sequences}            18 + 8 + 8 + 4 sequences
+            StageData.read       kit/run/batches.py -> {source: sequences}            18 + 8 + 8 + 4 sequences
               .of_source         train.py           batch i of one source: n Documents from number i·n on
                 Reader.document  kit/run/reading.py number -> Document of kit/world/pages.py or a folder,
                                                     through kit/sources/source.py; its pictures decoded
@@ -50,11 +50,12 @@ import torch
 from data import collate, encode, mixture
 from model import Flamingo
 from vision import contrastive_loss
-from xattn import one_image_per_token
+from xattn import SEES
 # What surrounds them:
 from kit.agc import adaptive_gradient_clip
 from kit.cli import command, configure
 from kit.device import autocast
+from kit.fast.routing import one_image_per_token
 from kit.features import drop_channels, FrozenFeatures
 from kit.run import begin, checks, distributed
 from kit.run.batches import all_sequences, FOR_SEQUENCES, PairData, StageData, TextData
@@ -63,7 +64,7 @@ from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.parts import one_by_one, parts_of, total
+from kit.run.parts import of_whole_step, one_by_one, parts_of
 from kit.run.stage import Stage
 
 
@@ -109,31 +110,30 @@ def gradients(run, stage, samples):
         ltip              14                   0.2            0.2 · 14/45 ≈ 0.06          0.03
         vtp               14                   0.03           0.03 · 14/45 ≈ 0.01         0.03
     """
-    parts = parts_of(stage, samples)                      # one, but for micro-batches; λ: stage.lambdas
+    parts = parts_of(stage, samples)                      # one, whose shares are 1, but for micro-batches
     for part in one_by_one(run, stage, parts):            # many GPUs exchange gradients after the last
         batch = stage.data.batch(part.samples)
         with autocast(run.device, run.dtype, cache=False):
             losses = stage.losses(batch)                  # {source: L_m}
-        sum(part.lambdas[m] * loss for m, loss in losses.items()).backward()
+        sum(stage.lambdas[m] * part.share[m] * loss for m, loss in losses.items()).backward()
         part.losses, part.n_token = losses, batch.n_token
-    return total(parts)
+    return of_whole_step(parts)
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):
     """AdamW; `train_stage` sets its learning rate. Only matrices decay, none of the resampler's (B.1.2):
     decay would work against gates, gains and norms, and shrink the two new embedding rows among frozen ones.
     Gates learn `gate_scale` times as fast, to the end (why: xattn.py)."""
-    kinds = {'matrix': {'weight_decay': weight_decay, 'scale': 1.0},
-             'gate': {'weight_decay': 0.0, 'scale': gate_scale},
-             'other': {'weight_decay': 0.0, 'scale': 1.0}}
-    groups = {}
+    groups = {'matrix': {'params': [], 'weight_decay': weight_decay, 'scale': 1.0},
+              'gate': {'params': [], 'weight_decay': 0.0, 'scale': gate_scale},
+              'other': {'params': [], 'weight_decay': 0.0, 'scale': 1.0}}
     for name, p in named_parameters:
         if p.requires_grad:
             matrix = p.ndim >= 2 and not name.startswith(('resampler.', 'new_rows', 'soft_prompt'))
             kind = 'gate' if 'alpha_' in name else 'matrix' if matrix else 'other'
-            key = kind, distributed.apart(name, p)        # --shard: whole and sharded ones need groups apart
-            groups.setdefault(key, {'params': []} | kinds[kind])['params'].append(p)
-    return torch.optim.AdamW(groups.values(), betas=(0.9, 0.95), fused=True)  # betas: not in the paper
+            groups[kind]['params'].append((name, p))
+    groups = distributed.apart(groups.values())           # for --shard; else as they are
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)  # betas: not in the paper
 
 
 def schedule(kind, step, warmup, n):
@@ -158,20 +158,20 @@ class SequenceData(StageData):
 
     def sequence(self, document, source, number):
         """Document of this number -> Encoded: a window of it, somewhere in the context"""
-        c = self.model_config
+        sizes = self.model_config
         rng = np.random.default_rng([self.config.seed, FOR_SEQUENCES, number, SOURCES.index(source)])
-        sequence = encode(document, self.tokenizer, c.n_token, c.n_image, rng, self.config.p_next)
+        sequence = encode(document, self.tokenizer, sizes.n_token, sizes.n_image, rng, self.config.p_next)
         seed = int(rng.integers(2 ** 31))  # of the channels that drop_channels leaves out
         start = 0
         # Half of them begin where prompts do, the others anywhere. Gated layers' queries depend on positions,
         # too: had they met examples near the beginning only, they could not use those late in a long prompt.
         if rng.random() < 0.5:
-            start = int(rng.integers(c.n_context - len(sequence.tokens) + 1))
+            start = int(rng.integers(sizes.n_context - len(sequence.tokens) + 1))
         return replace(sequence, source=source, seed=seed, start=start)
 
     def batch(self, samples):
         """{source: [Encoded]} -> data.Batch: one pass for all sources. `losses` tells them apart again."""
-        share = one_image_per_token(self.model_config.attend)
+        share = one_image_per_token(SEES[self.model_config.attend])
         return collate(all_sequences(samples), self.tokenizer, share).to(self.device)
 
 
@@ -273,7 +273,7 @@ class FlamingoStage(Stage):
         self.net = parallel_flamingo(run, self.module)
         self.optimizer = adamw(self.module.named_parameters(), c.weight_decay, c.gate_scale)
         self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=c.shard)
-        self.module.train()
+        self.module.train()  # the asker has set it to eval
 
     def load(self, model=Flamingo):
         contrastive, lm = begin.load_trained(self.run)                       # of vision.pt and language.pt
@@ -341,7 +341,7 @@ GROUPS = FIRST | {
         'lambda_ltip': (0.03, 'of ltip (0.2)'),
         'lambda_vtp': (0.03, 'of vtp (0.03)'),
         'mixing': ('accumulate', "gradients of all sources in each step; 'round_robin': one source a step; "
-                                 "'merged': one batch of all, without λ"),
+                                 "'merged': each sequence counts the same, without λ"),
         'p_next': (0.5, "chance that a page's text sees the next picture instead of the previous one"),
     },
     'Steps': {

@@ -139,17 +139,18 @@ class NFNet(nn.Module):
         if size not in SIZES:
             raise ValueError(f'no NFNet {size!r}: there are {", ".join(SIZES)}')
         self.size, spec = size, SIZES[size]
-        stem = zip((3, *spec['stem']), spec['stem'], (2, 1, 1, 2))
-        self.stem = nn.ModuleList(WSConv2d(n_in, n_out, 3, stride) for n_in, n_out, stride in stem)
-        variances, blocks, n_in = expected_variances(spec['depths'], spec['alpha']), [], spec['stem'][-1]
+        n_in, self.stem, self.blocks = 3, nn.ModuleList(), nn.ModuleList()
+        for n_out, stride in zip(spec['stem'], (2, 1, 1, 2)):
+            self.stem.append(WSConv2d(n_in, n_out, 3, stride))
+            n_in = n_out
+        variances = iter(expected_variances(spec['depths'], spec['alpha']))
         for stage, (width, depth) in enumerate(zip(spec['widths'], spec['depths'])):
             for i in range(depth):
-                beta = 1 / math.sqrt(variances[len(blocks)])
-                stride = 2 if i == 0 and stage > 0 else 1
-                drop_path = spec['drop_path'] * len(blocks) / len(variances)
-                blocks.append(NFBlock(n_in, width, spec['group'], stride, spec['alpha'], beta, drop_path))
+                beta, stride = 1 / math.sqrt(next(variances)), 2 if i == 0 and stage > 0 else 1
+                drop_path = spec['drop_path'] * len(self.blocks) / sum(spec['depths'])
+                block = NFBlock(n_in, width, spec['group'], stride, spec['alpha'], beta, drop_path)
+                self.blocks.append(block)
                 n_in = width
-        self.blocks = nn.ModuleList(blocks)
         self.dim = 2 * n_in
         self.final_conv = WSConv2d(n_in, self.dim)
         self.projection = nn.Linear(self.dim, dim_embed, bias=False) if dim_embed else None

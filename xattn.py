@@ -35,7 +35,7 @@ import torch
 from torch import nn
 
 from kit.fast.attention import attention
-from kit.fast.routing import routed_attention
+from kit.fast.routing import one_image_per_token, routed_attention
 from resampler import FeedForward
 
 # Does a token of this index see this image? Both are counted from 1; index 0 is before the first image. A
@@ -50,13 +50,6 @@ def sees(image_index, n_image, attend):
     """image_index (B,T) int -> (B,T,N) bool: which images each token sees."""
     image = torch.arange(1, n_image + 1, device=image_index.device)
     return SEES[attend](image, image_index.unsqueeze(-1))
-
-
-def one_image_per_token(attend):
-    """Whether a token sees the image of its index and no other: then kit/fast gives the same, faster. This
-    asks the rule itself, so that an edited one is obeyed."""
-    pairs = [(image, index) for image in range(1, 34) for index in range(34)]  # 33: a prompt's most
-    return all(SEES[attend](image, index) == (image == index) for image, index in pairs)
 
 
 def gate(alpha):
@@ -84,8 +77,8 @@ def masked_attention(q, k, v, seen):
 class GatedCrossAttention(nn.Module):
     """One GATED XATTN-DENSE layer (Figure 4): y (B,T,D), visual (B,N,R,D_r), image_index (B,T) -> (B,T,D)
 
-    visual is None for text alone. While text is written, kit/answers.py keeps what `keys_values` made of it,
-    and gives that as `past`.
+    visual is None for text alone. While text is written, too: then `kv` is what `keys_values` has made of it
+    (kit/answers.py keeps that).
 
     dim:        width D of the language model;  dim_visual: width of the visual tokens (default D)
     n_head, head_dim: heads and their width, by default D / n_head (the paper: 128 at every size)
@@ -98,7 +91,7 @@ class GatedCrossAttention(nn.Module):
         if attend not in SEES:
             raise ValueError(f'attend={attend}: must be one of {", ".join(SEES)}')
         self.n_head, self.head_dim = n_head, head_dim or dim // n_head
-        self.attend, self.routed = attend, one_image_per_token(attend)
+        self.attend, self.routed = attend, one_image_per_token(SEES[attend])
         inner = self.n_head * self.head_dim
         self.norm = nn.LayerNorm(dim)
         self.norm_visual = nn.LayerNorm(dim_visual or dim)  # one for keys and values together
@@ -120,14 +113,13 @@ class GatedCrossAttention(nn.Module):
         kv = self.to_kv(self.norm_visual(visual)).chunk(2, dim=-1)                    # (B,N,R,H*d) each
         return tuple(x.unflatten(-1, (self.n_head, self.head_dim)).transpose(2, 3) for x in kv)
 
-    def cross_attention(self, y, visual, image_index, past=None):
+    def cross_attention(self, y, visual, image_index, kv=None):
         """(B,T,D) -> (B,T,D), before the gate"""
-        if past is None and visual is not None:
-            past = self.keys_values(visual)
-        if past is None or past[0].shape[1] == 0:  # no image at all
+        kv = kv if visual is None else self.keys_values(visual)
+        if kv is None or kv[0].shape[1] == 0:  # no image at all
             return torch.zeros_like(y)
         q = self.queries(y)                                                           # (B,T,H,d)
-        k, v = past                                                                   # (B,N,H,R,d) each
+        k, v = kv                                                                     # (B,N,H,R,d) each
         if self.routed:  # each token sees one image: the same as below, but nothing is computed to be masked
             out = routed_attention(q, k, v, image_index)                              # (B,T,H,d)
         else:
@@ -138,9 +130,9 @@ class GatedCrossAttention(nn.Module):
         """-> how far the two gates are open, scalars"""
         return gate(self.alpha_x), gate(self.alpha_d)
 
-    def forward(self, y, visual, image_index, past=None):
+    def forward(self, y, visual, image_index, kv=None):
         gate_x, gate_d = self.gates()                                                 # tanh(α_x), tanh(α_d)
-        y = y + gate_x * self.cross_attention(y, visual, image_index, past)
+        y = y + gate_x * self.cross_attention(y, visual, image_index, kv)
         y = y + gate_d * self.feed_forward(y)
         return y
 

@@ -38,7 +38,7 @@ def wire_copying(lm):
 
 def find_predecessors(lm):
     """The first head of the first block looks at the token before, the second one at the one before that.
-    -> n, of which positions take 2n dimensions.
+    -> n. Positions occupy the first 2n dimensions.
 
     Positions become sinusoids p(t) = (sin wt, cos wt) in dimensions of their own, n of each; a head's query
     is p turned back by one step, or two: Σ_w cos(w (t-1-s)) is largest at s = t-1.
@@ -55,7 +55,7 @@ def find_predecessors(lm):
     i = torch.arange(n)
     sharpen(lm.h[0].attn, slice(2), LOOK_S)
     for head in range(min(2, n_head)):
-        back = (head + 1) * w
+        back = (head + 1) * w  # by one step, or by two: written for one
         q[head], k[head] = 0.0, 0.0
         k[head, i, i] = k[head, n + i, n + i] = LOOK
         q[head, i, i], q[head, i, n + i] = LOOK * back.cos(), -LOOK * back.sin()          # sin w(t-1)
@@ -78,21 +78,21 @@ def copy_what_followed(lm, n):
     dim, n_head = lm.wte.weight.shape[1], lm.h[0].attn.n_head
     d = dim // n_head
     rows = min(d, (dim - 2 * n) // 3)
-    p, *notes = torch.zeros(3, d, dim)
+    own, before, before2 = torch.zeros(3, d, dim)  # P, R, R'
     orthogonal = nn.init.orthogonal_(torch.empty(3 * rows, dim - 2 * n))
-    for m, part in zip((p, *notes), orthogonal.split(rows)):
-        m[:rows, 2 * n:] = part
+    for projection, part in zip((own, before, before2), orthogonal.split(rows)):
+        projection[:rows, 2 * n:] = part
     _, _, v = (m.view(n_head, d, dim) for m in lm.h[0].attn.c_attn.weight.split(dim))
-    for head, r in zip(range(n_head), notes):
-        v[head] = p
-        lm.h[0].attn.c_proj.weight[:, head * d:(head + 1) * d] = NOTE * r.T
+    for head, note in zip(range(n_head), (before, before2)):
+        v[head] = own
+        lm.h[0].attn.c_proj.weight[:, head * d:(head + 1) * d] = NOTE * note.T
     if len(lm.h) < 2:
         return
     sharpen(lm.h[1].attn, 0, MATCH_S)
     turn = nn.init.orthogonal_(torch.empty(d, d))
     q, k, v = (m.view(n_head, d, dim)[0] for m in lm.h[1].attn.c_attn.weight.split(dim))
-    q[:], k[:], v[:] = MATCH * (p + turn @ notes[0]), MATCH * (notes[0] + turn @ notes[1]), p
-    lm.h[1].attn.c_proj.weight[:, :d] = p.T                                          # what is found is said
+    q[:], k[:], v[:] = MATCH * (own + turn @ before), MATCH * (before + turn @ before2), own
+    lm.h[1].attn.c_proj.weight[:, :d] = own.T                                        # what is found is said
 
 
 def sharpen(attn, heads, s):

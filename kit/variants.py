@@ -43,8 +43,8 @@ class CrossAttentionOnly(GatedCrossAttention):
     def gates(self):
         return gate(self.alpha_x), torch.zeros(())
 
-    def forward(self, y, visual, image_index, past=None):
-        return y + self.gates()[0] * self.cross_attention(y, visual, image_index, past)
+    def forward(self, y, visual, image_index, kv=None):
+        return y + self.gates()[0] * self.cross_attention(y, visual, image_index, kv)
 
 
 class NoLayer(nn.Module):
@@ -58,7 +58,7 @@ class NoLayer(nn.Module):
     def gates(self):
         return torch.zeros(()), torch.zeros(())
 
-    def forward(self, y, visual, image_index, past=None):
+    def forward(self, y, visual, image_index, kv=None):
         return y
 
 

@@ -12,11 +12,12 @@ from gates import open_gates
 from kit import answers
 from kit.answers import generate, log_likelihoods, score
 from kit.copying import wire_copying
+from kit.fast.routing import one_image_per_token
 from model import Flamingo, FlamingoConfig, GPT, PRESETS
 from rounding import EPS, assert_near, near_log_p
 from sample import greedy
 from vision import NFNet
-from xattn import SEES, one_image_per_token
+from xattn import SEES
 
 PIXELS = 32  # the nano encoder makes a 2x2 grid of it
 SMALL = dict(n_vocab=14, bos=12, pad=13, lm_layer=3, lm_dim=16, lm_head=2, n_context=40, xattn_head=2,
@@ -295,7 +296,7 @@ def test_rows_are_shared_only_where_nothing_leaks(monkeypatch, attend):
     changed[:, :2] = pictures(1, 2, seed=2)
     row = dict(position=torch.tensor([[*range(9), *range(6)]]), sequence=torch.tensor([[1] * 9 + [2] * 6]))
     before, after = (logits_of(model, prompts, m, **row)[0, 9:] for m in (media, changed))
-    assert torch.equal(before, after) == one_image_per_token(attend) == (attend == 'last')
+    assert torch.equal(before, after) == one_image_per_token(SEES[attend]) == (attend == 'last')
 
 
 def test_a_page_may_stand_anywhere_in_the_context():

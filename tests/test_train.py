@@ -123,6 +123,7 @@ def test_merged_sources_count_as_one(exact_stage):
     apart, _ = gradient(stage, names)
     counts = {name: len(stage.data.of_source(name, 0)) for name in names}
     stage.config.mixing = stage.mixing = 'merged'
+    stage.set_lambdas(stage.lambdas, 'there are four')
     losses, together = gradient(stage, names)
     stage.optimizer.zero_grad()
     sequences = [s for name in names for s in stage.data.of_source(name, 0)]

@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gates import open_gates
-from kit.fast.routing import route_tokens, routed_attention
-from xattn import gate, GatedCrossAttention, masked_attention, SEES, sees, one_image_per_token
+from kit.fast.routing import one_image_per_token, route_tokens, routed_attention
+from xattn import gate, GatedCrossAttention, masked_attention, SEES, sees
 
 MODES = list(SEES)
 D, D_V, R = 8, 6, 2  # widths of text and visual tokens, visual tokens per image
@@ -124,7 +124,7 @@ def test_what_a_token_sees_by_hand():
     index = torch.tensor([[0, 2, 4]])
     assert sees(index, 3, 'last').tolist() == [[[False] * 3, [False, True, False], [False] * 3]]
     assert sees(index, 3, 'all_previous').tolist() == [[[False] * 3, [True, True, False], [True] * 3]]
-    assert one_image_per_token('last') and not one_image_per_token('all_previous')
+    assert one_image_per_token(SEES['last']) and not one_image_per_token(SEES['all_previous'])
 
 
 @pytest.mark.parametrize('rule, same', [
@@ -144,7 +144,7 @@ def test_an_edited_rule_is_obeyed(rule, same, monkeypatch):
     seen = rule(torch.arange(1, 4), index.unsqueeze(-1))
     expected = layer.to_out(masked_attention(q, k, v, seen).flatten(2))
     torch.testing.assert_close(layer.cross_attention(y, visual, index), expected, rtol=1e-12, atol=1e-12)
-    assert layer.routed == one_image_per_token('last') == same
+    assert layer.routed == one_image_per_token(SEES['last']) == same
 
 
 @pytest.mark.parametrize('attend', MODES)

@@ -7,15 +7,13 @@ import torch.nn.functional as F
 SLOW_IN_BFLOAT16 = ('cpu',)
 
 
-def attention(q, k, v, mask=None, causal=False, scale=None):
-    """softmax(scale · q kᵀ) v: q (…,T,d), k and v (…,S,d) -> (…,T,d).
+def attention(q, k, v, mask=None, causal=False):
+    """softmax(q kᵀ/√d) v: q (…,T,d), k and v (…,S,d) -> (…,T,d).
 
     mask (…,T,S): bool, True where a query sees a key, or a number to add to their score; causal: it sees
-    the keys up to its own place. scale: 1/√d by default, or one of each head (H,1,1). This is
-    F.scaled_dot_product_attention, in float32 where bfloat16 would be slower.
+    the keys up to its own place. This is F.scaled_dot_product_attention, in float32 where bfloat16 would be
+    slower.
     """
-    if scale is not None:
-        q = (scale * q.shape[-1] ** 0.5 * q).to(v.dtype)  # the kernel divides by √d, the same for all heads
     if q.dtype == torch.bfloat16 and q.device.type in SLOW_IN_BFLOAT16:
         with torch.autocast(q.device.type, enabled=False):
             mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask

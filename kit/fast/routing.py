@@ -26,6 +26,13 @@ class Route:
     chunk: int           # C
 
 
+def one_image_per_token(rule):
+    """Whether by a rule of xattn.SEES a token sees the image of its index and no other, so that
+    `routed_attention` is the same as xattn.masked_attention. This asks the rule itself, so that an edited one
+    is obeyed."""
+    return all(rule(image, index) == (image == index) for image in range(1, 66) for index in range(66))
+
+
 def route_tokens(image_index, n_image):
     """image_index (B,T) int, N images a sequence -> Route. An index below 1 or above N sees nothing.
 

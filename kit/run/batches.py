@@ -31,7 +31,7 @@ class StageData:
     of_source(source, i) -> the samples of one source, before `change`
     media(samples)       -> all Media of one source's samples, for a worker to decode, too
     parts(samples)       -> {source: samples} of a step in parts, each of which goes through the model at one
-                            time: --micro_batches of them, in the vision stage one for each source
+                            time: --micro_batches of them; in the vision stage see PairData
     batch(samples)       -> tensors, from {source: samples} of such a part. It has n_token, padding included
 
     A sample has n_loss, how many losses it adds to the mean of its source; and media. A StageData may be

@@ -224,10 +224,16 @@ def accumulating(net, more):
     return net.no_sync() if more and isinstance(net, DistributedDataParallel) else contextlib.nullcontext()
 
 
-def apart(name, p):
-    """Of a named parameter: what must not stand in one group of the optimizer. With --shard scalars and the
-    vision encoder stay whole on every rank, and the optimizer wants whole ones and pieces apart."""
-    return p.ndim == 0, name.startswith('vision.')
+def apart(groups):
+    """Groups of an optimizer, whose params are [(name, parameter)] -> those that have any, with parameters
+    alone. With --shard scalars and the vision encoder stay whole on every rank, and the optimizer wants whole
+    ones and pieces apart."""
+    split = {}
+    for i, group in enumerate(groups):
+        for name, p in group['params']:
+            key = i, p.ndim == 0, name.startswith('vision.')
+            split.setdefault(key, group | {'params': []})['params'].append(p)
+    return list(split.values())
 
 
 def average(module, shard):

@@ -7,33 +7,30 @@ from kit.run import distributed
 
 @dataclass
 class Part:
-    """Samples that go through the model at one time, what their losses weigh, and what came out."""
+    """Samples that go through the model at one time, what their losses count, and what came out."""
     samples: dict   # {source: samples}
     share: dict     # {name of a loss: this part's share of what its mean in the whole step is over}
-    lambdas: dict   # {name of a loss: λ times share}
     losses: dict = field(default_factory=dict)  # {name: the part's mean}, set by train.gradients
     n_token: int = 0                            # tokens read, likewise
 
 
 def parts_of(stage, samples):
     """{source: samples} of a step -> [Part], as StageData.parts cuts them. By default there is one, of all
-    samples, with stage.lambdas.
+    samples, whose shares are 1.
 
     The mean L_m of a whole step is the sum of its parts' means, each times the part's share of what it is a
-    mean over: of two parts with 6 and 2 pages, L = ¾ L_1 + ¼ L_2. So of each part λ_m is multiplied by its
-    share. Ranks average their gradients, so shares are of the mean over ranks.
+    mean over: of two parts with 6 and 2 pages, L = ¾ L_1 + ¼ L_2. Ranks average their gradients, so shares
+    are of the mean over ranks.
     """
-    parts, lambdas = stage.data.parts(samples), stage.lambdas
+    parts = stage.data.parts(samples)
     in_part = [{m: sum(s.n_loss for s in part[m]) for m in part} for part in parts]
     in_step = distributed.mean_of({m: sum(n.get(m, 0) for n in in_part) for m in samples})
-    if stage.mixing == 'merged':  # one batch of all sources: each sequence counts the same
-        lambdas = {m: n / (sum(in_step.values()) or 1) for m, n in in_step.items()}
     result = []
     for part, n in zip(parts, in_part):
         share = {m: n[m] / (in_step[m] or 1) for m in n}
         of_all = sum(n.values()) / (sum(in_step[m] for m in n) or 1)
-        share |= {name: of_all for name in lambdas if name not in n}  # a loss of all sources
-        result.append(Part(part, share, {m: weight * share[m] for m, weight in lambdas.items()}))
+        share |= {name: of_all for name in stage.lambdas if name not in n}  # one of all sources
+        result.append(Part(part, share))
     return result
 
 
@@ -46,7 +43,7 @@ def one_by_one(run, stage, parts):
     distributed.average(stage.module, run.config.shard)  # with --shard; else DDP has done it
 
 
-def total(parts):
+def of_whole_step(parts):
     """-> {name: mean loss} of the whole step, of all ranks; tokens read by this one"""
     losses = Counter()
     for part in parts:  # a Counter adds up

@@ -1,6 +1,6 @@
 """What train.train_stage asks of a stage."""
 from kit.files import BadInput
-from kit.run import class_words, distributed
+from kit.run import distributed
 
 
 class Stage:
@@ -24,8 +24,6 @@ class Stage:
     def __init__(self, run, data):
         self.run, self.config, self.data = run, run.config, data
         self.sources, self.lambdas = [], {}
-        if self.name != 'vision':
-            class_words.use(run)  # --folders=words=N: captions become the words found by the vision stage
 
     def set_lambdas(self, lambdas, without_any):
         """Keep of {source: λ} those that are given and weigh something. Raises BadInput, which says
@@ -35,6 +33,9 @@ class Stage:
         if not self.lambdas:
             raise BadInput(without_any)
         self.sources = list(self.lambdas)
+        if self.mixing == 'merged':  # one batch of all sources, in which each sequence counts the same
+            n = {source: getattr(self.config, 'batch_' + source) for source in self.sources}
+            self.lambdas = {source: n[source] / sum(n.values()) for source in self.sources}
 
     def clip(self):
         """Clips the gradient -> its norm before"""

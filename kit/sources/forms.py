@@ -22,7 +22,8 @@ from kit.sources.finding import given_path, kind_of_file, Place
 from kit.sources.folders import find_classes, read_classes
 from kit.sources.html import find_html, PARTS_OF_PAGES, read_html
 from kit.sources.lists import ENDINGS, find_lists, find_metadata, read_lists
-from kit.sources.pages import find_line_pages, find_tar_pages, read_line_pages, read_tar_pages
+from kit.sources.pages import (
+    find_line_pages, find_tar_pages, read_line_pages, read_tar_pages, WebPages)
 from kit.sources.shards import find_tars, read_tars
 from kit.sources.sidecars import find_sidecars, read_sidecars
 from kit.sources.source import Source
@@ -274,7 +275,7 @@ def open_source(role, spec, folders=FolderSpec(), pages=PageSpec(), n_frame=8, s
         part = open_path(path, folders, n_frame, seed, 'train', n_variant, role, share)
         if isinstance(part, Pairs) and role in ('m3w', 'text'):
             part = Pages(part, made_up_names(np.random.default_rng(0), 4000), **pages.sizes())
-        elif not isinstance(part, (Pairs, Shapes)) and role not in ('m3w', 'text'):
+        elif isinstance(part, WebPages) and role not in ('m3w', 'text'):
             raise BadInput(f'{role}: {path} holds pages, which go to m3w or text; {role} wants pictures with '
                            'captions')
         parts.append(part)

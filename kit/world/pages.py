@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 
-from data import Document, Example, question_prompt
+from data import CAPTION_PROMPT, Document, Example, question_prompt
 from kit.world.draw import (
     clip, clip_media, COLOURS, FILLS, picture_media, PLACES, random_clip, random_picture, SHAPES, SIZES,
     TRAIN_PAIRS, training_picture)
@@ -30,7 +30,7 @@ def naming_page(rng, n_image=(8, 13), ways=(2, 6)):
     for _ in range(int(rng.integers(*n_image))):
         kind = int(rng.integers(len(pairs)))
         media = picture_media('train', random_picture(rng, 'train', int(pairs[kind])))
-        pieces += Example(media, 'Output:', names[kind]).pieces(learned=kind in seen)
+        pieces += Example(media, CAPTION_PROMPT, names[kind]).pieces(learned=kind in seen)
         seen.add(kind)
     return Document(pieces, 'examples')
 
@@ -42,7 +42,7 @@ def caption_page(rng, n_image=(4, 12), p_placed=0.4):
     say, pieces = placed_caption if rng.random() < p_placed else caption, []
     for _ in range(int(rng.integers(*n_image))):
         media, s = training_picture(rng)
-        pieces += Example(media, 'Output:', say(s)).pieces()
+        pieces += Example(media, CAPTION_PROMPT, say(s)).pieces()
     return Document(pieces, 'examples')
 
 
@@ -124,7 +124,7 @@ def clip_page(rng, n_clip=(2, 10)):
     pieces = []
     for _ in range(int(rng.integers(*n_clip))):
         i = random_clip(rng, 'train')
-        pieces += Example(clip_media('train', i), 'Output:', clip_caption(clip('train', i))).pieces()
+        pieces += Example(clip_media('train', i), CAPTION_PROMPT, clip_caption(clip('train', i))).pieces()
     return Document(pieces, 'examples')
 
 

@@ -267,7 +267,7 @@ class FlamingoConfig:
     bos: int = 1022
     pad: int = 1023
     # language model (Table 4 of the paper: layers / width / heads)
-    lm_layer: int = 4
+    lm_layer: int = 3
     lm_dim: int = 128
     lm_head: int = 4
     lm_eps: float = 1e-5        # of its layer norms

@@ -352,7 +352,7 @@ GROUPS = FIRST | {
         'language_batch': (8, 'rows a step'),
         'language_tokens': (448, 'tokens a row, at a random place of the context'),
         'language_lr': (2e-3, 'peak learning rate'),
-        'flamingo_iters': (720, 'of the Flamingo stage'),
+        'flamingo_iters': (840, 'of the Flamingo stage'),
         'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),  # --batch='m3w=12 vtp=2'
         'flamingo_lr': (2e-3, 'peak learning rate'),
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),

@@ -1,4 +1,4 @@
-"""Half of everything: a Flamingo half as wide as nano, on half as many blocks (docs/questions.md, sizes).
+"""Half of everything: a Flamingo half as wide as nano, on two blocks (docs/questions.md, sizes).
 
     python train.py config/half.py --out_dir=out-half
 """

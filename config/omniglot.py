@@ -49,6 +49,7 @@ language_batch = 12
 n_image = 32
 n_token = 304
 n_context = 384
+lm_layer = 4  # as its published figures were measured
 flamingo_iters = 1600
 gate_scale = 5.0  # its published figures were measured with this
 feature_dropout = 0.3  # and with this

@@ -20,6 +20,7 @@ sizes = (
     'lm_head=2'  # few, wide heads match more finely
 )
 feature_dropout = 0.3  # its published figures were measured with this
+lm_layer = 4  # and with this
 vision_lr = 3e-3
 language_tokens = 384
 n_token = 320

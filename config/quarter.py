@@ -1,4 +1,4 @@
-"""A quarter: a Flamingo a quarter as wide as nano, on half as many blocks (docs/questions.md, sizes).
+"""A quarter: a Flamingo a quarter as wide as nano, on two blocks (docs/questions.md, sizes).
 
     python train.py config/quarter.py --out_dir=out-quarter
 """

@@ -14,7 +14,7 @@ ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.ab
 
 # The sizes of the nano preset; a test holds them to it.
 NANO = {'image_size': 48, 'places': 9, 'vision_dim': 384, 'n_latent': 8, 'resampler_layer': 1,
-        'dim': 128, 'head': 4, 'head_dim': 32, 'layer': 4, 'n_vocab': 1024}
+        'dim': 128, 'head': 4, 'head_dim': 32, 'layer': 3, 'n_vocab': 1024}
 # What each token is and which picture it sees (φ).
 TOKENS = (('<BOS>', 0), ('<image>', 1), ('Output', 1), (':', 1), ('·dro', 1), ('<EOC>', 1),
           ('<image>', 2), ('Output', 2), (':', 2))

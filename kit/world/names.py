@@ -79,7 +79,7 @@ def two_words(rng):
     return ' '.join(w.capitalize() for w in words) if rng.random() < 0.3 else ' '.join(words)
 
 
-NAMES = ((two_syllables, 0.2), (all_sounds, 0.42), (code, 0.16), (two_words, 0.22))
+NAMES = ((two_syllables, 0.16), (all_sounds, 0.38), (code, 0.16), (two_words, 0.30))
 
 
 def is_held(word):

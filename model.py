@@ -183,7 +183,7 @@ class SelfAttention(nn.Module):
         b, t, _ = x.shape
         q, k, v = self.c_attn(x).view(b, t, 3, self.n_head, -1).unbind(2)             # (B,T,H,d) each
         if self.log_s is not None:
-            s = self.log_s.exp()[:, None] * q.shape[-1] ** 0.5            # (H,1); attention divides by this √d
+            s = self.log_s.exp()[:, None] * q.shape[-1] ** 0.5           # (H,1); attention divides by this √d
             q, k = (s * F.normalize(q, dim=-1)).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype)
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))                              # (B,H,T,d) each
         if past is not None:

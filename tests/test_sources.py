@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import Given, Media
+from data import Document, Given, Media
 from kit.files import BadInput, BadItem, read_json
-from kit.sources import decode, fewshot
+from kit.sources import decode, fewshot, forms
 from kit.sources.base import FolderSpec, Item, Pairs, Report
 from kit.sources.decode import read_frames, to_rgb
 from kit.sources.fewshot import Pages
 from kit.sources.folders import name_classes
-from kit.sources.forms import open_folder, split_spec
+from kit.sources.forms import open_folder, open_source, split_spec
 from kit.sources.source import Source
 
 NAMES = ['dax', 'wug', 'blicket', 'fep', 'toma', 'zup']
@@ -860,3 +860,22 @@ def test_specs():
     for weight in ('0', '-1', 'nan', 'inf'):
         with pytest.raises(BadInput, match='weight of a'):
             split_spec('align', f'a:{weight}')
+
+
+def test_a_drawn_world_of_ones_own_feeds_every_source(monkeypatch):
+    """A row of FORMS is enough: the interface is document(i, rng) and text(i, rng)."""
+    class World:
+        name, report = 'dots', Report()
+
+        def document(self, i, rng):
+            return Document([Media('dot', lambda: [Image.new('RGB', (4, 4))]), f' dot {i}'], 'pair')
+
+        def text(self, i, rng):
+            return f'dot {i}'
+
+    dots = forms.Form('dots', lambda place: [place.path] * (place.path == 'dots'),
+                      lambda found, place: World(), 'a drawn world')
+    monkeypatch.setattr(forms, 'FORMS', (dots, *forms.FORMS))
+    for role in ('m3w', 'align', 'ltip', 'vtp'):
+        assert open_source(role, 'dots').document(3).pieces[1] == ' dot 3'
+    assert open_source('text', 'dots').text(3) == 'dot 3'

@@ -146,7 +146,8 @@ class NFNet(nn.Module):
         variances = iter(expected_variances(spec['depths'], spec['alpha']))
         for stage, (width, depth) in enumerate(zip(spec['widths'], spec['depths'])):
             for i in range(depth):
-                beta, stride = 1 / math.sqrt(next(variances)), 2 if i == 0 and stage > 0 else 1
+                beta = 1 / math.sqrt(next(variances))
+                stride = 2 if i == 0 and stage > 0 else 1
                 drop_path = spec['drop_path'] * len(self.blocks) / sum(spec['depths'])
                 block = NFBlock(n_in, width, spec['group'], stride, spec['alpha'], beta, drop_path)
                 self.blocks.append(block)

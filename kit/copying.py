@@ -55,7 +55,7 @@ def find_predecessors(lm):
     i = torch.arange(n)
     sharpen(lm.h[0].attn, slice(2), LOOK_S)
     for head in range(min(2, n_head)):
-        back = (head + 1) * w  # by one step, or by two: written for one
+        back = (head + 1) * w  # one step, or two (in what follows: one)
         q[head], k[head] = 0.0, 0.0
         k[head, i, i] = k[head, n + i, n + i] = LOOK
         q[head, i, i], q[head, i, n + i] = LOOK * back.cos(), -LOOK * back.sin()          # sin w(t-1)

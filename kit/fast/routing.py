@@ -9,6 +9,7 @@ one chunk at least): the cost does not grow with N.
 Shapes: as elsewhere, and M chunks of C tokens, of all sequences.
 """
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -26,6 +27,7 @@ class Route:
     chunk: int           # C
 
 
+@cache  # every batch asks
 def one_image_per_token(rule):
     """Whether by a rule of xattn.SEES a token sees the image of its index and no other, so that
     `routed_attention` is the same as xattn.masked_attention. This asks the rule itself, so that an edited one

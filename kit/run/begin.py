@@ -2,7 +2,7 @@
 from kit.contrastive import new_contrastive
 from kit.copying import wire_copying
 from kit.device import frozen_dtype
-from kit.run import class_words, shared_words
+from kit.run import shared_words
 from kit.weights import checkpoint, gpt2, nfnet
 from model import GPT
 
@@ -18,7 +18,6 @@ def new_encoders(run):
 def new_language(run):
     """-> the GPT that the language stage trains: --gpt2, or random with a few heads wired to copy; with
     captions that people wrote, its words begin as the text tower's."""
-    class_words.use(run)
     lm = gpt2(run.config.gpt2) if run.config.gpt2 else wire_copying(GPT.from_config(run.model_config))
     return shared_words.begin(run, lm)
 
@@ -26,7 +25,6 @@ def new_language(run):
 def load_trained(run, contrastive=None):
     """-> the trained Contrastive and GPT. Raises BadInput. contrastive: another one to load into (ablate.py)
     """
-    class_words.use(run)
     contrastive, lm = contrastive or new_contrastive(run.model_config), GPT.from_config(run.model_config)
     trained, text = run.load_stage('vision', 'contrastive'), run.load_stage('language', 'lm')
     checkpoint.load_into(contrastive, trained['contrastive'], run.path('vision.pt'))

@@ -1,6 +1,6 @@
 """What train.train_stage asks of a stage."""
 from kit.files import BadInput
-from kit.run import distributed
+from kit.run import class_words, distributed
 
 
 class Stage:
@@ -24,6 +24,8 @@ class Stage:
     def __init__(self, run, data):
         self.run, self.config, self.data = run, run.config, data
         self.sources, self.lambdas = [], {}
+        if self.name != 'vision':
+            class_words.use(run)  # --folders=words=N: captions become the words found by the vision stage
 
     def set_lambdas(self, lambdas, without_any):
         """Keep of {source: λ} those that are given and weigh something. Raises BadInput, which says

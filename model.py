@@ -188,7 +188,7 @@ class SelfAttention(nn.Module):
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))                              # (B,H,T,d) each
         if past is not None:
             k, v = past.extend(k, v)                                              # those of all tokens so far
-        out = attention(q, k, v, mask, causal=mask is None)                           # (B,H,T,d)
+        out = attention(q, k, v, mask, causal=past is None)                           # (B,H,T,d)
         return self.c_proj(out.transpose(1, 2).reshape(b, t, -1))
 
 

@@ -5,18 +5,31 @@ import torch.nn.functional as F
 # Where matrix products in bfloat16 take half the time, but attention's kernel as long forward and five
 # times as long backward.
 SLOW_IN_BFLOAT16 = ('cpu',)
+# Queries at a time under a causal mask. Whole, the kernel computes what the mask hides, a half of all. (Of
+# 14 rows of 350 tokens, 4 heads: 32 ms instead of 42 forward and backward, two cores.)
+BLOCK = {'cpu': 128}
 
 
 def attention(q, k, v, mask=None, causal=False):
     """softmax(q kᵀ/√d) v: q (…,T,d), k and v (…,S,d) -> (…,T,d).
 
-    mask (…,T,S): bool, True where a query sees a key, or a number to add to their score; causal: it sees
-    the keys up to its own place. This is F.scaled_dot_product_attention, in float32 where bfloat16 would be
-    slower.
+    mask (…,T,S): bool, True where a query sees a key, or a number to add to their score; causal: no query
+    sees a key beyond its own place (a mask has to say so, too). This is F.scaled_dot_product_attention, in
+    float32 where bfloat16 would be slower, and in blocks where a mask hides what is beyond.
     """
     if q.dtype == torch.bfloat16 and q.device.type in SLOW_IN_BFLOAT16:
         with torch.autocast(q.device.type, enabled=False):
             mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
-            wide = (x.float() for x in (q, k, v))
-            return F.scaled_dot_product_attention(*wide, attn_mask=mask, is_causal=causal).to(q.dtype)
+            return attention(*(x.float() for x in (q, k, v)), mask, causal).to(q.dtype)
+    if causal and mask is not None:
+        return causal_blocks(q, k, v, mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def causal_blocks(q, k, v, mask):
+    """The same, of a causal mask: each block of queries meets the keys up to its end alone."""
+    size = BLOCK.get(q.device.type, q.shape[-2])
+    return torch.cat([
+        F.scaled_dot_product_attention(q[..., i:i + size, :], k[..., :i + size, :], v[..., :i + size, :],
+                                       attn_mask=mask[..., i:i + size, :i + size])
+        for i in range(0, q.shape[-2], size)], dim=-2)

@@ -24,8 +24,7 @@ One step of the Flamingo stage, its calls indented (.name: of the class above). 
                                                     through kit/sources/source.py; its pictures decoded
                 .sequence        train.py           -> data.Encoded, at a random place of the context
                   encode         data.py            -> tokens, image_index, loss_mask (T,)    T here: 5 to 118
-        gradients                train.py           adds ∇ Σ λ L
-            parts_of             kit/run/parts.py   one part, but for micro-batches
+        gradients                train.py           adds ∇ Σ λ L; by way of kit/run/parts.py
             SequenceData.batch   train.py           sequences of all sources -> tensors        tokens (14,118)
                 collate          data.py            pads; short sequences share a row
             FlamingoStage.losses train.py           L of each source, a mean over its sequences
@@ -64,7 +63,7 @@ from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.parts import of_whole_step, one_by_one, parts_of
+from kit.run.parts import in_parts
 from kit.run.stage import Stage
 
 
@@ -83,7 +82,7 @@ def train_stage(run, stage):
         lr = stage.lr * schedule(stage.schedule_name, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = gradients(run, stage, samples)
+        losses, n_token = in_parts(gradients, run, stage, samples)  # as a rule one part: all of them
         norm = stage.clip().item()                        # once: clipping per source would change the mix
         if loop.check_finite(losses, norm):               # if not, this step is skipped, and the log says so
             stage.optimizer.step()
@@ -96,9 +95,9 @@ def train_stage(run, stage):
     return loop.complete
 
 
-def gradients(run, stage, samples):
+def gradients(run, stage, samples, lambdas):
     """Adds the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) to every parameter's .grad. m: the sources.
-    -> ({source: L_m}, tokens read, padding included)
+    {source: samples}, {source: λ_m} -> ({source: L_m}, tokens read, padding included)
 
     The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
     gives each of them more weight than a sum does, and the equivalent λ is smaller. For align and
@@ -110,14 +109,11 @@ def gradients(run, stage, samples):
         ltip              14                   0.2            0.2 · 14/45 ≈ 0.06          0.03
         vtp               14                   0.03           0.03 · 14/45 ≈ 0.01         0.03
     """
-    parts = parts_of(stage, samples)                      # one, whose shares are 1, but for micro-batches
-    for part in one_by_one(run, stage, parts):            # many GPUs exchange gradients after the last
-        batch = stage.data.batch(part.samples)
-        with autocast(run.device, run.dtype, cache=False):
-            losses = stage.losses(batch)                  # {source: L_m}
-        sum(stage.lambdas[m] * part.share[m] * loss for m, loss in losses.items()).backward()
-        part.losses, part.n_token = losses, batch.n_token
-    return of_whole_step(parts)
+    batch = stage.data.batch(samples)
+    with autocast(run.device, run.dtype, cache=False):
+        losses = stage.losses(batch)                      # {source: L_m}
+    sum(lambdas[m] * loss for m, loss in losses.items()).backward()
+    return losses, batch.n_token
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):

@@ -17,7 +17,7 @@ finetune.pt after --stage=finetune). Run it again, and it continues where it was
 One step of the Flamingo stage, its calls indented (.name: of the class above). On the right: nano's first.
 
     train_stage                  train.py
-        Loop.read                kit/run/loop.py    or what a worker has read ahead
+        Loop.read                kit/run/loop.py    what data.mixture says; or a worker has read it ahead
             StageData.read       kit/run/batches.py -> {source: sequences}            18 + 8 + 8 + 4 sequences
               .of_source         train.py           batch i of one source: n Documents from number i·n on
                 Reader.document  kit/run/reading.py number -> Document of kit/world/pages.py or a folder,
@@ -74,11 +74,8 @@ from kit.run.stage import Stage
 def train_stage(run, stage):
     """Train one stage -> whether it was finished. run (kit/run/run.py) has config: all keys; model_config:
     sizes; reader: Documents of all sources; tokenizer; device."""
-    steps = mixture(stage.sources, stage.mixing, stage.n_iter)
-    loop = Loop(run, stage, steps)
-    for step in loop:                                     # may end early: after a signal, or out of time
-        i, sources = steps[step]                          # it reads batch i of each of these
-        samples = loop.read(sources, i)                   # stage.data.read(sources, i): {source: samples}
+    loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter))
+    for step, samples in loop:                            # {source: its next batch}; ends early on a signal
         lr = stage.lr * schedule(stage.schedule_name, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']

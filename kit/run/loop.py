@@ -14,15 +14,15 @@ MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
-    """for step in Loop(run, stage, steps): the numbers of all steps from where it stopped. steps: which batch
-    of which sources each reads, as data.mixture says it.
+    """for step, samples in Loop(run, stage, steps): the numbers of all steps from where it stopped, and what
+    each reads, {source: samples}. steps: which batch of which sources that is, as data.mixture says it.
 
     After a signal, or when time is up, the current step is finished and saved and is the last one. `complete`
     then says whether the stage came to its end.
     """
 
     def __init__(self, run, stage, steps):
-        self.run, self.stage = run, stage
+        self.run, self.stage, self.steps = run, stage, steps
         self.start = run.restore(stage)
         self.step, self.saved, self.complete = self.start - 1, self.start, False
         self.skipped, self.last_evaluation = 0, ''
@@ -31,15 +31,16 @@ class Loop:
             run.save_progress(0)  # from here on, training.pt says what is left to do
         self.ahead = look_ahead(stage.data, steps[self.start:]) if run.config.workers else None
 
-    def read(self, sources, i):
-        """What the step reads, {source: samples}; once for each step, in their order."""
+    def read(self):
+        """-> what the current step reads; to be called once for each step, in their order"""
+        i, sources = self.steps[self.step]
         return next(self.ahead) if self.ahead else self.stage.data.read(sources, i)
 
     def __iter__(self):
         run, stage = self.run, self.stage
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
             for self.step in range(self.start, stage.n_iter):
-                yield self.step
+                yield self.step, self.read()
                 self.bar.update()
                 self.find_out_whether_to_stop()
                 if run.stop and self.saved != self.step + 1:

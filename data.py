@@ -121,11 +121,6 @@ class Encoded:
         """How many of its tokens are learned."""
         return int(self.loss_mask.sum())
 
-    @property
-    def n_loss(self):
-        """How many losses it adds to the mean of its source: one, the mean over its targets."""
-        return 1
-
 
 def encode(document, tokenizer, n_token=None, n_image=None, rng=None, p_next=0.5, p_space=0.5):
     """Document -> Encoded (appendices A.3.2 and B.1.2).

@@ -82,19 +82,19 @@ class Flamingo(nn.Module):
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         """The whole tower: tokens (B,T) -> (B,T,D), from which `head` makes the next word's logits.
 
-        visual (B,N,R,D_r): visual tokens, the same for all gated layers; None without, or if past has them
+        visual (B,N,R,D_r): visual tokens, the same for all gated layers; or what `keys_values` makes of them;
+              None for text alone
         position (B,T): as in `forward`; mask (B,1,T,T), bool or additive: what it sees (None: all before)
-        past: only while text is written, the cache of keys and values (kit/answers.py): past.text has for
-              each block those of earlier tokens, past.visual for each gated layer those of the pictures
+        past: while text is written, for each block the keys and values of earlier tokens (kit/answers.py)
         """
         every = self.config.xattn_every
-        past_text = past.text if past else [None] * len(self.lm.h)
-        past_visual = past.visual if past else [None] * len(self.gated)
+        visual = visual if isinstance(visual, list) else [visual] * len(self.gated)
+        past = past or [None] * len(self.lm.h)
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
-                y = self.gated[i // every](y, visual, image_index, past_visual[i // every])
-            y = block(y, mask, past_text[i])                             # (B,T,D)
+                y = self.gated[i // every](y, visual[i // every], image_index)
+            y = block(y, mask, past[i])                                  # (B,T,D)
         return self.lm.ln_f(y)
 
     def embed(self, tokens):
@@ -183,12 +183,13 @@ class SelfAttention(nn.Module):
         b, t, _ = x.shape
         q, k, v = self.c_attn(x).view(b, t, 3, self.n_head, -1).unbind(2)             # (B,T,H,d) each
         if self.log_s is not None:
-            s = self.log_s.exp()[:, None] * q.shape[-1] ** 0.5           # (H,1); attention divides by this √d
+            s = self.log_s.exp()[:, None]                                             # (H,1)
             q, k = (s * F.normalize(q, dim=-1)).to(v.dtype), F.normalize(k, dim=-1).to(v.dtype)
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))                              # (B,H,T,d) each
         if past is not None:
             k, v = past.extend(k, v)                                              # those of all tokens so far
-        out = attention(q, k, v, mask, causal=past is None)                           # (B,H,T,d)
+        scale = q.shape[-1] ** -0.5 if self.log_s is None else 1.0
+        out = attention(q, k, v, mask, causal=past is None, scale=scale)              # (B,H,T,d)
         return self.c_proj(out.transpose(1, 2).reshape(b, t, -1))
 
 

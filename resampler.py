@@ -1,4 +1,4 @@
-"""Perceiver Resampler: any number of frames and patches in, a fixed handful of visual tokens out (§2.1).
+"""Perceiver Resampler: any number of frames and places in, a fixed handful of visual tokens out (§2.1).
 
 The language model pays for every visual token in every gated layer, so a clip of 30 frames must not
 cost as much as 30 pictures. A few learned *latents* ask the picture questions by cross-attention and
@@ -103,11 +103,11 @@ class PerceiverResampler(nn.Module):
         if n <= n_trained:
             return self.time_embedding[:n]
         moment = torch.arange(n, device=self.time_embedding.device) * (n_trained - 1) / (n - 1)
-        before = moment.floor().long()
-        after = (before + 1).clamp(max=n_trained - 1)
-        share = (moment - before).unsqueeze(-1).to(self.time_embedding.dtype)        # (n,1)
+        i = moment.floor().long()
+        j = (i + 1).clamp(max=n_trained - 1)
+        share = (moment - i).unsqueeze(-1).to(self.time_embedding.dtype)             # (n,1)
         # F.embedding, not an index: its gradient adds up in the same order every time.
-        before, after = (F.embedding(at, self.time_embedding) for at in (before, after))
+        before, after = (F.embedding(at, self.time_embedding) for at in (i, j))      # (n,D) each
         return torch.lerp(before, after, share)                                      # (n,D)
 
     def perceive(self, features):

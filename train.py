@@ -14,30 +14,31 @@
 It writes to out_dir: vision.pt, language.pt, flamingo.pt, results.json, log.csv, curves.png, samples.png (and
 finetune.pt after --stage=finetune). Run it again, and it continues where it was interrupted.
 
-One step of the Flamingo stage, its calls indented (.name: of the class above). On the right: nano's first.
+One step of the Flamingo stage, its calls indented (of the seven files, if no other is named). On the right:
+nano's first step.
 
-    train_stage                  train.py
-        Loop.read                kit/run/loop.py    what data.mixture says; or a worker has read it ahead
-            StageData.read       kit/run/batches.py -> {source: sequences}            18 + 8 + 8 + 4 sequences
-              .of_source         train.py           batch i of one source: n Documents from number i·n on
-                Reader.document  kit/run/reading.py number -> Document of kit/world/pages.py or a folder,
-                                                    through kit/sources/source.py; its pictures decoded
-                .sequence        train.py           -> data.Encoded, at a random place of the context
-                  encode         data.py            -> tokens, image_index, loss_mask (T,)    T here: 5 to 118
-        gradients                train.py           adds ∇ Σ λ L; by way of kit/run/parts.py
-            SequenceData.batch   train.py           sequences of all sources -> tensors        tokens (14,118)
-                collate          data.py            pads; short sequences share a row
-            FlamingoStage.losses train.py           L of each source, a mean over its sequences
-                .pictures        train.py           features (kit/features.py), less some channels (282,9,384)
-                Flamingo.forward model.py           -> the loss of each target                         (1135,)
-        Stage.clip               kit/run/stage.py
+    train_stage
+        Loop (kit/run/loop.py)                      asks for what data.mixture says
+            StageData.read (kit/run/batches.py)     -> {source: sequences}            18 + 8 + 8 + 4 sequences
+                SequenceData.of_source              batch i of one source: n Documents from number i·n on
+                    Reader.document                 number -> Document of kit/world/pages.py or a folder,
+                                                    its pictures decoded (kit/run/reading.py)
+                    SequenceData.sequence           -> data.Encoded, at a random place of the context
+                        data.encode                 -> tokens, image_index, loss_mask (T,)  T here: 5 to 118
+        gradients                                   adds ∇ Σ λ L
+            SequenceData.batch                      sequences of all sources -> tensors        tokens (14,118)
+                data.collate                        pads; short sequences share a row
+            FlamingoStage.losses                    L of each source, a mean over its sequences
+                FlamingoStage.pictures              features (kit/features.py), less some channels (282,9,384)
+                Flamingo.forward                    -> the loss of each target                         (1135,)
+        Stage.clip (kit/run/stage.py)
         optimizer.step
 
 A *target* is a token to be predicted; image_index is the paper's φ. Pictures and their features are kept, as
 far as memory allows. docs/one_step.md takes two steps in numbers. The other stages (M different pictures):
 
     VisionStage     PairData of kit/run/batches.py: pictures (M,3,48,48), captions of each source (96,T)
-                    NFNet.embed, TextTower.embed -> v, l (96,128) -> contrastive_loss         vision.py
+                    NFNet.embed -> v (M,128), TextTower.embed -> l (96,128); contrastive_loss vision.py
     LanguageStage   TextData: tokens (8,448) -> GPT.forward                                   model.py
 """
 import math
@@ -79,7 +80,7 @@ def train_stage(run, stage):
         lr = stage.lr * schedule(stage.schedule_name, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = in_parts(gradients, run, stage, samples)  # as a rule one part: all of them
+        losses, n_token = gradients(run, stage, samples, stage.lambdas)
         norm = stage.clip().item()                        # once: clipping per source would change the mix
         if loop.check_finite(losses, norm):               # if not, this step is skipped, and the log says so
             stage.optimizer.step()
@@ -92,6 +93,7 @@ def train_stage(run, stage):
     return loop.complete
 
 
+@in_parts  # kit/run/parts.py cuts steps that are too large, and adds up those of many ranks; else one part
 def gradients(run, stage, samples, lambdas):
     """Adds the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) to every parameter's .grad. m: the sources.
     {source: samples}, {source: λ_m} -> ({source: L_m}, tokens read, padding included)
@@ -286,13 +288,11 @@ class FlamingoStage(Stage):
             batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
             sequence=batch.sequence if batch.shared else None,  # else every row is one sequence
             per_target=True, **self.pictures(batch))                                          # (K,) −log p
-        each = nll.split([s.n_target for s in batch.sequences])          # nll goes along the rows, as they do
-        losses = {}
-        for m in self.sources:
-            of_m = [x.sum() / max(len(x), 1) for x, s in zip(each, batch.sequences) if s.source == m]
-            if of_m:
-                losses[m] = sum(of_m) / len(of_m)
-        return losses
+        owner = batch.sequence[batch.targets != -100] - 1        # (K,) the sequence of each target, from 0
+        n_target = torch.tensor([max(s.n_target, 1) for s in batch.sequences], device=nll.device)
+        each = nll.new_zeros(len(n_target)).index_add(0, owner, nll) / n_target               # (sequences,)
+        of = {m: [k for k, s in enumerate(batch.sequences) if s.source == m] for m in self.sources}
+        return {m: each[numbers].mean() for m, numbers in of.items() if numbers}
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)
@@ -349,7 +349,7 @@ GROUPS = FIRST | {
         'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),  # --batch='m3w=12 vtp=2'
         'flamingo_lr': (2e-3, 'peak learning rate'),
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
-        'weight_decay': (0.1, 'of matrices; never of the resampler, of gates, gains and norms'),
+        'weight_decay': (0.1, 'of matrices; not of the resampler, nor of what `adamw` names'),
         'grad_clip': (1.0, 'largest global norm of the gradient, all sources together'),
         'gate_scale': (15.0, 'how much faster the gates learn than the rest'),
         'feature_dropout': (0.5, 'share of the channels of the frozen features that training leaves out, '

@@ -277,5 +277,5 @@ SIZES = {
     **{f'F{f}': dict(_PAPER, depths=tuple(n * (f + 1) for n in (1, 2, 6, 3))) for f in range(7)},
     'half': dict(_SMALL, stem=(4, 4, 4, 16), widths=(32, 64, 96), group=8),
     'quarter': dict(_SMALL, stem=(2, 2, 2, 8), widths=(16, 32, 48), group=4),
-    'nano16': dict(_SMALL, stem=(8, 16, 16, 32), widths=(64, 128, 192), group=16),  # in old checkpoints
+    'nano16': dict(_SMALL, stem=(8, 16, 16, 32), widths=(64, 128, 192), group=16),  # a wider stem
 }

@@ -77,8 +77,8 @@ def masked_attention(q, k, v, seen):
 class GatedCrossAttention(nn.Module):
     """One GATED XATTN-DENSE layer (Figure 4): y (B,T,D), visual (B,N,R,D_r), image_index (B,T) -> (B,T,D)
 
-    visual is None for text alone. While text is written, too: then `kv` is what `keys_values` has made of it
-    (kit/answers.py keeps that).
+    visual may also be what `keys_values` has made of it, once for all words of an answer (kit/answers.py), or
+    None for text alone.
 
     dim:        width D of the language model;  dim_visual: width of the visual tokens (default D)
     n_head, head_dim: heads and their width, by default D / n_head (the paper: 128 at every size)
@@ -108,18 +108,17 @@ class GatedCrossAttention(nn.Module):
         return self.to_q(self.norm(y)).unflatten(-1, (self.n_head, self.head_dim))
 
     def keys_values(self, visual):
-        """(B,N,R,D_r) -> keys and values, (B,N,H,R,d) each: computed once per sequence, then kept while
-        text is written."""
+        """(B,N,R,D_r) -> keys and values, (B,N,H,R,d) each"""
         kv = self.to_kv(self.norm_visual(visual)).chunk(2, dim=-1)                    # (B,N,R,H*d) each
         return tuple(x.unflatten(-1, (self.n_head, self.head_dim)).transpose(2, 3) for x in kv)
 
-    def cross_attention(self, y, visual, image_index, kv=None):
+    def cross_attention(self, y, visual, image_index):
         """(B,T,D) -> (B,T,D), before the gate"""
-        kv = kv if visual is None else self.keys_values(visual)
-        if kv is None or kv[0].shape[1] == 0:  # no image at all
+        if visual is not None:
+            k, v = visual if isinstance(visual, tuple) else self.keys_values(visual)  # (B,N,H,R,d) each
+        if visual is None or k.shape[1] == 0:  # no image at all
             return torch.zeros_like(y)
         q = self.queries(y)                                                           # (B,T,H,d)
-        k, v = kv                                                                     # (B,N,H,R,d) each
         if self.routed:  # each token sees one image: the same as below, but nothing is computed to be masked
             out = routed_attention(q, k, v, image_index)                              # (B,T,H,d)
         else:
@@ -130,9 +129,9 @@ class GatedCrossAttention(nn.Module):
         """-> how far the two gates are open, scalars"""
         return gate(self.alpha_x), gate(self.alpha_d)
 
-    def forward(self, y, visual, image_index, kv=None):
+    def forward(self, y, visual, image_index):
         gate_x, gate_d = self.gates()                                                 # tanh(α_x), tanh(α_d)
-        y = y + gate_x * self.cross_attention(y, visual, image_index, kv)
+        y = y + gate_x * self.cross_attention(y, visual, image_index)
         y = y + gate_d * self.feed_forward(y)
         return y
 

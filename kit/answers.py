@@ -10,7 +10,6 @@ that a cache can hold.
 """
 import contextlib
 from copy import copy
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -201,7 +200,7 @@ def prefill(model, tokens, length, image_index, n_new, media=None, features=None
 def read(model, cache, tokens, image_index):
     """tokens (B,T) that follow what the cache holds, into it -> Flamingo.stream's (B,T,D)"""
     position, mask, past = cache.next(tokens.shape[1])
-    y = model.stream(tokens, image_index, None, position, mask, past)
+    y = model.stream(tokens, image_index, cache.visual, position, mask, past)
     cache.length = cache.length + tokens.shape[1]
     return y
 
@@ -228,8 +227,8 @@ class Cache:
         return self.visual[0][0].shape[1] if self.visual else 0
 
     def next(self, t):
-        """What Flamingo.stream must know of t more tokens: position (B,T), mask (B,1,T,K), and what is
-        kept"""
+        """What Flamingo.stream must know of t more tokens: position (B,T), mask (B,1,T,K), and for each block
+        a Past"""
         place = self.length[:, None] + torch.arange(t, device=self.length.device)     # (B,T)
         n_key = int(self.length.max()) + t                                     # K, of those that anybody sees
         hidden = torch.arange(n_key, device=place.device) > place[:, :, None]         # (B,T,K)
@@ -237,8 +236,7 @@ class Cache:
         mask = torch.zeros(hidden.shape, dtype=self.text[0].dtype, device=place.device)
         mask.masked_fill_(hidden, -torch.inf)
         row = torch.arange(len(place), device=place.device)[:, None] * self.text[0].shape[1]
-        text = [BlockPast(held, (row + place).flatten(), n_key) for held in self.text]
-        past = Past(text, self.visual or [None] * len(text))
+        past = [Past(held, (row + place).flatten(), n_key) for held in self.text]
         # A row that has ended goes on beside the others, maybe beyond the context; nobody reads what it says.
         return place.clamp(max=self.config.n_context - 1), mask[:, None], past
 
@@ -290,14 +288,7 @@ class Cache:
         return other
 
 
-class Past(NamedTuple):
-    """text: a BlockPast for each block. visual: keys and values of all pictures for each gated layer, or
-    None"""
-    text: list
-    visual: list
-
-
-class BlockPast:
+class Past:
     """Keys and values of the tokens that one block has read: held (B,K,2,H,d), of which n_key are in sight
     of any token at hand; place (B*T,) of the tokens at hand, in its first two dimensions."""
 

@@ -43,8 +43,8 @@ class CrossAttentionOnly(GatedCrossAttention):
     def gates(self):
         return gate(self.alpha_x), torch.zeros(())
 
-    def forward(self, y, visual, image_index, kv=None):
-        return y + self.gates()[0] * self.cross_attention(y, visual, image_index, kv)
+    def forward(self, y, visual, image_index):
+        return y + self.gates()[0] * self.cross_attention(y, visual, image_index)
 
 
 class NoLayer(nn.Module):
@@ -58,7 +58,7 @@ class NoLayer(nn.Module):
     def gates(self):
         return torch.zeros(()), torch.zeros(())
 
-    def forward(self, y, visual, image_index, kv=None):
+    def forward(self, y, visual, image_index):
         return y
 
 
@@ -84,11 +84,12 @@ class VanillaXattn(Flamingo):
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         every = self.config.xattn_every
+        visual = visual if isinstance(visual, list) else [visual] * len(self.gated)
         y = self.lm.add_positions(self.embed(tokens), position)                              # (B,T,D)
         for i, block in enumerate(self.lm.h):
-            y = y + block.attn(block.ln_1(y), mask, past and past.text[i])
+            y = y + block.attn(block.ln_1(y), mask, past and past[i])
             if i % every == 0:
-                y = self.gated[i // every](y, visual, image_index, past and past.visual[i // every])
+                y = self.gated[i // every](y, visual[i // every], image_index)
             y = y + block.feed_forward(block.ln_2(y))
         return self.lm.ln_f(y)
 
@@ -98,7 +99,7 @@ def plain_stream(lm, y, position, mask, past):
     Flamingo.stream"""
     y = lm.add_positions(y, position)
     for i, block in enumerate(lm.h):
-        y = block(y, mask, past and past.text[i])
+        y = block(y, mask, past and past[i])
     return lm.ln_f(y)
 
 
@@ -122,10 +123,11 @@ class Grafting(Flamingo):
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         n = len(self.lm.h)
+        visual = visual if isinstance(visual, list) else [visual] * len(self.gated)
         y = plain_stream(self.lm, self.embed(tokens), position, mask, past)                  # (B,T,D)
         for k, (block, gated) in enumerate(zip(self.grafted, self.gated)):
-            y = block(y, mask, past and past.text[n + k])
-            y = gated(y, visual, image_index, past and past.visual[k])
+            y = block(y, mask, past and past[n + k])
+            y = gated(y, visual[k], image_index)
         return y
 
 
@@ -233,8 +235,8 @@ class OneStream(Flamingo):
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         y = self.embed(tokens)
-        if past is not None and past.visual[0] is not None:
-            visual, _ = past.visual[0]                                                       # (B,N,R,D)
+        if isinstance(visual, list):
+            visual, _ = visual[0]                                                            # (B,N,R,D)
         if visual is not None:
             y = torch.where(self.places(tokens, image_index).unsqueeze(-1),
                             self.at_places(tokens, image_index, visual), y)

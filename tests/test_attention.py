@@ -63,7 +63,7 @@ def test_the_weights_are_those_that_the_layer_uses(attend):
     k, v = layer.keys_values(visual)                                                      # (B,N,H,R,d) each
     v = v[:, :, :1].expand_as(v)
     layer.to_out = torch.nn.Identity()
-    out = layer.cross_attention(y, None, index, (k, v))[0].unflatten(-1, (2, 8)).mean(1)  # (T,d)
+    out = layer.cross_attention(y, (k, v), index)[0].unflatten(-1, (2, 8)).mean(1)  # (T,d)
     weights = attention.text_to_visual(layer, y, index, (k, v))
     assert torch.allclose(torch.einsum('tnr,nrd->td', weights, v[0, :, 0]), out, atol=1e-5)
 

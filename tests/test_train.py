@@ -20,7 +20,6 @@ from kit.run.ahead import Ahead, look_ahead
 from kit.run.batches import PairData, TextData
 from kit.run.keys import check_values
 from kit.run.loop import OUT_OF_TIME
-from kit.run.parts import in_parts
 from kit.run.run import Run
 from kit.weights import checkpoint
 from kit.world.draw import clip_media, picture_media
@@ -59,7 +58,7 @@ def exact_stage(flamingo_stage):
 
 def gradient(stage, names):
     stage.optimizer.zero_grad()
-    losses, _ = in_parts(train.gradients, stage.run, stage, stage.data.read(names, 0))
+    losses, _ = train.gradients(stage.run, stage, stage.data.read(names, 0), stage.lambdas)
     return losses, [p.grad.clone() for p in stage.module.parameters() if p.requires_grad]
 
 
@@ -493,7 +492,8 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, argum
     assert n_picture == {(): [(once, 2)], ('--augment=strength=1',): [(16, 1)] * 2,
                          ('--augment=lines=0.5',): [(16, 1)] * 2,
                          ('--align=shapes:2',): [(once, 1)] * 2}[tuple(arguments)]
-    losses, _ = in_parts(train.gradients, run, train.VisionStage(run), samples)
+    stage = train.VisionStage(run)
+    losses, _ = train.gradients(run, stage, samples, stage.lambdas)
     assert set(losses) == {'align', 'ltip'} and all(1 < loss < 20 for loss in losses.values())
 
 

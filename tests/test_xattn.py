@@ -148,14 +148,14 @@ def test_an_edited_rule_is_obeyed(rule, same, monkeypatch):
 
 
 @pytest.mark.parametrize('attend', MODES)
-@pytest.mark.parametrize('how', ['visual None', 'visual empty', 'kv empty'])
+@pytest.mark.parametrize('how', ['visual None', 'visual empty', 'keys and values empty'])
 def test_no_image_at_all(attend, how):
     """Pure text, tags without pictures included: no attention, and the gated feed-forward still applies."""
     layer = gated_layer(attend)
     index = torch.tensor([[0, 0, 1, 2]])
     y, visual = inputs(1, 4, 0)
     given = {'visual None': (None, index), 'visual empty': (visual, index),
-             'kv empty': (None, index, layer.keys_values(visual))}
+             'keys and values empty': (layer.keys_values(visual), index)}
     out = layer(y, *given[how])
     torch.testing.assert_close(out, slow_layer(layer, y, None, index), rtol=1e-10, atol=1e-10)
 
@@ -264,8 +264,8 @@ def test_kept_keys_and_values_give_the_same(attend):
     y, visual = inputs(2, 7, 3)
     out = layer(y, visual, index)
     kept = layer.keys_values(visual)
-    assert torch.equal(layer(y, None, index, kept), out)
-    steps = [layer(y[:, t:t + 1], None, index[:, t:t + 1], kept) for t in range(7)]
+    assert torch.equal(layer(y, kept, index), out)
+    steps = [layer(y[:, t:t + 1], kept, index[:, t:t + 1]) for t in range(7)]
     torch.testing.assert_close(torch.cat(steps, 1), out, rtol=1e-10, atol=1e-10)
 
 

@@ -10,8 +10,8 @@ SLOW_IN_BFLOAT16 = ('cpu',)
 BLOCK = {'cpu': 128}
 
 
-def attention(q, k, v, mask=None, causal=False):
-    """softmax(q kᵀ/√d) v: q (…,T,d), k and v (…,S,d) -> (…,T,d).
+def attention(q, k, v, mask=None, causal=False, scale=None):
+    """softmax(scale · q kᵀ) v: q (…,T,d), k and v (…,S,d) -> (…,T,d). scale: 1/√d if None.
 
     mask (…,T,S): bool, True where a query sees a key, or a number to add to their score; causal: no query
     sees a key beyond its own place (a mask has to say so, too). This is F.scaled_dot_product_attention, in
@@ -20,16 +20,16 @@ def attention(q, k, v, mask=None, causal=False):
     if q.dtype == torch.bfloat16 and q.device.type in SLOW_IN_BFLOAT16:
         with torch.autocast(q.device.type, enabled=False):
             mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
-            return attention(*(x.float() for x in (q, k, v)), mask, causal).to(q.dtype)
+            return attention(*(x.float() for x in (q, k, v)), mask, causal, scale).to(q.dtype)
     if causal and mask is not None:
-        return causal_blocks(q, k, v, mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return causal_blocks(q, k, v, mask, scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
 
-def causal_blocks(q, k, v, mask):
+def causal_blocks(q, k, v, mask, scale):
     """The same, of a causal mask: each block of queries meets the keys up to its end alone."""
     size = BLOCK.get(q.device.type, q.shape[-2])
     return torch.cat([
         F.scaled_dot_product_attention(q[..., i:i + size, :], k[..., :i + size, :], v[..., :i + size, :],
-                                       attn_mask=mask[..., i:i + size, :i + size])
+                                       attn_mask=mask[..., i:i + size, :i + size], scale=scale)
         for i in range(0, q.shape[-2], size)], dim=-2)

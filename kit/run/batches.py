@@ -32,10 +32,10 @@ class StageData:
     media(samples)       -> all Media of one source's samples, for a worker to decode, too
     parts(samples)       -> {source: samples} of a step in parts, each of which goes through the model at one
                             time: --micro_batches of them; in the vision stage see PairData
+    n_loss(sample)       -> how many losses it adds to the mean of its source
     batch(samples)       -> tensors, from {source: samples} of such a part. It has n_token, padding included
 
-    A sample has n_loss, how many losses it adds to the mean of its source; and media. A StageData may be
-    sent to worker processes, so it holds no model.
+    A sample has media. A StageData may be sent to worker processes, so it holds no model.
     """
 
     change = None  # sample -> sample, for models that read something else: soft prompts, places for patches
@@ -56,6 +56,9 @@ class StageData:
 
     def media(self, samples):
         return [one for sample in samples for one in sample.media]
+
+    def n_loss(self, sample):
+        return 1
 
     def parts(self, samples):
         n = self.config.micro_batches
@@ -97,7 +100,6 @@ class Pair(NamedTuple):
     """A picture and its caption, and the number of its batch, which says how it is augmented."""
     document: Document
     batch: int
-    n_loss = 1
 
     @property
     def media(self):
@@ -199,10 +201,6 @@ class Row(NamedTuple):
     start: int
     media = ()
 
-    @property
-    def n_loss(self):
-        return len(self.tokens) - 1
-
 
 class TextData(StageData):
 
@@ -218,6 +216,9 @@ class TextData(StageData):
                 number += 1
             rows.append(Row(row[:n + 1], int(start[k])))
         return rows
+
+    def n_loss(self, row):
+        return len(row.tokens) - 1
 
     def text(self, source, number):
         """-> the tokens of the text of this number; a share of them, --folders=random_text, is random tokens,

@@ -1,22 +1,25 @@
 """A step in parts: of a batch too large for one pass, and of many ranks."""
 from collections import Counter
+from functools import wraps
 
 from kit.run import distributed
 
 
-def in_parts(gradients, run, stage, samples):
-    """train.gradients of each part of a step, so that they add up to the gradient of the whole.
-    -> ({name: mean loss of the whole step, of all ranks}, tokens read by this rank)"""
-    parts, found = parts_of(stage, samples), []
-    for k, (part, share) in enumerate(parts):
-        lambdas = {m: weight * share[m] for m, weight in stage.lambdas.items()}
-        with distributed.accumulating(stage.net, more=k < len(parts) - 1):  # ranks exchange after the last
-            found.append(gradients(run, stage, part, lambdas))
-    distributed.average(stage.module, run.config.shard)  # with --shard; else DDP has done it
-    mean = Counter()
-    for (_, share), (losses, _) in zip(parts, found):
-        mean.update({m: share[m] * loss.item() for m, loss in losses.items()})  # a Counter adds up
-    return distributed.mean_of(mean), sum(n_token for _, n_token in found)
+def in_parts(gradients):
+    """train.gradients of one pass -> of a whole step, whose parts add up. With the same arguments it returns
+    {name: mean loss of the whole step, of all ranks}, as floats, and the tokens read by this rank."""
+    @wraps(gradients)
+    def of_whole_step(run, stage, samples, lambdas):
+        parts, found, mean = parts_of(stage, samples), [], Counter()
+        for k, (part, share) in enumerate(parts):
+            shares = {m: weight * share[m] for m, weight in lambdas.items()}
+            with distributed.accumulating(stage.net, more=k < len(parts) - 1):  # ranks exchange after it
+                found.append(gradients(run, stage, part, shares))
+        distributed.average(stage.module, run.config.shard)  # with --shard; else DDP has done it
+        for (_, share), (losses, _) in zip(parts, found):
+            mean.update({m: share[m] * loss.item() for m, loss in losses.items()})  # a Counter adds up
+        return distributed.mean_of(mean), sum(n_token for _, n_token in found)
+    return of_whole_step
 
 
 def parts_of(stage, samples):
@@ -28,7 +31,7 @@ def parts_of(stage, samples):
     are of the mean over ranks.
     """
     parts = stage.data.parts(samples)
-    in_part = [{m: sum(s.n_loss for s in part[m]) for m in part} for part in parts]
+    in_part = [{m: sum(map(stage.data.n_loss, part[m])) for m in part} for part in parts]
     in_step = distributed.mean_of({m: sum(n.get(m, 0) for n in in_part) for m in samples})
     shares = []
     for n in in_part:

@@ -52,7 +52,7 @@ def look(model, tokens, image_index, features, frame_mask):
     from_text = []
 
     def at_gated(layer, args):
-        y, visual, index, _ = args
+        y, visual, index = args
         from_text.append(text_to_visual(layer, y, index, layer.keys_values(visual)))
 
     with watching(model.gated, at_gated):

@@ -171,8 +171,15 @@ class SequenceData(StageData):
 
 
 # ---------------------------------------------------------------------------------------------
-# The stages: three, and fine-tuning. Each has `lambdas`, the λ of its sources; `data`, which reads them;
-# `module`, the weights, and `net`, what is called: the module, or DDP around it. All: kit/run/stage.py
+# The stages: three, and fine-tuning. What the loop asks of each (kit/run/stage.py says all):
+#
+#     sources, lambdas         what it learns from, and the λ of each
+#     data                     reads their samples, and makes batches of them
+#     module, net              the weights; what is called: the module, or what many GPUs make of it
+#     optimizer, lr, n_iter, schedule_name
+#     losses(batch)            -> {source: L_m}
+#     clip()                   clips the gradient -> its norm before
+#     evaluate(), content()    -> {name: value} for the curves; what its file holds
 
 
 class VisionStage(Stage):
@@ -183,7 +190,7 @@ class VisionStage(Stage):
         super().__init__(run, PairData(run))
         self.set_lambdas({'align': 1.0, 'ltip': 1.0}, 'the vision stage needs pairs: give align or ltip')
         self.module = self.load()
-        self.net = parallel_vision(run, self.module)  # the module itself, or what many GPUs make of it
+        self.net = parallel_vision(run, self.module)
         self.n_iter, self.lr = self.config.vision_iters, self.config.vision_lr
         self.schedule_name = self.config.schedule_vision
         self.optimizer = adamw(self.module.named_parameters(), weight_decay=0.0)  # the paper: Adam

@@ -5,6 +5,8 @@ A gated layer stands before a frozen block of the language model and adds what t
     y ← y + tanh(α_x) · XAttn(q = LN(y), kv = LN(visual))
     y ← y + tanh(α_d) · FFW(LN(y))
 
+    XAttn of token ℓ, which sees image i = image_index[ℓ]:  softmax(q_ℓ K_iᵀ/√d) V_i,  and 0 if i = 0
+
 The layer has a feed-forward of its own, which works what was seen into the stream before the frozen block
 reads it. (Cross-attention alone, inside each block, cost the paper 3.8 points: VANILLA XATTN in Table 3.)
 
@@ -60,8 +62,8 @@ def gate(alpha):
 def masked_attention(q, k, v, seen):
     """q (B,T,H,d), k and v (B,N,H,R,d), seen (B,T,N) bool: which images each token sees -> (B,T,H,d)
 
-    This is the definition, but not what runs by default: where each token sees one image, `routed_attention`
-    (kit/fast) computes the same and skips what is masked. To change it, set the layer's `routed` to False.
+    For any number of images a token. Where each sees one, as in the paper, `routed_attention` (kit/fast) does
+    the same and computes nothing to mask it. To run this instead, set the layer's `routed` to False.
 
     A token that sees no image gets exactly zero. This must be enforced: a softmax over a fully masked row is
     not empty but NaN (masked by −∞) or *uniform* (by −10⁹): a mixture of every image, later ones too.
@@ -119,9 +121,9 @@ class GatedCrossAttention(nn.Module):
         if visual is None or k.shape[1] == 0:  # no image at all
             return torch.zeros_like(y)
         q = self.queries(y)                                                           # (B,T,H,d)
-        if self.routed:  # each token sees one image: the same as below, but nothing is computed to be masked
+        if self.routed:  # each token meets its one image
             out = routed_attention(q, k, v, image_index)                              # (B,T,H,d)
-        else:
+        else:  # each token meets all images, and a mask hides those that it does not see
             out = masked_attention(q, k, v, sees(image_index, k.shape[1], self.attend))
         return self.to_out(out.flatten(2))                                            # (B,T,D)
 

@@ -22,6 +22,7 @@ from kit.show.lettering import text_table
 from kit.sizes import check_sizes
 from model import Flamingo, FlamingoConfig, GPT, PRESETS
 from resampler import ResamplerLayer
+from vision import SIZES as ENCODERS
 from xattn import GatedCrossAttention
 
 
@@ -121,7 +122,7 @@ def image_flops(c, model):
 
 def n_position(c, model):
     """S: positions of a feature grid."""
-    pixels = 16 if c.vision == 'nano' else 32
+    pixels = 2 ** (1 + len(ENCODERS[c.vision]['depths']))  # the stem halves twice, all stages but the first once
     return (-(-c.image_size // pixels)) ** 2
 
 

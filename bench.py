@@ -188,7 +188,7 @@ def stage_step(run, stage, numbers):
     """A step as in train.train_stage, at the next place in the data."""
     def call():
         i = next(numbers)
-        _, n_token = train.gradients(run, stage, stage.data.read(stage.sources, i), stage.lambdas)
+        _, n_token = train.gradients(run, stage, stage.data.read(stage.sources, i))
         stage.clip()
         stage.optimizer.step()
         stage.optimizer.zero_grad()

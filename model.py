@@ -60,7 +60,7 @@ class Flamingo(nn.Module):
             self.Gated(c.lm_dim, visual_dim, c.xattn_head, c.xattn_head_dim, c.attend)
             for _ in range(0, c.lm_layer, c.xattn_every))
         # <image> and <EOC>: the only words that the frozen model does not know. Their rows serve as input and
-        # output, as those of its own table do, and are trained (untrained, OpenFlamingo lost 12 points).
+        # output, as its own do, and are trained (untrained, a small OpenFlamingo lost 12 points of VQAv2).
         self.new_rows = nn.Parameter(torch.randn(2, c.lm_dim) * 0.02)
         self.image, self.eoc = c.n_vocab, c.n_vocab + 1  # their ids
         self.freeze()

@@ -64,7 +64,7 @@ from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.parts import in_parts
+from kit.run.parts import Parts
 from kit.run.stage import Stage
 
 
@@ -80,7 +80,7 @@ def train_stage(run, stage):
         lr = stage.lr * schedule(stage.schedule_name, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = gradients(run, stage, samples, stage.lambdas)
+        losses, n_token = gradients(run, stage, samples)
         norm = stage.clip().item()                        # once: clipping per source would change the mix
         if loop.check_finite(losses, norm):               # if not, this step is skipped, and the log says so
             stage.optimizer.step()
@@ -93,10 +93,9 @@ def train_stage(run, stage):
     return loop.complete
 
 
-@in_parts  # kit/run/parts.py cuts steps that are too large, and adds up those of many ranks; else one part
-def gradients(run, stage, samples, lambdas):
+def gradients(run, stage, samples):
     """Adds the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) to every parameter's .grad. m: the sources.
-    {source: samples}, {source: λ_m} -> ({source: L_m}, tokens read, padding included)
+    samples: {source: samples of its batch} -> ({source: L_m}, tokens read, padding included)
 
     The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
     gives each of them more weight than a sum does, and the equivalent λ is smaller. For align and
@@ -108,11 +107,14 @@ def gradients(run, stage, samples, lambdas):
         ltip              14                   0.2            0.2 · 14/45 ≈ 0.06          0.03
         vtp               14                   0.03           0.03 · 14/45 ≈ 0.01         0.03
     """
-    batch = stage.data.batch(samples)
-    with autocast(run.device, run.dtype, cache=False):
-        losses = stage.losses(batch)                      # {source: L_m}
-    sum(lambdas[m] * loss for m, loss in losses.items()).backward()
-    return losses, batch.n_token
+    parts = Parts(run, stage, samples)                    # one, of all samples, unless that is too large
+    for part, lambdas in parts:
+        batch = stage.data.batch(part)
+        with autocast(run.device, run.dtype, cache=False):
+            losses = stage.losses(batch)                  # {source: L_m}
+        sum(lambdas[m] * loss for m, loss in losses.items()).backward()
+        parts.add(losses, batch.n_token)
+    return parts.whole()
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):

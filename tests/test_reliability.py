@@ -1152,7 +1152,7 @@ def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
     def one_step(run, stages):
         for name in ('vision', 'language', 'flamingo'):
             stage = train.STAGES[name](run)
-            train.gradients(run, stage, stage.data.read(stage.sources, 0), stage.lambdas)
+            train.gradients(run, stage, stage.data.read(stage.sources, 0))
             stage.clip()
             run.save_stage(stage)
         return []

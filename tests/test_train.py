@@ -58,7 +58,7 @@ def exact_stage(flamingo_stage):
 
 def gradient(stage, names):
     stage.optimizer.zero_grad()
-    losses, _ = train.gradients(stage.run, stage, stage.data.read(names, 0), stage.lambdas)
+    losses, _ = train.gradients(stage.run, stage, stage.data.read(names, 0))
     return losses, [p.grad.clone() for p in stage.module.parameters() if p.requires_grad]
 
 
@@ -136,7 +136,8 @@ def test_merged_sources_count_as_one(exact_stage):
         expected += mean.item() / n
     # Said of each source, as always; together they are the mean over all. A sum of this many float32 losses.
     assert losses == apart
-    assert sum(losses[name] * counts[name] for name in names) / n == pytest.approx(expected, rel=n_target * EPS)
+    mean = sum(losses[name] * counts[name] for name in names) / n
+    assert mean == pytest.approx(expected, rel=n_target * EPS)
     alone = [p.grad for p in stage.module.parameters() if p.requires_grad]
     share = 4 * n_target ** 0.5 * EPS  # as above
     for a, b in zip(together, alone, strict=True):
@@ -493,7 +494,7 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, argum
                          ('--augment=lines=0.5',): [(16, 1)] * 2,
                          ('--align=shapes:2',): [(once, 1)] * 2}[tuple(arguments)]
     stage = train.VisionStage(run)
-    losses, _ = train.gradients(run, stage, samples, stage.lambdas)
+    losses, _ = train.gradients(run, stage, samples)
     assert set(losses) == {'align', 'ltip'} and all(1 < loss < 20 for loss in losses.values())
 
 

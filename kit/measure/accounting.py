@@ -122,7 +122,8 @@ def image_flops(c, model):
 
 def n_position(c, model):
     """S: positions of a feature grid."""
-    pixels = 2 ** (1 + len(ENCODERS[c.vision]['depths']))  # the stem halves twice, all stages but the first once
+    # The stem halves a picture twice, each stage but the first once.
+    pixels = 2 ** (1 + len(ENCODERS[c.vision]['depths']))
     return (-(-c.image_size // pixels)) ** 2
 
 

@@ -1,30 +1,41 @@
 """A step in parts: of a batch too large for one pass, and of many ranks."""
 from collections import Counter
-from functools import wraps
 
 from kit.run import distributed
 
 
-def in_parts(gradients):
-    """train.gradients of one pass -> of a whole step, whose parts add up. With the same arguments it returns
-    {name: mean loss of the whole step, of all ranks}, as floats, and the tokens read by this rank."""
-    @wraps(gradients)
-    def of_whole_step(run, stage, samples, lambdas):
-        parts, found, mean = parts_of(stage, samples), [], Counter()
-        for k, (part, share) in enumerate(parts):
-            shares = {m: weight * share[m] for m, weight in lambdas.items()}
-            with distributed.accumulating(stage.net, more=k < len(parts) - 1):  # ranks exchange after it
-                found.append(gradients(run, stage, part, shares))
-        distributed.average(stage.module, run.config.shard)  # with --shard; else DDP has done it
-        for (_, share), (losses, _) in zip(parts, found):
+class Parts:
+    """for samples, lambdas in Parts(run, stage, samples): what goes through the model at one time, {source:
+    samples}, and λ of each loss, less than the stage's by the part's share. Then `add` what came out.
+
+    After the last part, ranks exchange their gradients.
+    """
+
+    def __init__(self, run, stage, samples):
+        self.run, self.stage, self.found = run, stage, []
+        self.parts, self.shares = parts_of(stage, samples)
+
+    def __iter__(self):
+        for k, (part, share) in enumerate(zip(self.parts, self.shares)):
+            with distributed.accumulating(self.stage.net, more=k < len(self.parts) - 1):
+                yield part, {m: weight * share[m] for m, weight in self.stage.lambdas.items()}
+        distributed.average(self.stage.module, self.run.config.shard)  # with --shard; else DDP has done it
+
+    def add(self, losses, n_token):
+        """losses: {name: the part's mean}; n_token: tokens read, padding included"""
+        self.found.append((losses, n_token))
+
+    def whole(self):
+        """-> {name: mean loss} of the whole step, of all ranks, and the tokens read by this one"""
+        mean = Counter()
+        for share, (losses, _) in zip(self.shares, self.found):
             mean.update({m: share[m] * loss.item() for m, loss in losses.items()})  # a Counter adds up
-        return distributed.mean_of(mean), sum(n_token for _, n_token in found)
-    return of_whole_step
+        return distributed.mean_of(mean), sum(n_token for _, n_token in self.found)
 
 
 def parts_of(stage, samples):
-    """{source: samples} of a step -> [(a part of them, {name of a loss: the part's share of it})], cut as
-    StageData.parts says. By default there is one, of all samples, whose shares are 1.
+    """{source: samples} of a step -> parts of them, and for each {name of a loss: the part's share of it}.
+    They are cut as StageData.parts says; by default there is one, of all samples, whose shares are 1.
 
     The mean L_m of a whole step is the sum of its parts' means, each times the part's share of what it is a
     mean over: of two parts with 6 and 2 pages, L = ¾ L_1 + ¼ L_2. Ranks average their gradients, so shares
@@ -38,4 +49,4 @@ def parts_of(stage, samples):
         of_all = sum(n.values()) / (sum(in_step[m] for m in n) or 1)
         shares.append({name: of_all for name in stage.lambdas}  # a loss of another name is one of all sources
                       | {m: n[m] / (in_step[m] or 1) for m in n})
-    return list(zip(parts, shares))
+    return parts, shares

@@ -25,7 +25,7 @@ nano's first step.
                                                     its pictures decoded (kit/run/reading.py)
                     SequenceData.sequence           -> data.Encoded, at a random place of the context
                         data.encode                 -> tokens, image_index, loss_mask (T,)  T here: 5 to 118
-        gradients                                   adds ∇ Σ λ L
+        gradients                                   adds ∇ Σ λ L; of Parts (kit/run/parts.py), seldom more than one
             SequenceData.batch                      sequences of all sources -> tensors        tokens (14,118)
                 data.collate                        pads; short sequences share a row
             FlamingoStage.losses                    L of each source, a mean over its sequences
@@ -291,8 +291,8 @@ class FlamingoStage(Stage):
         return {'features': features, 'frame_mask': frame_mask}
 
     def losses(self, batch):
-        """L_m: for each sequence of source m 1/K Σ −log p(token | text before it, images it sees) over its K
-        targets; the mean of these"""
+        """L_m: for each sequence s of source m 1/K_s Σ −log p(token | text before it, images it sees) over
+        its K_s targets; the mean of these"""
         _, nll = self.net(
             batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
             sequence=batch.sequence if batch.shared else None,  # else every row is one sequence

@@ -31,7 +31,8 @@ def scaled_gelu(x):
 class WSConv2d(nn.Conv2d):
     """Convolution with the weights Ŵ = g · (W − μ) / √(fan_in · var), μ and var per output.
 
-    With a unit-variance input of mean zero, the output has unit variance too, whatever the raw weights are.
+    With an input of unit variance, the output has unit variance too, whatever the raw weights are. (A mean
+    that all inputs share is cancelled: Ŵ sums to zero.)
     Pads like TensorFlow's SAME, as the published weights expect: where the padding is odd, the extra pixel
     goes to the right and bottom.
     """

@@ -6,7 +6,7 @@ from kit.run import distributed
 
 class Parts:
     """for samples, lambdas in Parts(run, stage, samples): what goes through the model at one time, {source:
-    samples}, and λ of each loss, less than the stage's by the part's share. Then `add` what came out.
+    samples}, and λ of each loss: the stage's, times the part's share. Then `add` what came out.
 
     After the last part, ranks exchange their gradients.
     """

@@ -25,7 +25,7 @@ nano's first step.
                                                     its pictures decoded (kit/run/reading.py)
                     SequenceData.sequence           -> data.Encoded, at a random place of the context
                         data.encode                 -> tokens, image_index, loss_mask (T,)  T here: 5 to 118
-        gradients                                   adds ∇ Σ λ L; of Parts (kit/run/parts.py), seldom more than one
+        gradients                                   adds ∇ Σ λ L; of Parts (kit/run/parts.py): mostly one
             SequenceData.batch                      sequences of all sources -> tensors        tokens (14,118)
                 data.collate                        pads; short sequences share a row
             FlamingoStage.losses                    L of each source, a mean over its sequences

@@ -21,14 +21,14 @@ def attention(q, k, v, mask=None, causal=False, scale=None):
         with torch.autocast(q.device.type, enabled=False):
             mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
             return attention(*(x.float() for x in (q, k, v)), mask, causal, scale).to(q.dtype)
-    if causal and mask is not None:
-        return causal_blocks(q, k, v, mask, scale)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    size = BLOCK.get(q.device.type)
+    if causal and mask is not None and size and q.shape[-2] > size:
+        return causal_blocks(q, k, v, mask, scale, size)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal and mask is None, scale=scale)
 
 
-def causal_blocks(q, k, v, mask, scale):
-    """The same, of a causal mask: each block of queries meets the keys up to its end alone."""
-    size = BLOCK.get(q.device.type, q.shape[-2])
+def causal_blocks(q, k, v, mask, scale, size):
+    """The same, of a causal mask: each block of `size` queries meets the keys up to its end alone."""
     return torch.cat([
         F.scaled_dot_product_attention(q[..., i:i + size, :], k[..., :i + size, :], v[..., :i + size, :],
                                        attn_mask=mask[..., i:i + size, :i + size], scale=scale)

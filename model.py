@@ -88,13 +88,12 @@ class Flamingo(nn.Module):
         past: while text is written, for each block the keys and values of earlier tokens (kit/answers.py)
         """
         every = self.config.xattn_every
-        visual = visual if isinstance(visual, list) else [visual] * len(self.gated)
-        past = past or [None] * len(self.lm.h)
+        visual = self.for_each_layer(visual)
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
                 y = self.gated[i // every](y, visual[i // every], image_index)
-            y = block(y, mask, past[i])                                  # (B,T,D)
+            y = block(y, mask, past and past[i])                         # (B,T,D)
         return self.lm.ln_f(y)
 
     def embed(self, tokens):
@@ -135,6 +134,10 @@ class Flamingo(nn.Module):
     def keys_values(self, visual):
         """-> of each gated layer keys and values (B,N,H,R,d), once for all words to be written; or None"""
         return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
+
+    def for_each_layer(self, visual):
+        """visual as `stream` takes it -> a list, what each gated layer takes"""
+        return visual if isinstance(visual, list) else [visual] * len(self.gated)
 
     def freeze(self, vision=True, lm=True):
         """Chooses what is frozen. (With --adapt, more is: kit/adapt.py.) The language model stays frozen: if

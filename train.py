@@ -159,11 +159,10 @@ class SequenceData(StageData):
         rng = np.random.default_rng([self.config.seed, FOR_SEQUENCES, number, SOURCES.index(source)])
         sequence = encode(document, self.tokenizer, sizes.n_token, sizes.n_image, rng, self.config.p_next)
         seed = int(rng.integers(2 ** 31))  # of the channels that drop_channels leaves out
-        start = 0
         # Half of them begin where prompts do, the others anywhere. Gated layers' queries depend on positions,
         # too: had they met examples near the beginning only, they could not use those late in a long prompt.
-        if rng.random() < 0.5:
-            start = int(rng.integers(sizes.n_context - len(sequence.tokens) + 1))
+        room = sizes.n_context - len(sequence.tokens)
+        start = int(rng.integers(room + 1)) if rng.random() < 0.5 else 0
         return replace(sequence, source=source, seed=seed, start=start)
 
     def batch(self, samples):

@@ -84,7 +84,7 @@ class VanillaXattn(Flamingo):
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         every = self.config.xattn_every
-        visual = visual if isinstance(visual, list) else [visual] * len(self.gated)
+        visual = self.for_each_layer(visual)
         y = self.lm.add_positions(self.embed(tokens), position)                              # (B,T,D)
         for i, block in enumerate(self.lm.h):
             y = y + block.attn(block.ln_1(y), mask, past and past[i])
@@ -123,7 +123,7 @@ class Grafting(Flamingo):
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         n = len(self.lm.h)
-        visual = visual if isinstance(visual, list) else [visual] * len(self.gated)
+        visual = self.for_each_layer(visual)
         y = plain_stream(self.lm, self.embed(tokens), position, mask, past)                  # (B,T,D)
         for k, (block, gated) in enumerate(zip(self.grafted, self.gated)):
             y = block(y, mask, past and past[n + k])

@@ -28,9 +28,8 @@ from xattn import GatedCrossAttention
 class Flamingo(nn.Module):
     """forward(tokens (B,T), image_index (B,T), media, …) -> (logits, loss):
 
-        without targets     logits (B,T,V+2) of every next token, None
-        with targets        logits (K,V+2) of the K tokens that have one, their mean loss
-        and per_target=True logits (K,V+2), the loss of each (K,)
+        without targets  logits (B,T,V+2) of every next token, None
+        with targets     logits (K,V+2) of the K tokens that have one, and their loss: the mean, or of each
 
     tokens:       ids V and V+1 are <image> and <EOC>
     image_index:  the paper's φ, which image each token may look at, counted from 1; 0 = none
@@ -39,6 +38,7 @@ class Flamingo(nn.Module):
     features:     instead of media, what `see` makes of it: (frames,S,D_v), the real frames of all images, one
                   after the other; which is whose, frame_mask says
     targets:      (B,T), the next token, or -100 where there is nothing to learn (if nowhere, the loss is 0)
+    reduction:    of the loss, as in F.cross_entropy: 'mean' -> (), 'none' -> (K,)
     position:     (B,T), where in the context each token stands; by default its place in the row
     sequence:     (B,T), where several share a row, which of them a token belongs to; none sees another
 
@@ -66,7 +66,7 @@ class Flamingo(nn.Module):
         self.freeze()
 
     def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,
-                position=None, sequence=None, per_target=False):
+                position=None, sequence=None, reduction='mean'):
         visual = self.resample(media, features, frame_mask)            # (B,N,R,D_r), or None
         mask = None if sequence is None else same_sequence(sequence)
         y = self.stream(tokens, image_index, visual, position, mask)   # (B,T,D)
@@ -74,25 +74,21 @@ class Flamingo(nn.Module):
             return self.head(y), None
         learn = targets != -100                                        # (B,T)
         logits = self.head(y[learn])                                   # (K,V+2)
-        losses = F.cross_entropy(logits.float(), targets[learn], reduction='none')   # (K,)
-        if per_target:
-            return logits, losses
-        return logits, losses.sum() / max(len(losses), 1)              # 0 if there are no targets
+        loss = F.cross_entropy(logits.float(), targets[learn], reduction='none')     # (K,)
+        return logits, loss if reduction == 'none' else loss.sum() / max(len(loss), 1)
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         """The whole tower: tokens (B,T) -> (B,T,D), from which `head` makes the next word's logits.
 
-        visual (B,N,R,D_r): visual tokens, the same for all gated layers; or what `keys_values` makes of them;
-              None for text alone
+        visual (B,N,R,D_r): visual tokens, the same for all gated layers; None for text alone
         position (B,T): as in `forward`; mask (B,1,T,T), bool or additive: what it sees (None: all before)
         past: while text is written, for each block the keys and values of earlier tokens (kit/answers.py)
         """
         every = self.config.xattn_every
-        visual = self.for_each_layer(visual)
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
-                y = self.gated[i // every](y, visual[i // every], image_index)
+                y = self.gated[i // every](y, visual, image_index)
             y = block(y, mask, past and past[i])                         # (B,T,D)
         return self.lm.ln_f(y)
 
@@ -130,14 +126,6 @@ class Flamingo(nn.Module):
         # would be pictures.
         features = F.layer_norm(features, features.shape[-1:])
         return self.widen(self.resampler(features, frame_mask))
-
-    def keys_values(self, visual):
-        """-> of each gated layer keys and values (B,N,H,R,d), once for all words to be written; or None"""
-        return None if visual is None else [layer.keys_values(visual) for layer in self.gated]
-
-    def for_each_layer(self, visual):
-        """visual as `stream` takes it -> a list, what each gated layer takes"""
-        return visual if isinstance(visual, list) else [visual] * len(self.gated)
 
     def freeze(self, vision=True, lm=True):
         """Chooses what is frozen. (With --adapt, more is: kit/adapt.py.) The language model stays frozen: if

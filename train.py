@@ -295,7 +295,7 @@ class FlamingoStage(Stage):
         _, nll = self.net(
             batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
             sequence=batch.sequence if batch.shared else None,  # else every row is one sequence
-            per_target=True, **self.pictures(batch))                                          # (K,) −log p
+            reduction='none', **self.pictures(batch))                                          # (K,) −log p
         owner = batch.sequence[batch.targets != -100] - 1        # (K,) the sequence of each target, from 0
         n_target = torch.tensor([max(s.n_target, 1) for s in batch.sequences], device=nll.device)
         each = nll.new_zeros(len(n_target)).index_add(0, owner, nll) / n_target               # (sequences,)

@@ -79,8 +79,7 @@ def masked_attention(q, k, v, seen):
 class GatedCrossAttention(nn.Module):
     """One GATED XATTN-DENSE layer (Figure 4): y (B,T,D), visual (B,N,R,D_r), image_index (B,T) -> (B,T,D)
 
-    visual may also be what `keys_values` has made of it, once for all words of an answer (kit/answers.py), or
-    None for text alone.
+    visual is None for text alone.
 
     dim:        width D of the language model;  dim_visual: width of the visual tokens (default D)
     n_head, head_dim: heads and their width, by default D / n_head (the paper: 128 at every size)
@@ -116,11 +115,9 @@ class GatedCrossAttention(nn.Module):
 
     def cross_attention(self, y, visual, image_index):
         """(B,T,D) -> (B,T,D), before the gate"""
-        if visual is not None:
-            k, v = visual if isinstance(visual, tuple) else self.keys_values(visual)  # (B,N,H,R,d) each
-        if visual is None or k.shape[1] == 0:  # no image at all
+        if visual is None or visual.shape[1] == 0:  # no image at all
             return torch.zeros_like(y)
-        q = self.queries(y)                                                           # (B,T,H,d)
+        q, (k, v) = self.queries(y), self.keys_values(visual)             # (B,T,H,d), (B,N,H,R,d) each
         if self.routed:  # each token meets its one image
             out = routed_attention(q, k, v, image_index)                              # (B,T,H,d)
         else:  # each token meets all images, and a mask hides those that it does not see

@@ -14,6 +14,7 @@ from copy import copy
 import torch
 import torch.nn.functional as F
 
+from kit.fast.kept import keeping
 from kit.fast.packed import packed
 from xattn import sees
 
@@ -68,6 +69,7 @@ def search(model, cache, logits, index, n_new, beam_size=3, temperature=0.0, top
     answer = torch.zeros(b * k, 0, dtype=torch.long, device=device)
     fast = packed(model, b * k, int(n_new.max()))
     with torch.inference_mode() if fast is not model else contextlib.nullcontext():
+        fast = keeping(fast, cache.visual)
         for i in range(int(n_new.max())):
             log_p = F.log_softmax(forbid(model, logits.float()), dim=-1)              # (B*k,V+2)
             log_p.masked_fill_(done[:, None], -torch.inf)
@@ -166,9 +168,9 @@ AT_ONCE = 256 << 20  # bytes of answers that are scored together: their keys, va
 
 
 def at_once(model, cache, longest):
-    """How many answers of up to `longest` tokens are scored together: each holds the prompt's keys and values
-    once more, and what the model says of every word after each of its own."""
-    kept = [*cache.text, *(x for kv in cache.visual or [] for x in kv)]
+    """How many answers of up to `longest` tokens are scored together: each holds once more what the cache has
+    of its prompt, and what the model says of every word after each of its own."""
+    kept = [*cache.text, *([] if cache.visual is None else [cache.visual])]
     kept = sum(x[0].nbytes for x in kept)
     return max(1, AT_ONCE // (kept + 4 * longest * (model.config.n_vocab + 2)))
 
@@ -186,7 +188,7 @@ def prefill(model, tokens, length, image_index, n_new, media=None, features=None
     own.
     """
     b, t = tokens.shape
-    visual = model.keys_values(model.resample(media, features, frame_mask))
+    visual = model.resample(media, features, frame_mask)                              # (B,N,R,D_r), or None
     kind = tokens.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.lm.wte.weight.dtype
     cache = Cache(model.config, b, t + n_new, tokens.device, dtype, visual)
@@ -206,8 +208,8 @@ def read(model, cache, tokens, image_index):
 
 
 class Cache:
-    """What would otherwise be computed again for every new word: keys and values of all text and of all
-    pictures.
+    """What would otherwise be computed again for every new word: keys and values of all text, and what was
+    seen in all pictures.
 
     Rows may have different lengths: prompts are padded on the right, each row writes its next token at its
     own `length`, and a key is visible only up to a row's own place, so padding is never seen and is
@@ -220,11 +222,11 @@ class Cache:
         self.config = config
         self.text = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.lm_layer)]
         self.length = torch.zeros(n_row, dtype=torch.long, device=device)             # (B,) tokens held
-        self.visual = visual  # for each gated layer keys and values of all pictures (B,N,H,R,d), or None
+        self.visual = visual                                                          # (B,N,R,D_r), or None
 
     @property
     def n_image(self):
-        return self.visual[0][0].shape[1] if self.visual else 0
+        return 0 if self.visual is None else self.visual.shape[1]
 
     def next(self, t):
         """What Flamingo.stream must know of t more tokens: position (B,T), mask (B,1,T,K), and for each block
@@ -255,13 +257,13 @@ class Cache:
         n_kept = int(index.clamp(1, self.n_image).max())
         kept = (first + torch.arange(n_kept, device=index.device)).clamp(max=self.n_image - 1)  # (B,n_kept)
         rows = torch.arange(len(index), device=index.device)[:, None]
-        self.visual = [(k[rows, kept], v[rows, kept]) for k, v in self.visual]
+        self.visual = self.visual[rows, kept]
         return index
 
     def repeat(self, rows):
         """Keep these rows, in this order; a row may be taken several times (beams, candidates)."""
         self.reorder(rows)
-        self.visual = self.visual and [tuple(x.index_select(0, rows) for x in kv) for kv in self.visual]
+        self.visual = None if self.visual is None else self.visual.index_select(0, rows)
 
     def reorder(self, rows):
         """The same among rows that have the same pictures: the beams of a prompt change places."""
@@ -269,17 +271,13 @@ class Cache:
         self.length = self.length[rows]
 
     def show(self, visual):
-        """More pictures, after those there are: their keys and values, as Flamingo.keys_values gives
-        them."""
-        if self.visual:
-            layers = zip(self.visual, visual)
-            visual = [tuple(torch.cat(pair, dim=1) for pair in zip(old, new)) for old, new in layers]
-        self.visual = visual
+        """More pictures (B,N,R,D_r), after those there are."""
+        self.visual = visual if self.visual is None else torch.cat([self.visual, visual], dim=1)
 
     def keep(self, length, n_image):
         """Back to when it held this many tokens (B,) and pictures; what lies beyond is overwritten."""
         self.length = length
-        self.visual = [(k[:, :n_image], v[:, :n_image]) for k, v in self.visual] if n_image else None
+        self.visual = self.visual[:, :n_image] if n_image else None
 
     def copy(self):
         """What is done to the copy leaves this one as it is; the pictures are shared."""

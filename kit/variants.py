@@ -50,11 +50,6 @@ class CrossAttentionOnly(GatedCrossAttention):
 class NoLayer(nn.Module):
     """Stands where a gated layer is left out."""
 
-    def keys_values(self, visual):
-        """(B,N,R,D_r) -> keys and values of no width, (B,N,1,R,0) each: how many images there are is read off
-        them."""
-        return (visual[:, :, None, :, :0],) * 2
-
     def gates(self):
         return torch.zeros(()), torch.zeros(())
 
@@ -84,12 +79,11 @@ class VanillaXattn(Flamingo):
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         every = self.config.xattn_every
-        visual = self.for_each_layer(visual)
         y = self.lm.add_positions(self.embed(tokens), position)                              # (B,T,D)
         for i, block in enumerate(self.lm.h):
             y = y + block.attn(block.ln_1(y), mask, past and past[i])
             if i % every == 0:
-                y = self.gated[i // every](y, visual[i // every], image_index)
+                y = self.gated[i // every](y, visual, image_index)
             y = y + block.feed_forward(block.ln_2(y))
         return self.lm.ln_f(y)
 
@@ -123,11 +117,10 @@ class Grafting(Flamingo):
 
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         n = len(self.lm.h)
-        visual = self.for_each_layer(visual)
         y = plain_stream(self.lm, self.embed(tokens), position, mask, past)                  # (B,T,D)
         for k, (block, gated) in enumerate(zip(self.grafted, self.gated)):
             y = block(y, mask, past and past[n + k])
-            y = gated(y, visual[k], image_index)
+            y = gated(y, visual, image_index)
         return y
 
 
@@ -229,14 +222,8 @@ class OneStream(Flamingo):
         super().__init__(replace(config, visual_dim=config.lm_dim), vision, lm)
         self.gated = nn.ModuleList([NoLayer()])
 
-    def keys_values(self, visual):
-        """What answering keeps of the pictures, in the form of a gated layer's: here, themselves."""
-        return None if visual is None else [(visual, visual)]
-
     def stream(self, tokens, image_index, visual=None, position=None, mask=None, past=None):
         y = self.embed(tokens)
-        if isinstance(visual, list):
-            visual, _ = visual[0]                                                            # (B,N,R,D)
         if visual is not None:
             y = torch.where(self.places(tokens, image_index).unsqueeze(-1),
                             self.at_places(tokens, image_index, visual), y)

@@ -62,9 +62,9 @@ def test_the_weights_are_those_that_the_layer_uses(attend):
     y, visual, index = torch.randn(1, 7, 16), torch.randn(1, 3, 4, 16), torch.tensor([[0, 1, 1, 2, 3, 3, 4]])
     k, v = layer.keys_values(visual)                                                      # (B,N,H,R,d) each
     v = v[:, :, :1].expand_as(v)
-    layer.to_out = torch.nn.Identity()
-    out = layer.cross_attention(y, (k, v), index)[0].unflatten(-1, (2, 8)).mean(1)  # (T,d)
-    weights = attention.text_to_visual(layer, y, index, (k, v))
+    layer.to_out, layer.keys_values = torch.nn.Identity(), lambda visual: (k, v)
+    out = layer.cross_attention(y, visual, index)[0].unflatten(-1, (2, 8)).mean(1)  # (T,d)
+    weights = attention.text_to_visual(layer, y, visual, index)
     assert torch.allclose(torch.einsum('tnr,nrd->td', weights, v[0, :, 0]), out, atol=1e-5)
 
 

@@ -681,7 +681,7 @@ def test_a_finished_answer_takes_its_end_with_it_when_beams_change_places(monkey
             row[model.eoc if next_word == 'end' else next_word] = p
         return row.log()
 
-    cache = types.SimpleNamespace(repeat=lambda rows: None, reorder=lambda rows: None)
+    cache = types.SimpleNamespace(visual=None, repeat=lambda rows: None, reorder=lambda rows: None)
     monkeypatch.setattr(answers, 'prefill',
                         lambda *_, **__: (cache, logits(None)[None], torch.zeros(1, 1, dtype=torch.long)))
     monkeypatch.setattr(answers, 'read', lambda model, cache, tokens, index: tokens[:, :, None])

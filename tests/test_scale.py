@@ -23,6 +23,7 @@ from gates import open_gates
 from kit import answers
 from kit.cli import configure
 from kit.device import frozen_dtype
+from kit.fast.kept import keeping
 from kit.files import BadInput
 from kit.measure import accounting
 from kit.run import begin, distributed
@@ -83,11 +84,12 @@ def test_token_flops_are_what_torch_counts():
     model = Flamingo(c).eval()
     tokens, features = torch.zeros(1, 12, dtype=torch.long), torch.randn(1, 1, 1, 9, model.vision.dim)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        visual = model.keys_values(model.resample(features=features))
+        visual = model.resample(features=features)
+        fast = keeping(model, visual)
     cache = answers.Cache(c, 1, 12, 'cpu', torch.float32, visual)
     once = counter.get_total_flops()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.head(answers.read(model, cache, tokens, torch.ones_like(tokens)))
+        model.head(answers.read(fast, cache, tokens, torch.ones_like(tokens)))
     lm, gated = accounting.token_flops(c)
     assert counter.get_total_flops() == 12 * (lm + gated + 3 * 4 * 32 * 12 / 2)
     _, resampler, keys = accounting.image_flops(c, accounting.meta_flamingo(c))
@@ -117,10 +119,9 @@ def test_activations_are_what_autograd_keeps():
 def test_caches_are_those_of_generation():
     c = small_config()
     model = Flamingo(c)
-    visual = model.keys_values(model.resample(features=torch.randn(1, 2, 1, 9, model.vision.dim)))
+    visual = model.resample(features=torch.randn(1, 2, 1, 9, model.vision.dim))
     cache = answers.Cache(c, 1, c.n_context, 'cpu', torch.float32, visual)
-    assert accounting.caches(c, torch.float32) == (sum(x.nbytes for x in cache.text),
-                                                   sum(x.nbytes for kv in visual for x in kv))
+    assert accounting.caches(c, torch.float32) == (sum(x.nbytes for x in cache.text), cache.visual.nbytes)
 
 
 def test_sizes_of_ones_own_are_counted_and_no_papers():

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gates import open_gates
+from kit.fast.kept import with_kept
 from kit.fast.routing import one_image_per_token, route_tokens, routed_attention
 from xattn import gate, GatedCrossAttention, masked_attention, SEES, sees
 
@@ -148,15 +149,13 @@ def test_an_edited_rule_is_obeyed(rule, same, monkeypatch):
 
 
 @pytest.mark.parametrize('attend', MODES)
-@pytest.mark.parametrize('how', ['visual None', 'visual empty', 'keys and values empty'])
+@pytest.mark.parametrize('how', ['None', 'empty'])
 def test_no_image_at_all(attend, how):
     """Pure text, tags without pictures included: no attention, and the gated feed-forward still applies."""
     layer = gated_layer(attend)
     index = torch.tensor([[0, 0, 1, 2]])
     y, visual = inputs(1, 4, 0)
-    given = {'visual None': (None, index), 'visual empty': (visual, index),
-             'keys and values empty': (layer.keys_values(visual), index)}
-    out = layer(y, *given[how])
+    out = layer(y, {'None': None, 'empty': visual}[how], index)
     torch.testing.assert_close(out, slow_layer(layer, y, None, index), rtol=1e-10, atol=1e-10)
 
 
@@ -258,14 +257,16 @@ def test_gates_keep_a_bf16_stream_bf16(attend, n_image):
 
 @pytest.mark.parametrize('attend', MODES)
 def test_kept_keys_and_values_give_the_same(attend):
-    """keys_values are made once and shared by all steps; token by token, as in generation, is the same."""
+    """They are made once and shared by all steps; token by token, as in generation, is the same."""
     layer = gated_layer(attend)
     index = torch.tensor([[0, 1, 1, 3, 3, 2, 4], [1, 0, 2, 2, 2, 2, 3]])
     y, visual = inputs(2, 7, 3)
     out = layer(y, visual, index)
-    kept = layer.keys_values(visual)
-    assert torch.equal(layer(y, kept, index), out)
-    steps = [layer(y[:, t:t + 1], kept, index[:, t:t + 1]) for t in range(7)]
+    kept = with_kept(layer, visual)
+    assert torch.equal(kept(y, visual, index), out)
+    with torch.no_grad():
+        layer.to_kv.weight.zero_()
+    steps = [kept(y[:, t:t + 1], visual, index[:, t:t + 1]) for t in range(7)]
     torch.testing.assert_close(torch.cat(steps, 1), out, rtol=1e-10, atol=1e-10)
 
 

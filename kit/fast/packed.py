@@ -52,7 +52,7 @@ def pays(weights, n_word):
 
 def with_packed_layers(module, n_row):
     """A copy of a module that shares all with it but its linear layers, or itself where it has none. Those
-    for keys and values of pictures stay: a cache has them already."""
+    for keys and values of pictures stay: they are made once (kit/fast/kept.py)."""
     if is_linear(module):
         return Packed(module, n_row)
     parts = {name: with_packed_layers(part, n_row)

@@ -206,11 +206,11 @@ def activations(c, model, dtype):
 
 
 def caches(c, dtype):
-    """Bytes of the key/value caches of generation, a sequence: (text at the full context, N pictures)."""
+    """Bytes of the cache of generation, a sequence: (keys and values of text at the full context, visual
+    tokens of N pictures)."""
     width = torch.finfo(dtype).bits // 8
-    n_gated = len(range(0, c.lm_layer, c.xattn_every))
     text = 2 * c.lm_layer * c.n_context * c.lm_dim * width
-    return text, 2 * n_gated * c.n_image * c.n_latent * c.xattn_head * c.xattn_head_dim * width
+    return text, c.n_image * c.n_latent * (c.visual_dim or c.resampler_dim) * width
 
 
 def memory(c, model, dtype, n_gpu, activation_bytes):

@@ -28,7 +28,6 @@ def parallel_flamingo(run, flamingo):
     m = flamingo
     trained_vision = [] if m.vision in m.frozen else m.vision.blocks
     methods = [(m, name) for name in ('resample', 'stream', 'head')]  # what kit/answers.py calls
-    methods += [(layer, 'keys_values') for layer in m.gated]
     return parallel(run, m, units=[*m.lm.h, *m.gated, m.resampler], replicated=[m.vision], methods=methods,
                   recomputed=[*m.lm.h, *m.gated, *m.resampler.layers, *trained_vision])
 

@@ -12,11 +12,11 @@ import torch
 from xattn import sees
 
 
-def text_to_visual(layer, y, image_index, kv):
-    """The weights of one gated layer (xattn.GatedCrossAttention), mean over heads: y (1,T,D), image_index
-    (1,T), kv its keys and values, (1,N,H,R,d) each -> (T,N,R), which sum to 1, or to 0 where a token sees no
-    picture."""
-    score = torch.einsum('thd,nhrd->thnr', layer.queries(y)[0], kv[0][0]) / math.sqrt(layer.head_dim)
+def text_to_visual(layer, y, visual, image_index):
+    """The weights of one gated layer, mean over heads, for what it is given (xattn.GatedCrossAttention), B = 1
+    -> (T,N,R), which sum to 1, or to 0 where a token sees no picture."""
+    q, (k, _) = layer.queries(y), layer.keys_values(visual)                           # (1,T,H,d), (1,N,H,R,d)
+    score = torch.einsum('thd,nhrd->thnr', q[0], k[0]) / math.sqrt(layer.head_dim)
     seen = sees(image_index[0], score.shape[2], layer.attend)                         # (T,N)
     score = score.masked_fill(~seen[:, None, :, None], -torch.inf)
     weight = score.flatten(2).softmax(-1).nan_to_num(0.0)  # NaN where nothing is seen
@@ -50,12 +50,7 @@ def look(model, tokens, image_index, features, frame_mask):
     of them, or to 0 where it sees none."""
     visual = model.resample(features=features, frame_mask=frame_mask)
     from_text = []
-
-    def at_gated(layer, args):
-        y, visual, index = args
-        from_text.append(text_to_visual(layer, y, index, layer.keys_values(visual)))
-
-    with watching(model.gated, at_gated):
+    with watching(model.gated, lambda layer, args: from_text.append(text_to_visual(layer, *args))):
         model.stream(tokens, image_index, visual)
     from_text = sum(from_text) / len(from_text)                                       # (T,N,R)
     n_place = features.shape[1]

@@ -245,6 +245,19 @@ class Batch:
     def shared(self):  # does any row hold several sequences?
         return len(self.sequences) > len(self.tokens)
 
+    def mean_of_each(self, losses):
+        """losses (K,) of all targets, row by row -> the mean of each sequence's (sequences,)"""
+        owner = self.sequence[self.targets != -100] - 1            # (K,) the sequence of each target, from 0
+        n_target = torch.tensor([max(s.n_target, 1) for s in self.sequences], device=losses.device)
+        return losses.new_zeros(len(n_target)).index_add(0, owner, losses) / n_target
+
+    def of_sources(self):
+        """-> {source: the numbers of its sequences, from 0}"""
+        numbers = {}
+        for k, s in enumerate(self.sequences):
+            numbers.setdefault(s.source, []).append(k)
+        return numbers
+
     def to(self, device):
         return replace(self, **{name: x.to(device) for name, x in vars(self).items() if torch.is_tensor(x)})
 

@@ -296,11 +296,8 @@ class FlamingoStage(Stage):
             batch.tokens, batch.image_index, targets=batch.targets, position=batch.position,
             sequence=batch.sequence if batch.shared else None,  # else every row is one sequence
             reduction='none', **self.pictures(batch))                                          # (K,) −log p
-        owner = batch.sequence[batch.targets != -100] - 1        # (K,) the sequence of each target, from 0
-        n_target = torch.tensor([max(s.n_target, 1) for s in batch.sequences], device=nll.device)
-        each = nll.new_zeros(len(n_target)).index_add(0, owner, nll) / n_target               # (sequences,)
-        of = {m: [k for k, s in enumerate(batch.sequences) if s.source == m] for m in self.sources}
-        return {m: each[numbers].mean() for m, numbers in of.items() if numbers}
+        each = batch.mean_of_each(nll)                                                        # (sequences,)
+        return {m: each[numbers].mean() for m, numbers in batch.of_sources().items()}
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)

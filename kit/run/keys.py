@@ -126,9 +126,9 @@ RARE = {
     },
     'Watching it': {
         'log_every': (10, 'steps between rows of log.csv'),
-        'eval_every': (100, 'steps between evaluations; each also saves a checkpoint'),
+        'eval_every': (120, 'steps between evaluations; each also saves a checkpoint'),
         'eval_n': (48, 'episodes of each kind in an evaluation'),
-        'test_n': (200, 'episodes of each kind in the final table'),
+        'test_n': (150, 'episodes of each kind in the final table'),
     },
     'Sizes (set by the preset unless given)': {
         **{name: (FIELDS[name], meaning) for name, meaning in OWN_SIZES.items()},

@@ -251,7 +251,7 @@ class Batch:
         n_target = torch.tensor([max(s.n_target, 1) for s in self.sequences], device=losses.device)
         return losses.new_zeros(len(n_target)).index_add(0, owner, losses) / n_target
 
-    def of_sources(self):
+    def by_source(self):
         """-> {source: the numbers of its sequences, from 0}"""
         numbers = {}
         for k, s in enumerate(self.sequences):

@@ -67,7 +67,9 @@ class Flamingo(nn.Module):
 
     def forward(self, tokens, image_index, media=None, targets=None, *, features=None, frame_mask=None,
                 position=None, sequence=None, reduction='mean'):
-        visual = self.resample(media, features, frame_mask)            # (B,N,R,D_r), or None
+        if features is None:
+            features, frame_mask = self.see(media, frame_mask)         # (frames,S,D_v), (B,N,F)
+        visual = self.resample(features, frame_mask)                   # (B,N,R,D_r), or None
         mask = None if sequence is None else same_sequence(sequence)
         y = self.stream(tokens, image_index, visual, position, mask)   # (B,T,D)
         if targets is None:
@@ -85,11 +87,12 @@ class Flamingo(nn.Module):
         past: while text is written, for each block the keys and values of earlier tokens (kit/answers.py)
         """
         every = self.config.xattn_every
+        past = past or [None] * len(self.lm.h)
         y = self.lm.add_positions(self.embed(tokens), position)          # (B,T,D)
         for i, block in enumerate(self.lm.h):
             if i % every == 0:
                 y = self.gated[i // every](y, visual, image_index)
-            y = block(y, mask, past and past[i])                         # (B,T,D)
+            y = block(y, mask, past[i])                                  # (B,T,D)
         return self.lm.ln_f(y)
 
     def embed(self, tokens):
@@ -105,8 +108,10 @@ class Flamingo(nn.Module):
         return torch.cat([y @ self.lm.wte.weight.T, y @ self.new_rows.T.to(y.dtype)], dim=-1)
 
     def see(self, media, frame_mask=None):
-        """media (B,N,F,3,height,width) -> (features (frames,S,D_v) of its real frames, frame_mask (B,N,F)).
-        (In training they are computed once and kept: kit.features.FrozenFeatures.)"""
+        """media (B,N,F,3,height,width) -> features (frames,S,D_v) of its real frames, and frame_mask (B,N,F);
+        (None, None) without any. (In training made once and kept: kit.features.FrozenFeatures.)"""
+        if media is None or media.shape[1] == 0:
+            return None, None
         if frame_mask is None:
             frame_mask = torch.ones(media.shape[:3], dtype=torch.bool, device=media.device)
         frames = media[frame_mask]                                                  # (frames,3,height,width)
@@ -115,10 +120,8 @@ class Flamingo(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.vision not in self.frozen):
             return self.vision(frames), frame_mask
 
-    def resample(self, media=None, features=None, frame_mask=None):
-        """-> visual tokens (B,N,R,D_r), or None for text alone"""
-        if features is None and media is not None and media.shape[1] > 0:
-            features, frame_mask = self.see(media, frame_mask)
+    def resample(self, features, frame_mask=None):
+        """What `see` gives -> visual tokens (B,N,R,D_r), or None for text alone"""
         if features is None or features.numel() == 0:
             return None
         # Ours, not the paper's: each place gets mean 0 and variance 1. An encoder's grid can be of any size

@@ -107,13 +107,14 @@ def gradients(run, stage, samples):
         ltip              14                   0.2            0.2 · 14/45 ≈ 0.06          0.03
         vtp               14                   0.03           0.03 · 14/45 ≈ 0.01         0.03
     """
-    parts = Parts(run, stage, samples)                    # one, of all samples, unless that is too large
+    parts = Parts(stage, samples)                         # one, of all samples, unless that is too large
     for part, lambdas in parts:
         batch = stage.data.batch(part)
         with autocast(run.device, run.dtype, cache=False):
             losses = stage.losses(batch)                  # {source: L_m}
         sum(lambdas[m] * loss for m, loss in losses.items()).backward()
         parts.add(losses, batch.n_token)
+    distributed.average(stage.module, run.config.shard)   # over ranks; without --shard DDP has done it
     return parts.whole()
 
 
@@ -297,7 +298,8 @@ class FlamingoStage(Stage):
             sequence=batch.sequence if batch.shared else None,  # else every row is one sequence
             reduction='none', **self.pictures(batch))                                          # (K,) −log p
         each = batch.mean_of_each(nll)                                                        # (sequences,)
-        return {m: each[numbers].mean() for m, numbers in batch.of_sources().items()}
+        numbers = batch.by_source()
+        return {m: each[numbers[m]].mean() for m in self.sources if m in numbers}
 
     def evaluate(self):
         return checks.few_shot(self.run, self.module, self.asker)

@@ -62,9 +62,6 @@ def gate(alpha):
 def masked_attention(q, k, v, seen):
     """q (B,T,H,d), k and v (B,N,H,R,d), seen (B,T,N) bool: which images each token sees -> (B,T,H,d)
 
-    For any number of images a token. Where each sees one, as in the paper, `routed_attention` (kit/fast) does
-    the same and computes nothing to mask it. To run this instead, set the layer's `routed` to False.
-
     A token that sees no image gets exactly zero. This must be enforced: a softmax over a fully masked row is
     not empty but NaN (masked by −∞) or *uniform* (by −10⁹): a mixture of every image, later ones too.
     """
@@ -92,7 +89,9 @@ class GatedCrossAttention(nn.Module):
         if attend not in SEES:
             raise ValueError(f'attend={attend}: must be one of {", ".join(SEES)}')
         self.n_head, self.head_dim = n_head, head_dim or dim // n_head
-        self.attend, self.routed = attend, one_image_per_token(SEES[attend])
+        self.attend = attend
+        # The same, but where a token sees one image only, no score is computed to be masked: half the time.
+        self.attention = routed_attention if one_image_per_token(SEES[attend]) else masked_attention
         inner = self.n_head * self.head_dim
         self.norm = nn.LayerNorm(dim)
         self.norm_visual = nn.LayerNorm(dim_visual or dim)  # one for keys and values together
@@ -117,11 +116,10 @@ class GatedCrossAttention(nn.Module):
         """(B,T,D) -> (B,T,D), before the gate"""
         if visual is None or visual.shape[1] == 0:  # no image at all
             return torch.zeros_like(y)
-        q, (k, v) = self.queries(y), self.keys_values(visual)             # (B,T,H,d), (B,N,H,R,d) each
-        if self.routed:  # each token meets its one image
-            out = routed_attention(q, k, v, image_index)                              # (B,T,H,d)
-        else:  # each token meets all images, and a mask hides those that it does not see
-            out = masked_attention(q, k, v, sees(image_index, k.shape[1], self.attend))
+        q = self.queries(y)                                                           # (B,T,H,d)
+        k, v = self.keys_values(visual)                                               # (B,N,H,R,d) each
+        seen = sees(image_index, visual.shape[1], self.attend)                        # (B,T,N)
+        out = self.attention(q, k, v, seen)                                           # (B,T,H,d)
         return self.to_out(out.flatten(2))                                            # (B,T,D)
 
     def gates(self):
@@ -131,6 +129,6 @@ class GatedCrossAttention(nn.Module):
     def forward(self, y, visual, image_index):
         gate_x, gate_d = self.gates()                                                 # tanh(α_x), tanh(α_d)
         y = y + gate_x * self.cross_attention(y, visual, image_index)
-        y = y + gate_d * self.feed_forward(y)
+        y = y + gate_d * self.feed_forward(y)                             # which begins with its LayerNorm
         return y
 

@@ -188,7 +188,9 @@ def prefill(model, tokens, length, image_index, n_new, media=None, features=None
     own.
     """
     b, t = tokens.shape
-    visual = model.resample(media, features, frame_mask)                              # (B,N,R,D_r), or None
+    if features is None:
+        features, frame_mask = model.see(media, frame_mask)
+    visual = model.resample(features, frame_mask)                                     # (B,N,R,D_r), or None
     kind = tokens.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.lm.wte.weight.dtype
     cache = Cache(model.config, b, t + n_new, tokens.device, dtype, visual)

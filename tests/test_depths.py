@@ -16,7 +16,7 @@ def test_each_place_is_read_where_it_is(asker, tmp_path):
     assert list(seen) == ['encoder', 'resampler', *(f'gated layer {k + 1}' for k in range(len(model.gated)))]
     for k, one in enumerate(media):  # each by itself, and the first gated layer by hand
         prompts = asker.prompts([Episode([], Example(one, CAPTION_PROMPT, '')).document()])
-        visual = model.resample(features=prompts['features'], frame_mask=prompts['frame_mask'])
+        visual = model.resample(prompts['features'], prompts['frame_mask'])
         y = model.lm.add_positions(model.embed(prompts['tokens']), None)
         y = model.gated[0](y, visual, prompts['image_index'])
         assert torch.allclose(seen['encoder'][k], prompts['features'][0].mean(0), atol=1e-4)

@@ -226,7 +226,7 @@ def test_one_gated_layer_shows_a_picture_to_its_own_text_only():
         changed = media.clone()
         changed[:, k - 1] = pictures(1, 1, seed=2)[:, 0]
         with torch.no_grad():
-            one, two = (model.gated[0](y, model.resample(m), index) for m in (media, changed))
+            one, two = (model.gated[0](y, model.resample(*model.see(m)), index) for m in (media, changed))
         assert torch.equal((one != two).any(-1), index == k)
 
 
@@ -237,7 +237,7 @@ def test_tags_without_pictures_see_nothing():
     y = torch.randn(1, 10, 16)
     blind = prompts['image_index'].clamp(max=1) * (prompts['image_index'] == 1)
     with torch.no_grad():
-        seen = model.resample(pictures(1, 1))
+        seen = model.resample(*model.see(pictures(1, 1)))
         assert torch.equal(model.gated[0](y, seen, prompts['image_index']), model.gated[0](y, seen, blind))
         nothing = model.gated[0](y, None, prompts['image_index'])
         assert torch.equal(model.gated[0](y, seen, prompts['image_index'])[:, 4:], nothing[:, 4:])
@@ -579,8 +579,8 @@ def test_the_ten_lines_say_the_same(monkeypatch, attend):
     prompts, media = read(model, *PROMPTS, '^#1#2#3'), pictures(5, 3)
     found = generate(model, **prompts, max_new_tokens=6, beam_size=1, media=media)
     for b, (words, _) in enumerate(found):
-        one = alone(prompts, b)
-        assert greedy(model, one['tokens'], one['image_index'], model.resample(media[b:b + 1]), 6) == words
+        one, visual = alone(prompts, b), model.resample(*model.see(media[b:b + 1]))
+        assert greedy(model, one['tokens'], one['image_index'], visual, 6) == words
     assert len({str(words) for words, _ in found}) > 1
 
 
@@ -590,7 +590,7 @@ def test_a_score_is_the_sum_of_the_log_likelihoods_of_its_words():
     model = flamingo(1)
     prompts, media, answers = read(model, *PROMPTS), pictures(4, 3), [[1, 2, 3], [4, 1]]
     for b, found in enumerate(score(model, **prompts, candidates=[answers] * 4, media=media)):
-        one, visual = alone(prompts, b), model.resample(media[b:b + 1])
+        one, visual = alone(prompts, b), model.resample(*model.see(media[b:b + 1]))
         for ids, total in zip(answers, found):
             tokens = torch.cat([one['tokens'], torch.tensor([ids])], dim=1)
             index = torch.cat([one['image_index'], one['image_index'][:, -1:].expand(1, len(ids))], dim=1)
@@ -887,13 +887,13 @@ def test_padded_pictures_are_not_resampled():
     seen = []
     model.resampler.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[1])))
     with torch.no_grad():
-        visual = model.resample(features=features, frame_mask=mask)
+        visual = model.resample(features, mask)
         for b, n in itertools.product(range(3), range(3)):
             expected = torch.zeros_like(visual[b, n])
             if mask[b, n, 0]:
-                expected = model.resample(features=features[b:b + 1, n:n + 1])[0, 0]
+                expected = model.resample(features[b:b + 1, n:n + 1])[0, 0]
             # 100 roundings of numbers up to 4.
             torch.testing.assert_close(visual[b, n], expected, rtol=0, atol=400 * EPS)
-        again = model.resample(features=features[mask], frame_mask=mask)  # real ones alone, no padding given
+        again = model.resample(features[mask], mask)  # real ones alone, no padding given
         torch.testing.assert_close(again, visual, rtol=0, atol=400 * EPS)
     assert seen[0] == 4

@@ -76,7 +76,7 @@ def test_occlusion_is_the_difference_of_two_plain_passes(loaded):
     assert lost.shape == (prompts['tokens'].shape[1] - 1, 121)
     pixels = asker.features.pixels(media)
     changed = asker.features.encode(blanked(pixels)[7])
-    see = lambda features: asker.model.resample(features=features, frame_mask=prompts['frame_mask'])
+    see = lambda features: asker.model.resample(features, prompts['frame_mask'])
     text = prompts['tokens'], prompts['image_index']
     of = lambda features: log_likelihoods(asker.model, *text, see(features))
     expected = of(prompts['features']) - of(changed)

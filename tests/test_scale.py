@@ -84,7 +84,7 @@ def test_token_flops_are_what_torch_counts():
     model = Flamingo(c).eval()
     tokens, features = torch.zeros(1, 12, dtype=torch.long), torch.randn(1, 1, 1, 9, model.vision.dim)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        visual = model.resample(features=features)
+        visual = model.resample(features)
         fast = keeping(model, visual)
     cache = answers.Cache(c, 1, 12, 'cpu', torch.float32, visual)
     once = counter.get_total_flops()
@@ -119,7 +119,7 @@ def test_activations_are_what_autograd_keeps():
 def test_caches_are_those_of_generation():
     c = small_config()
     model = Flamingo(c)
-    visual = model.resample(features=torch.randn(1, 2, 1, 9, model.vision.dim))
+    visual = model.resample(torch.randn(1, 2, 1, 9, model.vision.dim))
     cache = answers.Cache(c, 1, c.n_context, 'cpu', torch.float32, visual)
     assert accounting.caches(c, torch.float32) == (sum(x.nbytes for x in cache.text), cache.visual.nbytes)
 

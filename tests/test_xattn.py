@@ -114,7 +114,7 @@ def test_routed_attention_is_masked_attention(page):
     toward = torch.randn(b, t, 2, 3, dtype=torch.float64)
     plain = masked_attention(*leaves, sees(index, n_image, 'last'))
     gradients = grown(plain, toward, leaves)
-    fast = routed_attention(*leaves, index)
+    fast = routed_attention(*leaves, sees(index, n_image, 'last'))
     torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(grown(fast, toward, leaves), gradients, rtol=1e-11, atol=1e-11)
 
@@ -145,7 +145,8 @@ def test_an_edited_rule_is_obeyed(rule, same, monkeypatch):
     seen = rule(torch.arange(1, 4), index.unsqueeze(-1))
     expected = layer.to_out(masked_attention(q, k, v, seen).flatten(2))
     torch.testing.assert_close(layer.cross_attention(y, visual, index), expected, rtol=1e-12, atol=1e-12)
-    assert layer.routed == one_image_per_token(SEES['last']) == same
+    assert one_image_per_token(SEES['last']) == same
+    assert layer.attention is (routed_attention if same else masked_attention)
 
 
 @pytest.mark.parametrize('attend', MODES)
@@ -292,7 +293,7 @@ def test_route_reaches_every_seeing_token_and_wastes_little(seed):
     g = torch.Generator().manual_seed(seed)
     b, t, n = (int(torch.randint(1, high, (), generator=g)) for high in (4, 60, 33))
     index = random_page(g, b, t, n)
-    route = route_tokens(index, n)
+    route = route_tokens(sees(index, n, 'last'))
     seen = (index >= 1) & (index <= n)
     assert torch.equal(route.seen, seen)
 
@@ -319,6 +320,6 @@ def test_work_does_not_grow_with_the_number_of_images():
         q, kv = torch.randn(1, 64, 2, 3), torch.randn(2, 1, n, 2, R, 3)
         index = torch.arange(64)[None] * n // 64 + 1
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            routed_attention(q, *kv, index)
+            routed_attention(q, *kv, sees(index, n, 'last'))
         scores[n] = counter.get_total_flops()
     assert 0 < scores[32] <= 2 * scores[1]

@@ -35,17 +35,18 @@ def one_image_per_token(rule):
     return all(rule(image, index) == (image == index) for image in range(1, 66) for index in range(66))
 
 
-def route_tokens(image_index, n_image):
-    """image_index (B,T) int, N images a sequence -> Route. An index below 1 or above N sees nothing.
+def route_tokens(seen):
+    """seen (B,T,N) bool, which image each token sees: one or none -> Route
 
-        tokens       a  b  c  d  e      image_index 0 1 1 2 2, two images: a sees nothing, chunks hold C = 2
+        tokens       a  b  c  d  e      of two images a sees none, b and c the first: chunks hold C = 2
         chunks       (b c) of image 1, (d e) of image 2:  token = b c d e,  place of b c d e = 0 1 2 3
     """
-    b, t = image_index.shape
-    device = image_index.device
-    seen = (image_index >= 1) & (image_index <= n_image)                                  # (B,T)
+    b, t, n_image = seen.shape
+    device = seen.device
+    image = seen.int().argmax(-1)                                                         # (B,T) which, …
+    seen = seen.any(-1)                                                                   # … if any
     first = torch.arange(b, device=device)[:, None] * n_image                        # (B,1) of a row's images
-    owner = (first + image_index - 1).flatten()                                      # (B*T,) which of all B*N
+    owner = (first + image).flatten()                                                # (B*T,) which of all B*N
     token = seen.flatten().nonzero().squeeze(1)                                         # (K,) tokens that see
     token = token[owner[token].argsort(stable=True)]                                      # … sorted by image
     count = torch.bincount(owner[token], minlength=b * n_image)                           # tokens per image
@@ -64,15 +65,15 @@ def route_tokens(image_index, n_image):
     return Route(token_at, image, whole, place_of, seen, chunk)
 
 
-def routed_attention(q, k, v, image_index):
-    """xattn.masked_attention, where a token sees the image of its index and no other.
+def routed_attention(q, k, v, seen):
+    """xattn.masked_attention, where no token sees more than one image.
 
-    q (B,T,H,d), k and v (B,N,H,R,d), image_index (B,T) -> (B,T,H,d), zero where a token sees nothing.
+    q (B,T,H,d), k and v (B,N,H,R,d), seen (B,T,N) bool -> (B,T,H,d), zero where a token sees nothing.
     """
     if k.shape[1] == 1:  # nothing to route: captioned pictures, and an answer that is written word by word
         out = attention(q.transpose(1, 2), k[:, 0], v[:, 0]).transpose(1, 2)              # (B,T,H,d)
-        return out.masked_fill((image_index != 1)[..., None, None], 0.0)
-    return attention_along(route_tokens(image_index, k.shape[1]), q, k, v)
+        return out.masked_fill(~seen[..., None], 0.0)
+    return attention_along(route_tokens(seen), q, k, v)
 
 
 def attention_along(route, q, k, v):

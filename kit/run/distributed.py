@@ -118,8 +118,9 @@ def mean(*numbers):
 
 
 def mean_of(numbers):
-    """{name: number} -> the same, each a mean over ranks, which have the same names in the same order."""
-    return dict(zip(numbers, mean(*numbers.values())))
+    """{name: number} -> the same, each a mean over ranks, which have the same names, in any order."""
+    means = dict(zip(sorted(numbers), mean(*(numbers[name] for name in sorted(numbers)))))
+    return {name: means[name] for name in numbers}
 
 
 def largest(number):

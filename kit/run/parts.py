@@ -5,21 +5,18 @@ from kit.run import distributed
 
 
 class Parts:
-    """for samples, lambdas in Parts(run, stage, samples): what goes through the model at one time, {source:
+    """for samples, lambdas in Parts(stage, samples): what goes through the model at one time, {source:
     samples}, and λ of each loss: the stage's, times the part's share. Then `add` what came out.
-
-    After the last part, ranks exchange their gradients.
     """
 
-    def __init__(self, run, stage, samples):
-        self.run, self.stage, self.found = run, stage, []
+    def __init__(self, stage, samples):
+        self.stage, self.found = stage, []
         self.parts, self.shares = parts_of(stage, samples)
 
     def __iter__(self):
         for k, (part, share) in enumerate(zip(self.parts, self.shares)):
             with distributed.accumulating(self.stage.net, more=k < len(self.parts) - 1):
                 yield part, {m: weight * share[m] for m, weight in self.stage.lambdas.items()}
-        distributed.average(self.stage.module, self.run.config.shard)  # with --shard; else DDP has done it
 
     def add(self, losses, n_token):
         """losses: {name: the part's mean}; n_token: tokens read, padding included"""

@@ -48,7 +48,7 @@ def look(model, tokens, image_index, features, frame_mask):
     """tokens, image_index (1,T), features (frames,S,D) of all frames, frame_mask (1,N,F) -> (T,N,F,S): how
     much each token, while the next one is predicted, looks at each place of each picture; sums to 1 over all
     of them, or to 0 where it sees none."""
-    visual = model.resample(features=features, frame_mask=frame_mask)
+    visual = model.resample(features, frame_mask)
     from_text = []
     with watching(model.gated, lambda layer, args: from_text.append(text_to_visual(layer, *args))):
         model.stream(tokens, image_index, visual)
@@ -58,7 +58,7 @@ def look(model, tokens, image_index, features, frame_mask):
     for n, clip in enumerate(features.split(frame_mask[0].sum(-1).tolist())):  # clips differ in length
         maps, real = [], len(clip)
         with watching(model.resampler.layers, lambda at, args: maps.append(visual_to_places(at, *args))):
-            model.resample(features=clip[None, None])
+            model.resample(clip[None, None])
         to_places = sum(maps)[0]
         to_places = to_places / to_places.sum(-1, keepdim=True)                       # (R,F*S)
         out[:, n, :real] = (from_text[:, n] @ to_places).unflatten(-1, (real, n_place))

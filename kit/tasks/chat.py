@@ -72,7 +72,7 @@ class Chat:
         for kept in (self.asker.features.kept, self.asker.features.pixels.kept):
             kept.drop(media.key)  # a file of the same name may be another picture by now
         features, frame_mask = self.asker.features([[media]])
-        visual = self.model.resample(features=features, frame_mask=frame_mask)  # of this picture alone
+        visual = self.model.resample(features, frame_mask)  # of this picture alone
         self.before.append((list(self.pieces), self.cache.length, self.n_image))
         if self.pieces:
             self.read([self.tokenizer.eoc], self.n_image)  # <EOC> before each image but the first

@@ -27,7 +27,7 @@ def at_depths(asker, media, batch_size=64):
     for start in range(0, len(media), batch_size):
         part = media[start:start + batch_size]
         prompts = asker.prompts([Episode([], Example(one, CAPTION_PROMPT, '')).document() for one in part])
-        visual = model.resample(features=prompts['features'], frame_mask=prompts['frame_mask'])  # (B,1,R,D)
+        visual = model.resample(prompts['features'], prompts['frame_mask'])  # (B,1,R,D)
         found, places = {'encoder': pool_media(asker.features, part), 'resampler': visual.flatten(1)}, []
         hooks = [layer.register_forward_hook(lambda *said: places.append(said[2][:, -1]))
                  for layer in model.gated]

@@ -44,14 +44,14 @@ def occlusion(asker, media, prompts, images=None):
     images: which pictures, counted from 0; all unless said
     """
     model, tokens, index = asker.model, prompts['tokens'], prompts['image_index']
-    visual = model.resample(features=prompts['features'], frame_mask=prompts['frame_mask'])   # (1,N,R,D)
+    visual = model.resample(prompts['features'], prompts['frame_mask'])   # (1,N,R,D)
     whole, found = log_likelihoods(model, tokens, index, visual), {}
     for n in range(len(media)) if images is None else images:
         pixels = blanked(asker.features.pixels(media[n]))                             # (P,F,3,H,W)
         features = asker.features.encode(pixels.flatten(0, 1)).to(tokens.device)      # (P*F,S,D)
         mask = torch.ones(len(pixels), 1, pixels.shape[1], dtype=torch.bool, device=tokens.device)
         changed = visual.repeat(len(pixels), 1, 1, 1)                                 # (P,N,R,D)
-        changed[:, n] = model.resample(features=features, frame_mask=mask)[:, 0]
+        changed[:, n] = model.resample(features, mask)[:, 0]
         rows = (len(pixels), -1)
         found[n] = (whole - log_likelihoods(model, tokens.expand(rows), index.expand(rows), changed)).T
     return found

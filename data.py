@@ -111,7 +111,7 @@ class Encoded:
     image_index: np.ndarray  # int64, φ: for each token the picture it may look at, counted from 1; 0 = none
     loss_mask: np.ndarray    # bool: is this token learned? (Never the first: nothing stands before it.)
     media: list
-    # The rest is set by train.SequenceData.sequence:
+    # The rest is set by train.SequenceData.encoded:
     source: str = ''         # which of the sources it came from
     seed: int = 0            # says which channels of its pictures are left out (kit.features.drop_channels)
     start: int = 0           # where in the context its first token stands

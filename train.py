@@ -22,15 +22,16 @@ nano's first step.
             StageData.read (kit/run/batches.py)     -> {source: sequences}            18 + 8 + 8 + 4 sequences
                 SequenceData.of_source              batch i of one source: n Documents from number i·n on
                     Reader.document                 number -> Document of kit/world/pages.py or a folder,
-                                                    its pictures decoded (kit/run/reading.py)
-                    SequenceData.sequence           -> data.Encoded, at a random place of the context
+                                                    its pictures decoded into reader.pixels (kit/run/reading.py)
+                    SequenceData.encoded            -> data.Encoded, at a random place of the context
                         data.encode                 -> tokens, image_index, loss_mask (T,)  T here: 5 to 118
         gradients                                   adds ∇ Σ λ L; of Parts (kit/run/parts.py): mostly one
             SequenceData.batch                      sequences of all sources -> tensors        tokens (14,118)
                 data.collate                        pads; short sequences share a row
             FlamingoStage.losses                    L of each source, a mean over its sequences
-                FlamingoStage.pictures              features (kit/features.py), less some channels (282,9,384)
+                FlamingoStage.pictures              these pixels -> features (kit/features.py)     (282,9,384)
                 Flamingo.forward                    -> the loss of each target                         (1135,)
+                data.Batch.mean_of_each             -> the mean of each sequence                         (38,)
         Stage.clip (kit/run/stage.py)
         optimizer.step
 
@@ -151,10 +152,10 @@ class SequenceData(StageData):
 
     def of_source(self, source, i):
         """-> batch i of a source, [Encoded]: its Documents from number i·n on, n of them"""
-        return [self.sequence(self.reader.document(source, number), source, number)
+        return [self.encoded(self.reader.document(source, number), source, number)
                 for number in self.numbers(i, 'batch_' + source)]
 
-    def sequence(self, document, source, number):
+    def encoded(self, document, source, number):
         """Document of this number -> Encoded: a window of it, somewhere in the context"""
         sizes = self.model_config
         rng = np.random.default_rng([self.config.seed, FOR_SEQUENCES, number, SOURCES.index(source)])
@@ -262,7 +263,7 @@ class FlamingoStage(Stage):
         gates learn 15 times as fast as the rest       --gate_scale, `adamw`
         some channels of each picture are left out     --feature_dropout, kit/features.py
           (otherwise it relies on a few that distinguish training pictures, but not new ones)
-        pages stand anywhere in the context            SequenceData.sequence
+        pages stand anywhere in the context            SequenceData.encoded
     """
     name = 'flamingo'
 
@@ -353,7 +354,7 @@ GROUPS = FIRST | {
         'language_tokens': (448, 'tokens a row, at a random place of the context'),
         'language_lr': (2e-3, 'peak learning rate'),
         'flamingo_iters': (840, 'of the Flamingo stage'),
-        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),  # --batch='m3w=12 vtp=2'
+        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),  # --batch='m3w=12': config.batch_m3w
         'flamingo_lr': (2e-3, 'peak learning rate'),
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
         'weight_decay': (0.1, 'of matrices; not of the resampler, nor of what `adamw` names'),

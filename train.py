@@ -22,7 +22,7 @@ nano's first step.
             StageData.read (kit/run/batches.py)     -> {source: sequences}            18 + 8 + 8 + 4 sequences
                 SequenceData.of_source              batch i of one source: n Documents from number i·n on
                     Reader.document                 number -> Document of kit/world/pages.py or a folder,
-                                                    its pictures decoded into reader.pixels (kit/run/reading.py)
+                                                    pictures decoded into reader.pixels (kit/run/reading.py)
                     SequenceData.encoded            -> data.Encoded, at a random place of the context
                         data.encode                 -> tokens, image_index, loss_mask (T,)  T here: 5 to 118
         gradients                                   adds ∇ Σ λ L; of Parts (kit/run/parts.py): mostly one
@@ -328,7 +328,7 @@ STAGES = {stage.name: stage for stage in (VisionStage, LanguageStage, FlamingoSt
 # The command, and its keys
 
 
-BATCH = {
+BATCH = {  # --batch='m3w=12' sets config.batch_m3w
     'batch_m3w': (18, 'interleaved pages'),
     'batch_align': (8, 'pairs with short captions'),
     'batch_ltip': (8, 'pairs with long captions'),
@@ -354,7 +354,7 @@ GROUPS = FIRST | {
         'language_tokens': (448, 'tokens a row, at a random place of the context'),
         'language_lr': (2e-3, 'peak learning rate'),
         'flamingo_iters': (840, 'of the Flamingo stage'),
-        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),  # --batch='m3w=12': config.batch_m3w
+        'batch': (BATCH, 'sequences of each source a step, in the Flamingo stage'),
         'flamingo_lr': (2e-3, 'peak learning rate'),
         'warmup': (50, 'steps from zero to the peak (the paper: 5,000)'),
         'weight_decay': (0.1, 'of matrices; not of the resampler, nor of what `adamw` names'),

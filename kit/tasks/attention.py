@@ -13,8 +13,8 @@ from xattn import sees
 
 
 def text_to_visual(layer, y, visual, image_index):
-    """The weights of one gated layer, mean over heads, for the arguments of its forward, B = 1 -> (T,N,R), which
-    sum to 1, or to 0 where a token sees no picture."""
+    """The weights of one gated layer, mean over heads, for the arguments of its forward, B = 1 -> (T,N,R),
+    which sum to 1, or to 0 where a token sees no picture."""
     q, (k, _) = layer.queries(y), layer.keys_values(visual)                           # (1,T,H,d), (1,N,H,R,d)
     score = torch.einsum('thd,nhrd->thnr', q[0], k[0]) / math.sqrt(layer.head_dim)
     seen = sees(image_index[0], score.shape[2], layer.attend)                         # (T,N)

@@ -35,6 +35,7 @@ from kit.files import BadInput, whole_file
 from kit.measure import accounting, peers
 from kit.measure.clock import matmul_rate, measure, Work
 from kit.run.keys import check_values
+from kit.run.parts import in_parts
 from kit.run.run import Run, SIZE_FIELDS
 from kit.show import lettering
 from kit.tasks.episodes import episodes_of
@@ -188,7 +189,7 @@ def stage_step(run, stage, numbers):
     """A step as in train.train_stage, at the next place in the data."""
     def call():
         i = next(numbers)
-        _, n_token = train.gradients(run, stage, stage.data.read(stage.sources, i))
+        _, n_token = in_parts(train.gradients, run, stage, stage.data.read(stage.sources, i))
         stage.clip()
         stage.optimizer.step()
         stage.optimizer.zero_grad()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kit.fast.attention import attention
-from kit.fast.ragged import for_each_clip
+from kit.fast.ragged import for_each_clip, real_frames
 
 
 class FeedForward(nn.Module):
@@ -120,9 +120,7 @@ class PerceiverResampler(nn.Module):
         return self.norm(x)
 
     def forward(self, features, frame_mask=None):
-        if frame_mask is None:
-            return self.perceive(self.project(features).flatten(0, 1)).unflatten(0, features.shape[:2])
-        frames = features[frame_mask] if features.ndim == 5 else features            # (frames,S,D_v)
+        frames, frame_mask = real_frames(features, frame_mask)                       # (frames,S,D_v), (B,N,F)
         length = frame_mask.flatten(0, 1).sum(1)                                     # (B*N,) of each image
         # Each image is perceived by itself; those with equally many frames run as one batch.
         none = torch.zeros_like(self.latents)                                        # of an image without any

@@ -25,7 +25,7 @@ nano's first step.
                                                     pictures decoded into reader.pixels (kit/run/reading.py)
                     SequenceData.encoded            -> data.Encoded, at a random place of the context
                         data.encode                 -> tokens, image_index, loss_mask (T,)  T here: 5 to 118
-        gradients                                   adds ∇ Σ λ L; of Parts (kit/run/parts.py): mostly one
+        gradients                                   adds ∇ Σ λ L; in parts, if need be (kit/run/parts.py)
             SequenceData.batch                      sequences of all sources -> tensors        tokens (14,118)
                 data.collate                        pads; short sequences share a row
             FlamingoStage.losses                    L of each source, a mean over its sequences
@@ -65,7 +65,7 @@ from kit.run.finetuning import Finetuning
 from kit.run.keys import FIRST, GONE, RARE, SOURCES, check_values
 from kit.run.loop import Loop
 from kit.run.parallel import parallel_flamingo, parallel_language, parallel_vision
-from kit.run.parts import Parts
+from kit.run.parts import in_parts, is_one_part
 from kit.run.stage import Stage
 
 
@@ -81,7 +81,10 @@ def train_stage(run, stage):
         lr = stage.lr * schedule(stage.schedule_name, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
-        losses, n_token = gradients(run, stage, samples)
+        if is_one_part(stage, samples):
+            losses, n_token = gradients(run, stage, samples, stage.lambdas)
+        else:                                             # a batch too large for one pass, or many processes
+            losses, n_token = in_parts(gradients, run, stage, samples)
         norm = stage.clip().item()                        # once: clipping per source would change the mix
         if loop.check_finite(losses, norm):               # if not, this step is skipped, and the log says so
             stage.optimizer.step()
@@ -94,9 +97,9 @@ def train_stage(run, stage):
     return loop.complete
 
 
-def gradients(run, stage, samples):
+def gradients(run, stage, samples, lambdas):
     """Adds the gradient of Σ_m λ_m L_m (§2.4, appendix B.1.2) to every parameter's .grad. m: the sources.
-    samples: {source: samples of its batch} -> ({source: L_m}, tokens read, padding included)
+    samples: {source: samples of its batch} -> ({source: L_m} as floats, tokens read, padding included)
 
     The paper's L_m are sums over a sequence's targets, ours are means. A caption has few targets, so a mean
     gives each of them more weight than a sum does, and the equivalent λ is smaller. For align and
@@ -108,15 +111,11 @@ def gradients(run, stage, samples):
         ltip              14                   0.2            0.2 · 14/45 ≈ 0.06          0.03
         vtp               14                   0.03           0.03 · 14/45 ≈ 0.01         0.03
     """
-    parts = Parts(stage, samples)                         # one, of all samples, unless that is too large
-    for part, lambdas in parts:
-        batch = stage.data.batch(part)
-        with autocast(run.device, run.dtype, cache=False):
-            losses = stage.losses(batch)                  # {source: L_m}
-        sum(lambdas[m] * loss for m, loss in losses.items()).backward()
-        parts.add(losses, batch.n_token)
-    distributed.average(stage.module, run.config.shard)   # over ranks; without --shard DDP has done it
-    return parts.whole()
+    batch = stage.data.batch(samples)
+    with autocast(run.device, run.dtype, cache=False):
+        losses = stage.losses(batch)                      # {source: L_m}
+    sum(lambdas[m] * loss for m, loss in losses.items()).backward()
+    return {m: loss.item() for m, loss in losses.items()}, batch.n_token
 
 
 def adamw(named_parameters, weight_decay, gate_scale=1.0):

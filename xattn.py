@@ -62,13 +62,17 @@ def gate(alpha):
 def masked_attention(q, k, v, seen):
     """q (B,T,H,d), k and v (B,N,H,R,d), seen (B,T,N) bool: which images each token sees -> (B,T,H,d)
 
+    This is the definition. By default `routed_attention` runs in its place (see __init__ below), the same if
+    no token sees more than one image.
+
     A token that sees no image gets exactly zero. This must be enforced: a softmax over a fully masked row is
     not empty but NaN (masked by −∞) or *uniform* (by −10⁹): a mixture of every image, later ones too.
     """
+    n_visual = k.shape[3]                                                             # R
     k, v = (x.transpose(1, 2).flatten(2, 3) for x in (k, v))                          # (B,H,N*R,d) each
     # A token that sees none may see all, so that its softmax is finite; then its row is set to zero.
     blind = ~seen.any(-1, keepdim=True)                                               # (B,T,1)
-    mask = (seen | blind).repeat_interleave(k.shape[2] // seen.shape[2], dim=-1)      # (B,T,N*R)
+    mask = (seen | blind).repeat_interleave(n_visual, dim=-1)                         # (B,T,N*R)
     out = attention(q.transpose(1, 2), k, v, mask.unsqueeze(1)).transpose(1, 2)       # (B,T,H,d)
     return out.masked_fill(blind.unsqueeze(-1), 0.0)
 
@@ -90,7 +94,7 @@ class GatedCrossAttention(nn.Module):
             raise ValueError(f'attend={attend}: must be one of {", ".join(SEES)}')
         self.n_head, self.head_dim = n_head, head_dim or dim // n_head
         self.attend = attend
-        # The same, but where a token sees one image only, no score is computed to be masked: half the time.
+        # The faster of two that are the same: kit/fast/routing.py. Set to masked_attention, it does as well.
         self.attention = routed_attention if one_image_per_token(SEES[attend]) else masked_attention
         inner = self.n_head * self.head_dim
         self.norm = nn.LayerNorm(dim)

@@ -37,6 +37,7 @@ from kit.sources.decode import LIMIT_FRAMES, read_frames
 from kit.sources.forms import open_folder, open_path
 from kit.run.batches import PairData
 from kit.run.keys import check_values
+from kit.run.parts import in_parts
 from kit.run.run import Run
 from kit.tasks.asker import load
 from kit.tasks.episodes import can_ask
@@ -1152,7 +1153,7 @@ def test_every_key_of_training_at_its_edges_takes_a_step(tmp_path, monkeypatch):
     def one_step(run, stages):
         for name in ('vision', 'language', 'flamingo'):
             stage = train.STAGES[name](run)
-            train.gradients(run, stage, stage.data.read(stage.sources, 0))
+            in_parts(train.gradients, run, stage, stage.data.read(stage.sources, 0))
             stage.clip()
             run.save_stage(stage)
         return []

@@ -28,6 +28,7 @@ from kit.files import BadInput
 from kit.measure import accounting
 from kit.run import begin, distributed
 from kit.run.keys import check_values, SOURCES
+from kit.run.parts import in_parts
 from kit.run.run import Run
 from kit.tasks.results import measure
 from kit.weights import checkpoint
@@ -195,7 +196,7 @@ def flamingo_gradient(folder, *arguments, exact=False):
         stage.module.double()
         stage.pictures = lambda batch: {k: v.double() if v.is_floating_point() else v
                                         for k, v in pictures(batch).items()}
-    losses, _ = train.gradients(run, stage, stage.data.read(['m3w'], 0))
+    losses, _ = in_parts(train.gradients, run, stage, stage.data.read(['m3w'], 0))
     gradient = torch.cat([p.grad.flatten() for p in stage.module.parameters() if p.requires_grad])
     return losses['m3w'], gradient, stage
 
@@ -210,7 +211,7 @@ def test_micro_batches_and_activation_checkpointing_change_nothing(untrained):
         assert_near(other, gradient, 16 * EPS / torch.finfo(torch.float64).eps)
     a, b = (train.LanguageStage(small_run(untrained, f'--micro_batches={n}')) for n in (1, 2))
     b.module.load_state_dict(a.module.state_dict())
-    whole, parts = (train.gradients(s.run, s, s.data.read(['text'], 0))[0]['text']
+    whole, parts = (in_parts(train.gradients, s.run, s, s.data.read(['text'], 0))[0]['text']
                     for s in (a, b))
     assert parts == pytest.approx(whole, rel=128 * EPS)  # a mean over 4 · 32 targets
 
@@ -279,7 +280,7 @@ def test_pretrained_weights_are_taken_as_they_are(tmp_path, tiny_nfnet):
     torch.testing.assert_close(lm.h[1].mlp.c_fc.weight, state['transformer.h.1.mlp.c_fc.weight'].T)
     assert lm.h[0].attn.n_head == 4 and lm.h[1].ln_2.eps == lm.ln_f.eps == 1e-3
     assert torch.equal(flamingo.module.vision.stem[0].weight, timm_state()['stem.conv1.weight'])
-    losses, _ = train.gradients(run, flamingo, flamingo.data.read(['m3w'], 0))
+    losses, _ = in_parts(train.gradients, run, flamingo, flamingo.data.read(['m3w'], 0))
     assert math.isfinite(losses['m3w'])
     # The same is fine.
     published_run(tmp_path / 'out', *given, '--lm_layer=2', '--vision=tiny', '--sizes=lm_head=4')

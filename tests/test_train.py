@@ -20,6 +20,7 @@ from kit.run.ahead import Ahead, look_ahead
 from kit.run.batches import PairData, TextData
 from kit.run.keys import check_values
 from kit.run.loop import OUT_OF_TIME
+from kit.run.parts import in_parts, is_one_part
 from kit.run.run import Run
 from kit.weights import checkpoint
 from kit.world.draw import clip_media, picture_media
@@ -58,7 +59,7 @@ def exact_stage(flamingo_stage):
 
 def gradient(stage, names):
     stage.optimizer.zero_grad()
-    losses, _ = train.gradients(stage.run, stage, stage.data.read(names, 0))
+    losses, _ = train.gradients(stage.run, stage, stage.data.read(names, 0), stage.lambdas)
     return losses, [p.grad.clone() for p in stage.module.parameters() if p.requires_grad]
 
 
@@ -89,6 +90,17 @@ def test_accumulation_is_the_weighted_sum_of_gradients(exact_stage):
     share = 4 * n ** 0.5 * EPS
     for a, b in zip(together, alone, strict=True):
         assert_near(a, b, share / torch.finfo(torch.float64).eps)
+
+
+def test_one_part_is_the_whole(exact_stage):
+    stage, names = exact_stage, list(exact_stage.lambdas)
+    samples = stage.data.read(names, 0)
+    assert is_one_part(stage, samples)
+    losses, whole = gradient(stage, names)
+    stage.optimizer.zero_grad()
+    again, _ = in_parts(train.gradients, stage.run, stage, samples)
+    assert again == losses
+    assert all(map(torch.equal, whole, (p.grad for p in stage.module.parameters() if p.requires_grad)))
 
 
 def test_in_turns_no_source_passes_over_any_of_its_batches(flamingo_stage):
@@ -494,7 +506,7 @@ def test_the_embedded_world_shows_both_sources_the_same_pictures(tmp_path, argum
                          ('--augment=lines=0.5',): [(16, 1)] * 2,
                          ('--align=shapes:2',): [(once, 1)] * 2}[tuple(arguments)]
     stage = train.VisionStage(run)
-    losses, _ = train.gradients(run, stage, samples)
+    losses, _ = in_parts(train.gradients, run, stage, samples)
     assert set(losses) == {'align', 'ltip'} and all(1 < loss < 20 for loss in losses.values())
 
 

@@ -1,4 +1,14 @@
 """Clips of different lengths: those of one length go together."""
+import torch
+
+
+def real_frames(features, frame_mask):
+    """What PerceiverResampler.forward takes -> the features of real frames, one after the other
+    (frames,S,D_v), and frame_mask (B,N,F), which says whose they are"""
+    if frame_mask is None:
+        all_real = torch.ones(features.shape[:3], dtype=torch.bool, device=features.device)
+        return features.flatten(0, 2), all_real
+    return features[frame_mask] if features.ndim == 5 else features, frame_mask
 
 
 def for_each_clip(function, frames, length, empty):

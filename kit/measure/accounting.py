@@ -111,7 +111,7 @@ def image_flops(c, model):
     visual = torch.empty(1, 1, c.n_latent, c.resampler_dim, device='meta')
     keys_values = lambda wide: [layer.keys_values(wide) for layer in model.gated]
     for call in (lambda: model.vision(torch.empty(1, 3, c.image_size, c.image_size, device='meta')),
-                 lambda: model.resampler(features),
+                 lambda: model.resampler.perceive(model.resampler.project(features.flatten(0, 1))),
                  lambda: keys_values(model.widen(visual))):
         # The plain kernel: of the fused ones, the counter knows only some.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

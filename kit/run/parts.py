@@ -1,33 +1,25 @@
-"""A step in parts: of a batch too large for one pass, and of many ranks."""
+"""A step in parts: of a batch too large for one pass, and of many ranks. It adds up to the same."""
 from collections import Counter
 
 from kit.run import distributed
 
 
-class Parts:
-    """for samples, lambdas in Parts(stage, samples): what goes through the model at one time, {source:
-    samples}, and λ of each loss: the stage's, times the part's share. Then `add` what came out.
-    """
+def is_one_part(stage, samples):
+    return distributed.world() == 1 and len(stage.data.parts(samples)) == 1
 
-    def __init__(self, stage, samples):
-        self.stage, self.found = stage, []
-        self.parts, self.shares = parts_of(stage, samples)
 
-    def __iter__(self):
-        for k, (part, share) in enumerate(zip(self.parts, self.shares)):
-            with distributed.accumulating(self.stage.net, more=k < len(self.parts) - 1):
-                yield part, {m: weight * share[m] for m, weight in self.stage.lambdas.items()}
-
-    def add(self, losses, n_token):
-        """losses: {name: the part's mean}; n_token: tokens read, padding included"""
-        self.found.append((losses, n_token))
-
-    def whole(self):
-        """-> {name: mean loss} of the whole step, of all ranks, and the tokens read by this one"""
-        mean = Counter()
-        for share, (losses, _) in zip(self.shares, self.found):
-            mean.update({m: share[m] * loss.item() for m, loss in losses.items()})  # a Counter adds up
-        return distributed.mean_of(mean), sum(n_token for _, n_token in self.found)
+def in_parts(gradients, run, stage, samples):
+    """What train.gradients does of a step, {source: samples}, part by part and on every rank."""
+    parts, shares = parts_of(stage, samples)
+    mean, n_token = Counter(), 0
+    for k, (part, share) in enumerate(zip(parts, shares)):
+        lambdas = {m: weight * share[m] for m, weight in stage.lambdas.items()}
+        with distributed.accumulating(stage.net, more=k < len(parts) - 1):
+            losses, n = gradients(run, stage, part, lambdas)
+        mean.update({m: share[m] * loss for m, loss in losses.items()})  # a Counter adds up
+        n_token += n
+    distributed.average(stage.module, run.config.shard)  # over ranks; without --shard DDP has done it
+    return distributed.mean_of(mean), n_token
 
 
 def parts_of(stage, samples):

@@ -18,11 +18,11 @@ One step of the Flamingo stage, its calls indented (of the seven files, if no ot
 nano's first step.
 
     train_stage
-        Loop (kit/run/loop.py)                      asks for what data.mixture says
+        Loop.read (kit/run/loop.py)                 asks for what data.mixture says
             StageData.read (kit/run/batches.py)     -> {source: sequences}            18 + 8 + 8 + 4 sequences
                 SequenceData.of_source              batch i of one source: n Documents from number i·n on
-                    Reader.document                 number -> Document of kit/world/pages.py or a folder,
-                                                    pictures decoded into reader.pixels (kit/run/reading.py)
+                    Reader.document                 decodes pictures into reader.pixels (kit/run/reading.py)
+                        Source.document             number -> Document of kit/world/pages.py or a folder
                     SequenceData.encoded            -> data.Encoded, at a random place of the context
                         data.encode                 -> tokens, image_index, loss_mask (T,)  T here: 5 to 118
         gradients                                   adds ∇ Σ λ L; in parts, if need be (kit/run/parts.py)
@@ -77,7 +77,8 @@ def train_stage(run, stage):
     """Train one stage -> whether it was finished. run (kit/run/run.py) has config: all keys; model_config:
     sizes; reader: Documents of all sources; tokenizer; device."""
     loop = Loop(run, stage, mixture(stage.sources, stage.mixing, stage.n_iter))
-    for step, samples in loop:                            # {source: its next batch}; ends early on a signal
+    for step in loop:                                     # ends early on a signal
+        samples = loop.read()                             # {source: its next batch}, of stage.data
         lr = stage.lr * schedule(stage.schedule_name, step, run.config.warmup, stage.n_iter)
         for group in stage.optimizer.param_groups:
             group['lr'] = lr * group['scale']
@@ -277,7 +278,6 @@ class FlamingoStage(Stage):
         self.net = parallel_flamingo(run, self.module)
         self.optimizer = adamw(self.module.named_parameters(), c.weight_decay, c.gate_scale)
         self.asker = checks.RankedAsker(self.module, run.tokenizer, self.features, sharded=c.shard)
-        self.module.train()  # the asker has set it to eval
 
     def load(self, model=Flamingo):
         contrastive, lm = begin.load_trained(self.run)                       # of vision.pt and language.pt

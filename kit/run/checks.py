@@ -74,6 +74,7 @@ class RankedAsker(Asker):
 
     def __init__(self, *arguments, sharded):
         super().__init__(*arguments)
+        self.model.train()  # an Asker sets it to eval; each evaluation does so for itself
         self.sharded = sharded
 
     def answer(self, episodes, progress=None):

@@ -14,8 +14,8 @@ MOST_SKIPPED = 10   # steps in a row that may be skipped
 
 
 class Loop:
-    """for step, samples in Loop(run, stage, steps): the numbers of all steps from where it stopped, and what
-    each reads, {source: samples}. steps: which batch of which sources that is, as data.mixture says it.
+    """for step in Loop(run, stage, steps): the numbers of all steps from where it stopped. Then `read` gives
+    {source: samples}. steps: which batch of which sources that is, as data.mixture says it.
 
     After a signal, or when time is up, the current step is finished and saved and is the last one. `complete`
     then says whether the stage came to its end.
@@ -40,7 +40,7 @@ class Loop:
         run, stage = self.run, self.stage
         with tqdm(total=stage.n_iter, desc=stage.name, initial=self.start) as self.bar:
             for self.step in range(self.start, stage.n_iter):
-                yield self.step, self.read()
+                yield self.step
                 self.bar.update()
                 self.find_out_whether_to_stop()
                 if run.stop and self.saved != self.step + 1:

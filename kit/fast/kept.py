@@ -12,13 +12,13 @@ from torch import nn
 def keeping(model, visual):
     """A Flamingo and visual tokens (B,N,R,D_r), or None -> one like it for `stream` of these, whose gated
     layers have their keys and values already. Weights that change later do not count. Itself where there are
-    none to keep, or where layers are in parts on many GPUs."""
-    layers = [layer for layer in model.gated if hasattr(layer, 'keys_values')]
-    whole = all(type(w.data) is torch.Tensor for layer in layers for w in layer.parameters())
-    if visual is None or not layers or not whole:
+    no pictures, or where layers are in parts on many GPUs."""
+    whole = all(type(w.data) is torch.Tensor for w in model.gated.parameters())
+    if visual is None or not whole:
         return model
     fast = copy(model)
-    gated = nn.ModuleList(with_kept(layer, visual) if layer in layers else layer for layer in model.gated)
+    gated = nn.ModuleList(with_kept(layer, visual) if hasattr(layer, 'keys_values') else layer
+                          for layer in model.gated)
     fast._modules = model._modules | {'gated': gated}
     return fast
 
